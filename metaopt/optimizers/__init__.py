@@ -1,0 +1,8 @@
+"""Learned and hand-crafted optimizers; each is a `metaopt.LearnedOptimizer`."""
+
+from metaopt.optimizers.handcrafted import adam as adam
+from metaopt.optimizers.handcrafted import adamw as adamw
+from metaopt.optimizers.handcrafted import handcrafted as handcrafted
+from metaopt.optimizers.handcrafted import power_decay as power_decay
+from metaopt.optimizers.handcrafted import sgd as sgd
+from metaopt.optimizers.lstm import lstm as lstm

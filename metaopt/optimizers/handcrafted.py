@@ -1,0 +1,62 @@
+"""Hand-crafted baselines as learned optimizers that have nothing to learn (theta = {})."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from metaopt.base import LearnedOptimizer
+
+
+def power_decay(lr: float = 3.0, tau: float = 50_000.0, power: float = 1.5) -> optax.Schedule:
+    """``lr / (t / tau + 1)^power`` with t = 0 at the first step (LGL2O, appendix E)."""
+    return lambda count: lr / (count / tau + 1.0) ** power
+
+
+def handcrafted(
+    make: Callable[[int | None], optax.GradientTransformation],
+) -> LearnedOptimizer:
+    """Any optax transformation as a `LearnedOptimizer` with theta = {}.
+
+    Args:
+      make: ``num_steps -> transformation``; the horizon serves schedules that end (cosine).
+    """
+
+    def apply(theta, *, num_steps=None):
+        del theta
+        return optax.with_extra_args_support(make(num_steps))
+
+    return LearnedOptimizer(init=lambda key, params: {}, apply=apply)
+
+
+def sgd(
+    lr: float = 3.0, *, tau: float | None = 50_000.0, momentum: float | None = None
+) -> LearnedOptimizer:
+    """SGD with LGL2O's decay ``lr / (t / tau + 1)^1.5``; ``tau=None`` keeps the rate constant."""
+    schedule = lr if tau is None else power_decay(lr, tau)
+    return handcrafted(lambda num_steps: optax.sgd(schedule, momentum=momentum))
+
+
+def _rate(lr: float, schedule: str, num_steps: int | None):
+    if schedule == "constant":
+        return lr
+    if schedule != "cosine":
+        raise ValueError(f"schedule must be 'constant' or 'cosine', got {schedule!r}.")
+    if num_steps is None:
+        raise ValueError("schedule='cosine' needs `num_steps`: apply(theta, num_steps=...).")
+    # optax.cosine_decay_schedule compares its horizon in Python; ours may be traced.
+    return lambda count: lr * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(count / num_steps, 1.0)))
+
+
+def adam(lr: float = 1e-3, *, schedule: str = "constant") -> LearnedOptimizer:
+    """Adam with a constant rate, or a cosine that reaches zero at `num_steps`."""
+    return handcrafted(lambda num_steps: optax.adam(_rate(lr, schedule, num_steps)))
+
+
+def adamw(
+    lr: float = 1e-3, *, weight_decay: float = 1e-4, schedule: str = "constant"
+) -> LearnedOptimizer:
+    """AdamW: Adam with decoupled weight decay."""
+    return handcrafted(
+        lambda num_steps: optax.adamw(_rate(lr, schedule, num_steps), weight_decay=weight_decay)
+    )

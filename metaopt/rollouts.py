@@ -1,0 +1,86 @@
+"""The one loop over optimizee steps, and its lift from steps to windows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metaopt.base import Batch, LossFn, Params, transformation
+
+
+def unroll(
+    tx: optax.GradientTransformation,
+    params: Params,
+    state: Any,
+    loss_fn: LossFn,
+    batches: Batch,
+    *,
+    second_order: bool = True,
+) -> tuple[Params, Any, jax.Array]:
+    """Takes one step of `tx` per mini-batch.
+
+    Args:
+      tx: a per-step transformation. It is given optax's own extra args: `value`, `grad` and
+        `value_fn` at the current params.
+      params, state: where to start.
+      loss_fn: ``(params, batch) -> scalar``.
+      batches: mini-batches with a leading axis ``[T, ...]``.
+      second_order: False stops the gradient at what `tx` sees of the loss (value and gradient),
+        the first-order rule of learned-optimizer training (algorithms that differentiate through
+        an unroll drop second derivatives of the loss). Without differentiation: no effect.
+
+    Returns:
+      params and state after T steps, and the losses ``[T]`` before each step.
+    """
+    update_fn = optax.with_extra_args_support(tx).update
+
+    def step(carry, batch):
+        params, state = carry
+        value_fn = lambda p: loss_fn(p, batch)
+        value, grad = jax.value_and_grad(value_fn)(params)
+        seen = (value, grad) if second_order else jax.lax.stop_gradient((value, grad))
+        updates, state = update_fn(
+            seen[1], state, params, value=seen[0], grad=seen[1], value_fn=value_fn
+        )
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, state), losses = jax.lax.scan(step, (params, state), batches)
+    return params, state, losses
+
+
+def mean_loss(loss_fn: LossFn, params: Params, batches: Batch) -> jax.Array:
+    """Mean loss over ``batches [C, ...]``; NaN counts as +inf: it loses every comparison."""
+    loss = jnp.mean(jax.vmap(loss_fn, in_axes=(None, 0))(params, batches))
+    return jnp.where(jnp.isnan(loss), jnp.inf, loss)
+
+
+def check_window_call(name: str, updates: Any, params: Params) -> None:
+    """Raises `ValueError` where a window update was called like a per-step one."""
+    if params is None:
+        raise ValueError(
+            f"{name}: update needs `params`; a window starts from a parameter vector. "
+            "Call update(None, state, params, ...)."
+        )
+    if updates is not None:
+        raise ValueError(
+            f"{name}: pass updates=None. A window computes its own gradients from "
+            "`train_batches`, so incoming updates (e.g. chain(clip(1.0), guard)) would be lost; "
+            "put clip into the inner optimizer."
+        )
+
+
+def windowed(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Lifts a per-step transformation to the window contract of the guards.
+
+    ``update(None, state, params, *, loss_fn, train_batches [T, ...])`` takes T steps and returns
+    their sum, so that one driver runs plain and guarded optimizers on the same x-axis.
+    """
+
+    def update_fn(updates, state, params=None, *, loss_fn, train_batches, **extra_args):
+        del extra_args
+        check_window_call("windowed", updates, params)
+        new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches)
+        return optax.tree.sub(new_params, params), state
+
+    return transformation(tx.init, update_fn)
