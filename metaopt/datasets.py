@@ -1,6 +1,6 @@
 """Data sets as arrays in three splits; images stay uint8 in memory and are scaled on use."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +67,7 @@ def digits() -> Dataset:
     """1797 real 8x8 images of handwritten digits, embedded in scikit-learn; no download."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = bunch.images.astype(np.uint8)[..., None]  # [1797, 8, 8, 1], values 0..16
     return split_in_three("digits", images, bunch.target, 10, scale=1.0 / 16.0)
 
@@ -76,7 +76,7 @@ def moons(n: int = 2000, *, noise: float = 0.15, seed: int = 0) -> Dataset:
     """scikit-learn's two moons, ``[n, 2]``, two classes."""
     from sklearn.datasets import make_moons
 
-    x, y = make_moons(n, noise=noise, random_state=seed)
+    x, y = map(np.asarray, make_moons(n, noise=noise, random_state=seed))
     return split_in_three("moons", x.astype(np.float32), y, 2, seed=seed)
 
 
@@ -84,7 +84,7 @@ def circles(n: int = 2000, *, noise: float = 0.08, factor: float = 0.5, seed: in
     """scikit-learn's two circles, ``[n, 2]``, two classes."""
     from sklearn.datasets import make_circles
 
-    x, y = make_circles(n, noise=noise, factor=factor, random_state=seed)
+    x, y = map(np.asarray, make_circles(n, noise=noise, factor=factor, random_state=seed))
     return split_in_three("circles", x.astype(np.float32), y, 2, seed=seed)
 
 

@@ -1,8 +1,11 @@
 """Learned and hand-crafted optimizers; each is a `metaopt.LearnedOptimizer`."""
 
+from metaopt.optimizers.bases import BASES as BASES
+from metaopt.optimizers.bases import Base as Base
 from metaopt.optimizers.handcrafted import adam as adam
 from metaopt.optimizers.handcrafted import adamw as adamw
 from metaopt.optimizers.handcrafted import handcrafted as handcrafted
 from metaopt.optimizers.handcrafted import power_decay as power_decay
 from metaopt.optimizers.handcrafted import sgd as sgd
+from metaopt.optimizers.l3rs import l3rs as l3rs
 from metaopt.optimizers.lstm import lstm as lstm

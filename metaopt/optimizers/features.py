@@ -1,5 +1,7 @@
 """What learned optimizers see: pure functions from gradients, statistics and time to inputs."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -7,9 +9,9 @@ _TINY = 1e-30  # keeps log and its derivative finite at a gradient of exactly ze
 
 
 def log_sign(grad: jax.Array, p: float = 10.0) -> jax.Array:
-    """Gradients ``[...]`` of any scale as two bounded-slope features ``[..., 2]``.
+    r"""Gradients ``[...]`` of any scale as two bounded-slope features ``[..., 2]``.
 
-    .. math:: |g| \\ge e^{-p}: (\\log|g| / p, \\mathrm{sign}\\, g); \\quad
+    .. math:: |g| \ge e^{-p}: (\log|g| / p, \mathrm{sign}\, g); \quad
        |g| < e^{-p}: (-1, e^p g)
 
     Continuous at the threshold, odd in its second feature; zero maps to ``(-1, 0)``.
@@ -22,3 +24,42 @@ def log_sign(grad: jax.Array, p: float = 10.0) -> jax.Array:
     return jnp.stack(
         [jnp.where(large, log, -1.0), jnp.where(large, jnp.sign(grad), grad * jnp.exp(p))], axis=-1
     )
+
+
+def safe_log(x: jax.Array, floor: float = 1e-8) -> jax.Array:
+    """``log(max(x, floor))``: norms of zero (fresh biases) give a finite feature."""
+    return jnp.log(jnp.maximum(x, floor))
+
+
+def ema_update(ema: jax.Array, value: jax.Array, gammas: jax.Array) -> jax.Array:
+    """``gamma * ema + (1 - gamma) * value`` for G gammas: ``[..., G], [...] -> [..., G]``."""
+    return gammas * ema + (1.0 - gammas) * value[..., None]
+
+
+def ema_debias(ema: jax.Array, count: jax.Array, gammas: jax.Array) -> jax.Array:
+    """Divides by ``1 - gamma^count``, count >= 1: the mean of a constant is that constant."""
+    return ema / (1.0 - gammas ** count.astype(jnp.float32))
+
+
+def relative_time(
+    step: jax.Array, num_steps: jax.Array | int, points: Sequence[float], slope: float = 10.0
+) -> jax.Array:
+    """``tanh(slope * (k / K - p_j))``: soft indicators that a part of the run is done."""
+    fraction = step.astype(jnp.float32) / jnp.asarray(num_steps, jnp.float32)
+    return jnp.tanh(slope * (fraction - jnp.asarray(points, jnp.float32)))
+
+
+def absolute_time(num_steps: jax.Array | int, scales: Sequence[float]) -> jax.Array:
+    """``tanh(log(K / scale_j))``: the length of the run, constant during it."""
+    return jnp.tanh(jnp.log(jnp.asarray(num_steps, jnp.float32) / jnp.asarray(scales, jnp.float32)))
+
+
+def check_num_steps(name: str, num_steps: jax.Array | int | None) -> jax.Array | int:
+    """The horizon, or `ValueError` if it is missing or not positive (a traced one is trusted)."""
+    if num_steps is None:
+        raise ValueError(
+            f"{name}: the horizon is needed: apply(theta, num_steps=K), K = steps of the whole run."
+        )
+    if not isinstance(num_steps, jax.core.Tracer) and num_steps <= 0:
+        raise ValueError(f"{name}: num_steps must be positive, got {num_steps}.")
+    return num_steps

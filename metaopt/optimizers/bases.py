@@ -1,0 +1,74 @@
+"""Base optimizers that L3RS mixes: directions of unit learning rate with meta-learned constants."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+
+class Base(NamedTuple):
+    """A base optimizer.
+
+    Attributes:
+      name: unique among the bases of one L3RS.
+      hyper: initial values of its unconstrained hyper-parameters (see `make`).
+      make: hyper-parameters -> transformation with learning rate 1, whose output is added.
+    """
+
+    name: str
+    hyper: Mapping[str, float]
+    make: Callable[[Mapping[str, jax.Array]], optax.GradientTransformation]
+
+
+def _hyper(b1: float, b2: float, eps: float | None = None) -> dict[str, float]:
+    """Decays as logits, eps as a logarithm: every real number stands for a legal value."""
+    logit = lambda p: float(np.log(p) - np.log1p(-p))
+    hyper = {"logit_b1": logit(b1), "logit_b2": logit(b2)}
+    return hyper if eps is None else {**hyper, "log_eps": float(np.log(eps))}
+
+
+def _args(h: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    args = {"b1": jax.nn.sigmoid(h["logit_b1"]), "b2": jax.nn.sigmoid(h["logit_b2"])}
+    return {**args, "eps": jnp.exp(h["log_eps"])} if "log_eps" in h else args
+
+
+def _away_from_zero(updates, params):
+    del updates
+    return optax.tree.scale(-1.0, params)
+
+
+# Constants: optax's defaults; weight decay inside LAMB and Lion is 0, it is a base of its own.
+BASES: dict[str, Base] = {
+    base.name: base
+    for base in (
+        Base("sgd", {}, lambda h: optax.sgd(1.0)),
+        Base("adam", _hyper(0.9, 0.999, 1e-8), lambda h: optax.adam(1.0, **_args(h))),
+        Base("adamax", _hyper(0.9, 0.999, 1e-8), lambda h: optax.adamax(1.0, **_args(h))),
+        Base("lion", _hyper(0.9, 0.99), lambda h: optax.lion(1.0, **_args(h), weight_decay=0.0)),
+        Base("lamb", _hyper(0.9, 0.999, 1e-6), lambda h: optax.lamb(1.0, **_args(h))),
+        Base("weight_decay", {}, lambda h: optax.stateless(_away_from_zero)),
+    )
+}
+
+
+def resolve(bases: Sequence[str | Base | optax.GradientTransformation]) -> tuple[Base, ...]:
+    """Names, `Base`s and plain optax transformations (nothing meta-learned) as `Base`s."""
+    if isinstance(bases, str) or not len(bases):
+        raise ValueError(f"l3rs: base must be a sequence of at least one optimizer, got {bases!r}.")
+    resolved = []
+    for index, base in enumerate(bases):
+        if isinstance(base, str):
+            if base not in BASES:
+                raise ValueError(f"l3rs: unknown base {base!r}; known are {', '.join(BASES)}.")
+            base = BASES[base]
+        elif not isinstance(base, Base):
+            tx = base
+            base = Base(f"user_{index}", {}, lambda h, tx=tx: tx)
+        resolved.append(base)
+    names = [base.name for base in resolved]
+    if len(set(names)) < len(names):
+        raise ValueError(f"l3rs: base names must differ, got {', '.join(names)}.")
+    return tuple(resolved)
