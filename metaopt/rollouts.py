@@ -1,5 +1,6 @@
 """The one loop over optimizee steps, and its lift from steps to windows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,6 +8,27 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import Batch, LossFn, Params, transformation
+
+
+def step(
+    tx: optax.GradientTransformation,
+    params: Params,
+    state: Any,
+    value_fn: Callable[[Params], jax.Array],
+    *,
+    second_order: bool = True,
+) -> tuple[Params, Any, tuple[jax.Array, Params]]:
+    """One step of `tx` on one mini-batch, whose loss is ``value_fn(params)``; see `unroll`.
+
+    Returns:
+      params and state after the step, and what `tx` saw: the loss and its gradient before it.
+    """
+    value, grad = jax.value_and_grad(value_fn)(params)
+    seen = (value, grad) if second_order else jax.lax.stop_gradient((value, grad))
+    updates, state = optax.with_extra_args_support(tx).update(
+        seen[1], state, params, value=seen[0], grad=seen[1], value_fn=value_fn
+    )
+    return optax.apply_updates(params, updates), state, (value, grad)
 
 
 def unroll(
@@ -33,20 +55,49 @@ def unroll(
     Returns:
       params and state after T steps, and the losses ``[T]`` before each step.
     """
-    update_fn = optax.with_extra_args_support(tx).update
+    body = _step(tx, loss_fn, second_order)
+    (params, state), losses = jax.lax.scan(body, (params, state), batches)
+    return params, state, losses
 
-    def step(carry, batch):
+
+def unroll_sampled(
+    tx: optax.GradientTransformation,
+    params: Params,
+    state: Any,
+    loss_fn: LossFn,
+    sample: Callable[[jax.Array], Batch],
+    num_steps: jax.Array | int,
+) -> tuple[Params, Any, jax.Array]:
+    """`unroll` without stored mini-batches, for a number of steps that may be traced.
+
+    Mini-batch t is ``sample(t)``, drawn when it is needed. Forward only: a loop of unknown
+    length has no reverse-mode derivative.
+
+    Returns:
+      params, state, and the mean (a scalar) of the losses before each step.
+    """
+    one_step = _step(tx, loss_fn, second_order=True)
+
+    def body(t, carry):
+        inner, total = carry
+        inner, value = one_step(inner, sample(t))
+        return inner, total + value
+
+    start = ((params, state), jnp.zeros([]))
+    (params, state), total = jax.lax.fori_loop(0, num_steps, body, start)
+    return params, state, total / num_steps
+
+
+def _step(tx: optax.GradientTransformation, loss_fn: LossFn, second_order: bool):
+    """The one step that every loop takes: ``((params, state), batch) -> (params, state), loss``."""
+
+    def body(carry, batch):
         params, state = carry
         value_fn = lambda p: loss_fn(p, batch)
-        value, grad = jax.value_and_grad(value_fn)(params)
-        seen = (value, grad) if second_order else jax.lax.stop_gradient((value, grad))
-        updates, state = update_fn(
-            seen[1], state, params, value=seen[0], grad=seen[1], value_fn=value_fn
-        )
-        return (optax.apply_updates(params, updates), state), value
+        params, state, (value, _) = step(tx, params, state, value_fn, second_order=second_order)
+        return (params, state), value
 
-    (params, state), losses = jax.lax.scan(step, (params, state), batches)
-    return params, state, losses
+    return body
 
 
 def mean_loss(loss_fn: LossFn, params: Params, batches: Batch) -> jax.Array:

@@ -29,7 +29,7 @@ def check_float_tree(where: str, tree: Any) -> None:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"{where}: leaf {path_name(path)!r} has dtype {dtype}, but only real "
-                "floating-point leaves can be optimized; leave it out with optax.masked or optax.partition."
+                "floating-point leaves can be optimized; leave it out with optax.masked."
             )
 
 

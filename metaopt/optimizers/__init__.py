@@ -1,11 +1,20 @@
 """Learned and hand-crafted optimizers; each is a `metaopt.LearnedOptimizer`."""
 
+from collections.abc import Callable
+
+from metaopt.base import LearnedOptimizer
 from metaopt.optimizers.bases import BASES as BASES
 from metaopt.optimizers.bases import Base as Base
 from metaopt.optimizers.handcrafted import adam as adam
 from metaopt.optimizers.handcrafted import adamw as adamw
+from metaopt.optimizers.handcrafted import cosine_decay as cosine_decay
 from metaopt.optimizers.handcrafted import handcrafted as handcrafted
 from metaopt.optimizers.handcrafted import power_decay as power_decay
 from metaopt.optimizers.handcrafted import sgd as sgd
+from metaopt.optimizers.l3rs import L3RSState as L3RSState
 from metaopt.optimizers.l3rs import l3rs as l3rs
+from metaopt.optimizers.lstm import LSTMState as LSTMState
 from metaopt.optimizers.lstm import lstm as lstm
+
+# What an export may name: constructors that take plain JSON data.
+LEARNED: dict[str, Callable[..., LearnedOptimizer]] = {"lstm": lstm, "l3rs": l3rs}

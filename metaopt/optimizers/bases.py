@@ -1,7 +1,7 @@
 """Base optimizers that L3RS mixes: directions of unit learning rate with meta-learned constants."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def _hyper(b1: float, b2: float, eps: float | None = None) -> dict[str, float]:
     return hyper if eps is None else {**hyper, "log_eps": float(np.log(eps))}
 
 
-def _args(h: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def _args(h: Mapping[str, jax.Array]) -> dict[str, Any]:
     args = {"b1": jax.nn.sigmoid(h["logit_b1"]), "b2": jax.nn.sigmoid(h["logit_b2"])}
     return {**args, "eps": jnp.exp(h["log_eps"])} if "log_eps" in h else args
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 _TINY = 1e-30  # keeps log and its derivative finite at a gradient of exactly zero
 
@@ -60,6 +61,6 @@ def check_num_steps(name: str, num_steps: jax.Array | int | None) -> jax.Array |
         raise ValueError(
             f"{name}: the horizon is needed: apply(theta, num_steps=K), K = steps of the whole run."
         )
-    if not isinstance(num_steps, jax.core.Tracer) and num_steps <= 0:
+    if not isinstance(num_steps, Tracer) and num_steps <= 0:
         raise ValueError(f"{name}: num_steps must be positive, got {num_steps}.")
     return num_steps

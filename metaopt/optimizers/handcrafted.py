@@ -1,6 +1,7 @@
 """Hand-crafted baselines as learned optimizers that have nothing to learn (theta = {})."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -37,24 +38,28 @@ def sgd(
     return handcrafted(lambda num_steps: optax.sgd(schedule, momentum=momentum))
 
 
-def _rate(lr: float, schedule: str, num_steps: int | None):
+def cosine_decay(lr: Any, num_steps: Any) -> optax.Schedule:
+    """From lr to zero along half a cosine. Unlike optax's, lr and num_steps may be traced."""
+    return lambda count: lr * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(count / num_steps, 1.0)))
+
+
+def _rate(lr: Any, schedule: str, num_steps: Any) -> Any:
     if schedule == "constant":
         return lr
     if schedule != "cosine":
         raise ValueError(f"schedule must be 'constant' or 'cosine', got {schedule!r}.")
     if num_steps is None:
         raise ValueError("schedule='cosine' needs `num_steps`: apply(theta, num_steps=...).")
-    # optax.cosine_decay_schedule compares its horizon in Python; ours may be traced.
-    return lambda count: lr * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(count / num_steps, 1.0)))
+    return cosine_decay(lr, num_steps)
 
 
-def adam(lr: float = 1e-3, *, schedule: str = "constant") -> LearnedOptimizer:
+def adam(lr: Any = 1e-3, *, schedule: str = "constant") -> LearnedOptimizer:
     """Adam with a constant rate, or a cosine that reaches zero at `num_steps`."""
     return handcrafted(lambda num_steps: optax.adam(_rate(lr, schedule, num_steps)))
 
 
 def adamw(
-    lr: float = 1e-3, *, weight_decay: float = 1e-4, schedule: str = "constant"
+    lr: Any = 1e-3, *, weight_decay: float = 1e-4, schedule: str = "constant"
 ) -> LearnedOptimizer:
     """AdamW: Adam with decoupled weight decay."""
     return handcrafted(

@@ -1,0 +1,238 @@
+"""An exported learned optimizer: one folder with weights (safetensors) and a JSON spec.
+
+The spec holds everything else: which optimizer with which configuration, theta's tree with
+dtypes and shapes, what it was trained on, and the checksum of the weights. Nothing that is read
+is executed, and no name in a file leads to another file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from metaopt import __version__
+from metaopt.base import LearnedOptimizer, Theta
+from metaopt.optimizers import LEARNED
+from metaopt.trees import check_same_structure as check_same_structure
+
+FORMAT = 1
+SPEC, WEIGHTS = "spec.json", "theta.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A folder that cannot be loaded; the message names the file and the cause."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A learned optimizer with its meta-parameters.
+
+    Attributes:
+      name: the optimizer's name in `metaopt.optimizers.LEARNED`.
+      config: keyword arguments of its constructor.
+      optimizer: the `LearnedOptimizer`.
+      theta: its meta-parameters.
+      trained: what is known of its meta-training (task, horizon, method, ...).
+    """
+
+    name: str
+    config: dict[str, Any]
+    optimizer: LearnedOptimizer
+    theta: Theta
+    trained: dict[str, Any]
+
+    def apply(self, *, num_steps: Any = None) -> optax.GradientTransformationExtraArgs:
+        """The optax transformation for a run of `num_steps` steps."""
+        return self.optimizer.apply(self.theta, num_steps=num_steps)
+
+
+def save(
+    path: str | os.PathLike[str],
+    name: str,
+    config: Mapping[str, Any],
+    theta: Theta,
+    trained: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes an export folder; an older one at `path` is replaced only once this one is whole.
+
+    Args:
+      path: the folder.
+      name, config: `LEARNED[name](**config)` is the optimizer; config must be plain JSON data.
+      theta: its meta-parameters: nested dicts and tuples of float arrays.
+      trained: free-form JSON data on the meta-training.
+    """
+    build(name, config, where="save")
+    leaves = dict(_named_leaves(theta))
+    payload = save_safetensors({k: np.asarray(v) for k, v in leaves.items()})
+    spec = {
+        "format": FORMAT,
+        "metaopt": __version__,
+        "optimizer": name,
+        "config": dict(config),
+        "trained": dict(trained or {}),
+        "theta": _describe(theta),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    try:
+        text = json.dumps(spec, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"save: config and trained must be plain JSON data ({error}). Optimizers built from "
+            "your own transformations cannot be exported by name; keep their code beside theta."
+        ) from None
+    return write_folder(Path(path), {WEIGHTS: payload, SPEC: text.encode()})
+
+
+def load(path: str | os.PathLike[str]) -> Exported:
+    """Reads an export folder, or the run folder of `metaopt train` that holds one.
+
+    Raises: CheckpointError: a missing, truncated, foreign or newer folder.
+    """
+    folder = Path(path)
+    if not (folder / SPEC).exists() and (folder / "export" / SPEC).exists():
+        folder = folder / "export"
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: there is no such folder. Give one written by `metaopt train` or "
+            "`metaopt.save`."
+        )
+    spec = _read_spec(folder / SPEC)
+    payload = _read_plain_file(folder / WEIGHTS)
+    if hashlib.sha256(payload).hexdigest() != spec["sha256"]:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: its checksum is not the one in {SPEC}; the file is truncated or "
+            "changed. Export it again."
+        )
+    try:
+        leaves = load_safetensors(payload)
+    except Exception as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from None
+    theta = _rebuild(spec["theta"], leaves, folder / WEIGHTS)
+    optimizer = build(spec["optimizer"], spec["config"], where=str(folder / SPEC))
+    return Exported(spec["optimizer"], spec["config"], optimizer, theta, spec["trained"])
+
+
+def build(name: str, config: Mapping[str, Any], *, where: str) -> LearnedOptimizer:
+    """`LEARNED[name](**config)` with errors that say where name and config came from."""
+    if name not in LEARNED:
+        raise CheckpointError(
+            f"{where}: unknown optimizer {name!r}; this version knows {', '.join(LEARNED)}."
+        )
+    try:
+        return LEARNED[name](**config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: configuration of {name!r} is wrong: {error}") from None
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Writes a folder as a whole: at no time does `folder` hold only a part of `files`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    fresh.mkdir()
+    try:
+        for name, payload in files.items():
+            with open(fresh / name, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+            os.replace(folder, old)
+            os.replace(fresh, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _named_leaves(tree: Any, prefix: str = ""):
+    """(name, array) pairs; a dict key or tuple index per level, joined by '/'."""
+    if isinstance(tree, Mapping):
+        for key in sorted(tree):
+            yield from _named_leaves(tree[key], f"{prefix}{key}/")
+    elif isinstance(tree, (tuple, list)):
+        for index, child in enumerate(tree):
+            yield from _named_leaves(child, f"{prefix}{index}/")
+    else:
+        yield prefix.rstrip("/"), tree
+
+
+def _describe(tree: Any) -> Any:
+    """theta's tree as JSON: dicts as objects, tuples as lists, leaves as ``"float32[2,20]"``."""
+    if isinstance(tree, Mapping):
+        return {str(key): _describe(child) for key, child in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return [_describe(child) for child in tree]
+    shape = ",".join(map(str, jnp.shape(tree)))
+    return f"{jnp.asarray(tree).dtype}[{shape}]"
+
+
+def _rebuild(described: Any, leaves: Mapping[str, np.ndarray], where: Path) -> Theta:
+    used = set()
+
+    def walk(node: Any, prefix: str) -> Any:
+        if isinstance(node, dict):
+            return {key: walk(child, f"{prefix}{key}/") for key, child in node.items()}
+        if isinstance(node, list):
+            return tuple(walk(child, f"{prefix}{index}/") for index, child in enumerate(node))
+        name = prefix.rstrip("/")
+        if name not in leaves:
+            raise CheckpointError(f"{where}: leaf {name!r} of the spec is missing.")
+        if (found := _describe(leaves[name])) != node:
+            raise CheckpointError(f"{where}: leaf {name!r} is {found}, but the spec says {node}.")
+        if not np.isfinite(leaves[name]).all():
+            raise CheckpointError(f"{where}: leaf {name!r} holds NaN or inf.")
+        used.add(name)
+        return jnp.asarray(leaves[name])
+
+    theta = walk(described, "")
+    if extra := sorted(leaves.keys() - used):
+        raise CheckpointError(f"{where}: leaves that the spec does not know: {extra}.")
+    return theta
+
+
+def _read_plain_file(path: Path) -> bytes:
+    if path.is_symlink():
+        raise CheckpointError(f"{path}: is a symbolic link; an export holds plain files only.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    try:
+        spec = json.loads(_read_plain_file(path).decode())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(spec, dict) or not isinstance(spec.get("format"), int):
+        raise CheckpointError(f"{path}: not the spec of a metaopt export (no format number).")
+    if spec["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: format {spec['format']} is newer than this version reads ({FORMAT}); it was "
+            f"written by metaopt {spec.get('metaopt')}. Upgrade metaopt-jax."
+        )
+    kinds = {"optimizer": str, "config": dict, "trained": dict, "theta": dict, "sha256": str}
+    for field, kind in kinds.items():
+        if not isinstance(spec.get(field), kind):
+            raise CheckpointError(f"{path}: field {field!r} is missing or not a {kind.__name__}.")
+    return spec
+
+
+def theta_size(theta: Theta) -> int:
+    """Number of floats in theta."""
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(theta))

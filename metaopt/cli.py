@@ -1,0 +1,168 @@
+"""The command line: `metaopt train | evaluate | report | data | bench`."""
+
+import contextlib
+import importlib
+import io
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from metaopt.config import DATASETS, EvaluateJob, TrainJob, known
+
+
+@dataclass(frozen=True)
+class ReportJob:
+    """Draw the figures and the table of an evaluation.
+
+    Attributes:
+      folder: the --out folder of `metaopt evaluate`.
+    """
+
+    folder: tyro.conf.Positional[Path]
+
+
+@dataclass(frozen=True)
+class DataJob:
+    """List the data sets that are there, or show one.
+
+    Attributes:
+      action: list, or show.
+      name: of the data set to show.
+    """
+
+    action: tyro.conf.Positional[Literal["list", "show"]] = "list"
+    name: tyro.conf.Positional[str] = ""
+
+
+@dataclass(frozen=True)
+class BenchJob:
+    """Measure speed as ratios within one run.
+
+    Attributes:
+      what: step (optimizer updates against Adam's), guards (windows against their parts).
+      out: where the record is written as JSON; empty: nowhere.
+    """
+
+    what: tyro.conf.Positional[Literal["step", "guards"]] = "step"
+    out: str = ""
+
+
+Command = (
+    Annotated[TrainJob, tyro.conf.subcommand("train")]
+    | Annotated[EvaluateJob, tyro.conf.subcommand("evaluate")]
+    | Annotated[ReportJob, tyro.conf.subcommand("report")]
+    | Annotated[DataJob, tyro.conf.subcommand("data")]
+    | Annotated[BenchJob, tyro.conf.subcommand("bench")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        job = _parse(sys.argv[1:] if argv is None else argv)
+        RUN[type(job)](job)
+    except (ValueError, OSError) as error:
+        print(f"metaopt: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("metaopt: interrupted; give the command again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> Any:
+    """tyro's parser, with its boxed error messages as one `ValueError` line."""
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            return tyro.cli(
+                Command,  # type: ignore
+                args=list(argv),
+                prog="metaopt",
+                description="Learned optimizers that are safe to use.",
+                config=(tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        # A box: a title, the message, a rule, then where to get help.
+        lines = [line.strip(" │") for line in messages.getvalue().splitlines()]
+        body = []
+        for line in lines[1:]:
+            if re.match(r"^[─╰]", line):
+                break
+            body.append(line)
+        message = re.sub(r"^Error parsing \S*(Job|dummy)\S*: ", "", " ".join(body)).rstrip(".?")
+        raise ValueError(f"{message}. See metaopt {_command(argv)}--help.") from None
+
+
+def _command(argv: Sequence[str]) -> str:
+    known_commands = ("train", "evaluate", "report", "data", "bench")
+    return f"{argv[0]} " if argv and argv[0] in known_commands else ""
+
+
+def _train(job: TrainJob) -> None:
+    from metaopt.jobs import meta_train
+
+    print(f"exported {meta_train(job)}")
+
+
+def _evaluate(job: EvaluateJob) -> None:
+    from metaopt.jobs import evaluate_suite
+
+    folder = evaluate_suite(job)
+    _report(ReportJob(folder))
+
+
+def _report(job: ReportJob) -> None:
+    from metaopt.report import print_summary, report
+
+    print_summary(report(job.folder))
+
+
+def _data(job: DataJob) -> None:
+    console = Console()
+    if job.action == "list":
+        for name in DATASETS:
+            console.print(name)
+        return
+    known("data set", job.name, DATASETS)
+    data = DATASETS[job.name]()
+    table = Table(title=data.name, title_justify="left")
+    for column in ("split", "examples", "shape", "dtype", "per class"):
+        table.add_column(column)
+    for split, examples in data.splits.items():
+        counts = [int((examples["y"] == c).sum()) for c in range(data.num_classes)]
+        x = examples["x"]
+        row = (split, len(x), x.shape[1:], x.dtype, " ".join(map(str, counts)))
+        table.add_row(*map(str, row))
+    console.print(table)
+
+
+def _bench(job: BenchJob) -> None:
+    bench = importlib.import_module(f"metaopt.benchmarks.{job.what}")
+    record = bench.run()
+    Console().print(bench.table(record))
+    if job.out:
+        Path(job.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(job.out).write_text(json.dumps(record, indent=1) + "\n")
+
+
+RUN = {
+    TrainJob: _train,
+    EvaluateJob: _evaluate,
+    ReportJob: _report,
+    DataJob: _data,
+    BenchJob: _bench,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
