@@ -78,6 +78,16 @@ def decayed(value: float, half_life: int) -> Callable[[Any], jax.Array]:
     return lambda generation: value * 0.5 ** (jnp.asarray(generation, jnp.float32) / half_life)
 
 
+def centered_ranks(losses: jax.Array) -> jax.Array:
+    """``rank / (n - 1) - 1/2`` of losses ``[n]``, ties averaged; exactly 0 where all are equal.
+
+    evosax's own ``rank * (1 / (n - 1)) - 0.5`` leaves 6e-8 there, which Adam scales up.
+    """
+    n = losses.shape[0]
+    ranks = jax.scipy.stats.rankdata(losses) - 1.0
+    return (2.0 * ranks - (n - 1)) / (2.0 * (n - 1))
+
+
 def nes(lopt: LearnedOptimizer, family: TaskFamily, theta: Theta, config: NESConfig) -> MetaTrainer:
     r"""Antithetic NES with centered ranks and Adam, by evosax's `Open_ES`.
 
@@ -103,6 +113,7 @@ def nes(lopt: LearnedOptimizer, family: TaskFamily, theta: Theta, config: NESCon
             optax.snapshot("meta_grad_norm", optax.tree.norm),
             optax.adamw(lr, weight_decay=config.weight_decay),
         ),
+        fitness_shaping_fn=lambda population, losses, state, params: centered_ranks(losses),
         # evosax 0.3.2 reads the schedule before it increments its counter: shifted by one here.
         std_schedule=lambda generation: sigma(generation + 1),
     )

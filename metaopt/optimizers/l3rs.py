@@ -220,7 +220,8 @@ def l3rs(
             per_layer = jnp.concatenate([per_layer, safe_log(direction_norms)], axis=1)
             out = outputs(theta, names, shared, per_layer)
             lambda_, alpha = lambda_0 * jnp.exp(out[:, 0]), jax.nn.softmax(out[:, 1:], axis=1)
-            inverse = jnp.where(direction_norms > 0, 1.0 / _positive(direction_norms), 0.0)
+            zero = direction_norms == 0
+            inverse = jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, direction_norms))
             factors = lambda_[:, None] * alpha * inverse  # [L, P]
             new_state = L3RSState(
                 count, base_states, norms, loss, lambda_, alpha, skipped=state.skipped
@@ -254,17 +255,14 @@ def _check_layers(theta: Any, names: list[str], variant: Variant) -> None:
         )
 
 
-def _positive(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, 1.0)
-
-
 def _layer_norms(tree: Any, index: list[int], num_layers: int) -> jax.Array:
     """2-norms ``[L]`` over the leaves of each layer; differentiable at zero."""
     squares = [jnp.zeros([])] * num_layers
     for layer, leaf in zip(index, jax.tree.leaves(tree), strict=True):
         squares[layer] = squares[layer] + jnp.sum(jnp.square(leaf))
     total = jnp.stack(squares)
-    return jnp.where(total > 0, jnp.sqrt(_positive(total)), 0.0)
+    zero = total == 0  # not "total > 0": NaN must stay NaN, so that the step is seen to be bad
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, total)))
 
 
 def _mix(directions, factors: jax.Array, index: list[int], ok: jax.Array):

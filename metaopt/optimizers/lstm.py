@@ -10,12 +10,19 @@ from jax.flatten_util import ravel_pytree
 
 from metaopt.base import LearnedOptimizer, transformation
 from metaopt.optimizers.features import log_sign
+from metaopt.trees import all_finite, check_float_tree
 
 
 class LSTMState(NamedTuple):
-    """Attributes: memory: one (c, h) pair per layer, each ``[m, hidden]``; m = coordinates."""
+    """State of the LSTM optimizer; m = number of coordinates.
+
+    Attributes:
+      memory: one (c, h) pair per layer, each ``[m, hidden]``.
+      skipped: steps left out since the gradient was not finite, int32 [].
+    """
 
     memory: tuple[tuple[jax.Array, jax.Array], ...]
+    skipped: jax.Array
 
 
 def _symmetric_uniform(bound: float):
@@ -70,8 +77,9 @@ def lstm(
       scale: factor on the output (0.1 in the paper for MNIST, 0.01 in its released code).
 
     Returns:
-      A `LearnedOptimizer`. `update` needs neither params nor extra args. Its state holds
-      ``2 * layers * hidden`` floats per parameter.
+      A `LearnedOptimizer`. `update` needs neither params nor extra args; a step with a non-finite
+      gradient changes nothing but a counter. Its state holds ``2 * layers * hidden`` floats per
+      parameter.
 
     References: Andrychowicz et al. 2016, sections 2-3 and appendix A; LGL2O, section 4.
     """
@@ -92,15 +100,21 @@ def lstm(
         del num_steps  # this optimizer does not know its horizon
 
         def init_fn(params):
+            check_float_tree("lstm", params)
             m = optax.tree.size(params)
-            return LSTMState(jax.tree.map(lambda c: jnp.repeat(c, m, axis=0), theta["memory"]))
+            memory = jax.tree.map(lambda c: jnp.repeat(c, m, axis=0), theta["memory"])
+            return LSTMState(memory, skipped=jnp.zeros([], jnp.int32))
 
         def update_fn(updates, state: LSTMState, params=None, **extra_args):
             del params, extra_args
             grad, unravel = ravel_pytree(optax.tree.cast(updates, jnp.float32))  # [m]
             inputs = log_sign(grad, p)
             step, memory = cast(Any, net.apply({"params": theta["net"]}, inputs, state.memory))
-            return optax.tree.cast_like(unravel(scale * step), updates), LSTMState(memory)
+            ok = all_finite(grad)
+            step = jnp.where(ok, scale * step, 0.0)
+            memory = optax.tree.where(ok, memory, state.memory)
+            skipped = state.skipped + jnp.where(ok, 0, 1)
+            return optax.tree.cast_like(unravel(step), updates), LSTMState(memory, skipped)
 
         return transformation(init_fn, update_fn)
 

@@ -1,0 +1,154 @@
+"""NES: exact properties of ranks, estimator and schedules, on losses known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metaopt.base import LearnedOptimizer, Task, single
+from metaopt.meta import NESConfig, nes
+from metaopt.meta.nes import centered_ranks, decayed
+from metaopt.optimizers import sgd
+
+
+def probe(loss_of_theta):
+    """An optimizer and a task of one step, after which the loss is ``loss_of_theta(theta)``."""
+
+    def init_theta(key, params):
+        return {"x": jnp.arange(4.0), "y": jnp.float32(2.0)}
+
+    def apply(theta, *, num_steps=None):
+        tx = sgd(0.0, tau=None).apply({})
+        jump = lambda g, s, p=None, **extra: (loss_of_theta(theta) - p, s)
+        return tx._replace(update=jump)
+
+    lopt = LearnedOptimizer(init_theta, apply)
+    task = Task(
+        init=lambda key: jnp.float32(0.0),
+        loss=lambda params, batch: params,
+        sample=lambda key, shape, split="train": jnp.zeros((*shape, 1)),
+        whole=lambda split="test": jnp.zeros(1),
+    )
+    return lopt, single(task), init_theta(None, None)
+
+
+def flat(theta):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(theta)])
+
+
+def train(loss_of_theta, steps=1, **settings):
+    lopt, family, theta = probe(loss_of_theta)
+    config = NESConfig(**{"min_steps": 1, "max_steps": 1, "tasks": 2, "population": 16, **settings})
+    trainer = nes(lopt, family, theta, config)
+    state, step = trainer.init(jax.random.key(0), theta), jax.jit(trainer.step)
+    metrics = {}
+    for i in range(steps):
+        state, metrics = step(jax.random.fold_in(jax.random.key(1), i), state)
+    return theta, trainer.theta(state), metrics, step
+
+
+def test_constant_fitness_moves_nothing():
+    theta, after, metrics, _ = train(lambda theta: jnp.float32(3.0), steps=3)
+    np.testing.assert_array_equal(flat(after), flat(theta))
+    assert metrics["grad_norm"] == 0
+
+
+def test_antithetic_pairs_of_equal_fitness_cancel():
+    _, _, even, _ = train(lambda theta: theta["x"][0] ** 2)  # theta["x"][0] starts at 0
+    _, _, slope, _ = train(lambda theta: theta["x"][0])
+    assert even["grad_norm"] < 1e-5 * slope["grad_norm"]  # to the rounding of theta + noise
+
+
+def test_centered_ranks_average_ties_and_sum_to_zero():
+    losses = jnp.array([3.0, 1.0, jnp.inf, 1.0, jnp.inf, 2.0])
+    ranks = np.array([3.0, 0.5, 4.5, 0.5, 4.5, 2.0])
+    np.testing.assert_allclose(centered_ranks(losses), ranks / 5 - 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(centered_ranks(jnp.ones(16)), np.zeros(16))
+    spread = centered_ranks(jax.random.normal(jax.random.key(0), (32,)))
+    assert (spread.min(), spread.max()) == (-0.5, 0.5)
+    np.testing.assert_allclose(jnp.sum(spread), 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("monotone", [lambda x: x, lambda x: 5.0 * x - 100.0, jnp.arcsinh])
+def test_only_ranks_of_the_fitness_count(monotone):
+    loss = lambda theta: jnp.sum(theta["x"] * jnp.array([1.0, -2.0, 0.5, 0.0])) + theta["y"]
+    _, plain, _, _ = train(loss)
+    _, mapped, _, _ = train(lambda theta: monotone(loss(theta)))
+    np.testing.assert_array_equal(flat(plain), flat(mapped))
+
+
+def test_linear_loss_falls_at_the_rate_of_adam():
+    theta, after, _, _ = train(lambda theta: theta["y"], steps=5, lr=0.1, population=256)
+    moved = after["y"] - theta["y"]
+    np.testing.assert_allclose(moved, -0.5, rtol=0.02)  # Adam's step is lr where the sign is sure
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_non_finite_candidates_rank_worst_and_are_counted(bad):
+    cliff = lambda theta: jnp.where(theta["y"] > 2.0, bad, 1.0)
+    theta, after, metrics, _ = train(cliff, population=64)
+    assert after["y"] < theta["y"]
+    assert np.isfinite(flat(after)).all()
+    assert metrics["non_finite"] == 32  # of each antithetic pair just one falls off the cliff
+    assert metrics["meta_loss"] == 1.0
+
+
+def test_a_generation_without_a_finite_candidate_leaves_theta():
+    theta, after, metrics, _ = train(lambda theta: jnp.nan * theta["y"], steps=2)
+    np.testing.assert_array_equal(flat(after), flat(theta))
+    assert metrics["non_finite"] == 16
+
+
+def test_sigma_and_rate_are_halved_smoothly():
+    value = decayed(0.2, 500)
+    np.testing.assert_allclose([value(0), value(250), value(500)], [0.2, 0.2 / 2**0.5, 0.1])
+    np.testing.assert_allclose(decayed(0.2, 0)(1000), 0.2)
+
+
+def test_population_has_the_sigma_of_its_own_generation():
+    """evosax reads its schedule one generation late; the metrics name what is used."""
+    spread = lambda theta: theta["y"]
+    _, _, first, _ = train(spread, steps=1, population=4096, half_life=1, sigma=0.2, lr=1e-6)
+    _, _, second, _ = train(spread, steps=2, population=4096, half_life=1, sigma=0.2, lr=1e-6)
+    np.testing.assert_allclose(first["meta_loss_std"], 0.2, rtol=0.05)
+    np.testing.assert_allclose(second["meta_loss_std"], 0.1, rtol=0.05)
+    np.testing.assert_allclose([first["sigma"], second["sigma"]], [0.2, 0.1])
+
+
+def test_later_generations_do_not_compile_again_whatever_the_number_of_steps():
+    _, _, _, step = train(lambda theta: theta["y"], steps=4, min_steps=1, max_steps=7)
+    assert step._cache_size() == 1
+
+
+def test_objective_trajectory_is_the_mean_training_loss():
+    lopt, family, theta = probe(lambda theta: theta["y"])
+    config = NESConfig(
+        population=2, tasks=1, min_steps=4, max_steps=4, sigma=1e-6, objective="trajectory"
+    )
+    trainer = nes(lopt, family, theta, config)
+    _, metrics = trainer.step(jax.random.key(0), trainer.init(jax.random.key(0), theta))
+    np.testing.assert_allclose(metrics["meta_loss"], 2.0 * 3 / 4, rtol=1e-4)  # 0, 2, 2, 2
+
+
+@pytest.mark.parametrize(
+    "settings, name",
+    [
+        ({"population": 3}, "population must be even"),
+        ({"population": 0}, "population"),
+        ({"tasks": 0}, "tasks"),
+        ({"sigma": 0.0}, "sigma"),
+        ({"lr": float("nan")}, "lr"),
+        ({"min_steps": 0}, "min_steps"),
+        ({"min_steps": 5, "max_steps": 4}, "max_steps"),
+        ({"half_life": -1}, "half_life"),
+    ],
+)
+def test_bad_settings_are_named(settings, name):
+    with pytest.raises(ValueError, match=name):
+        NESConfig(**settings)
+
+
+def test_nothing_to_train_is_an_error():
+    lopt, family, _ = probe(lambda theta: jnp.float32(0))
+    with pytest.raises(ValueError, match="empty"):
+        nes(lopt, family, {}, NESConfig())

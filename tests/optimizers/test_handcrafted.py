@@ -1,0 +1,63 @@
+"""Hand-crafted baselines are optax's own optimizers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metaopt import optimizers
+from metaopt.rollouts import unroll
+from metaopt.tasks import quadratic
+
+
+def final(tx, steps=30):
+    task = quadratic(dim=5)
+    x = task.init(jax.random.key(0))
+    batches = task.sample(jax.random.key(1), (steps,))
+    return unroll(tx, x, tx.init(x), task.loss, batches)[0]
+
+
+def schedule(t):
+    return 0.5 / (t / 7.0 + 1.0) ** 1.5
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (optimizers.sgd(0.5, tau=7.0), optax.sgd(schedule)),
+        (optimizers.sgd(0.5, tau=7.0, momentum=0.9), optax.sgd(schedule, momentum=0.9)),
+        (optimizers.sgd(0.5, tau=None), optax.sgd(0.5)),
+        (optimizers.adam(0.1), optax.adam(0.1)),
+        (optimizers.adamw(0.1, weight_decay=0.01), optax.adamw(0.1, weight_decay=0.01)),
+        (optimizers.adam(0.1, schedule="cosine"), optax.adam(optax.cosine_decay_schedule(0.1, 30))),
+    ],
+)
+def test_equals_optax(ours, theirs):
+    np.testing.assert_allclose(final(ours.apply({}, num_steps=30)), final(theirs), rtol=1e-6)
+
+
+def test_power_decay_has_the_papers_values():
+    lr = optimizers.power_decay()
+    assert lr(0) == 3.0
+    np.testing.assert_allclose(lr(50_000) / 3.0, 2**-1.5)
+    expected = [1.06066, 0.57735, 0.031174]
+    np.testing.assert_allclose([lr(5e4), lr(1e5), lr(1e6)], expected, rtol=1e-4)
+
+
+def test_head_only_training_leaves_the_rest_alone():
+    params = {"body": jnp.ones(3), "head": jnp.ones(2)}
+    tx = optax.partition(
+        {"train": optimizers.adam(0.1).apply({}), "keep": optax.set_to_zero()},
+        {"body": "keep", "head": "train"},
+    )
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_array_equal(updates["body"], np.zeros(3))
+    assert (updates["head"] != 0).all()
+
+
+def test_cosine_needs_its_horizon_and_a_known_name():
+    with pytest.raises(ValueError, match="num_steps"):
+        optimizers.adam(0.1, schedule="cosine").apply({})
+    with pytest.raises(ValueError, match="'constant' or 'cosine'"):
+        optimizers.adam(0.1, schedule="step").apply({})

@@ -1,0 +1,294 @@
+"""Properties of L3RS; the mixture is compared with optax's own optimizers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metaopt.optimizers import BASES, Base, l3rs
+
+PARAMS = {
+    "a": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)},
+    "b": {"kernel": jnp.full((3, 2), -0.5), "bias": jnp.zeros(2)},
+}
+LAYERS = ["a/bias", "a/kernel", "b/bias", "b/kernel"]
+
+
+def gradients(n, params=PARAMS):
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    return [unravel(g) for g in jax.random.normal(jax.random.key(5), (n, flat.size))]
+
+
+def run(lopt, theta, grads, params=PARAMS, num_steps=20):
+    tx = lopt.apply(theta, num_steps=num_steps)
+    state, updates = tx.init(params), []
+    update_fn = jax.jit(tx.update)
+    for k, grad in enumerate(grads):
+        update, state = update_fn(grad, state, params, value=jnp.float32(1.0 / (k + 1)))
+        params = optax.apply_updates(params, update)
+        updates.append(update)
+    return params, updates, state
+
+
+def random_theta(lopt, params=PARAMS, scale=0.3):
+    theta = lopt.init(jax.random.key(0), params)
+    flat, unravel = jax.flatten_util.ravel_pytree(theta)
+    return unravel(flat + scale * jax.random.normal(jax.random.key(1), flat.shape))
+
+
+def hand_set(lopt, theta, feature, offset):
+    """A theta whose o_0 is `feature` of the input plus `offset`, with alpha on the first base.
+
+    relu(x) - relu(-x) = x carries the feature through both hidden layers.
+    """
+    net = jax.tree.map(jnp.zeros_like, theta["net"])
+    first, second, last = (f"Dense_{i}" for i in range(3))
+    net[first]["kernel"] = net[first]["kernel"].at[feature, :2].set(jnp.array([1.0, -1.0]))
+    net[second]["kernel"] = net[second]["kernel"].at[0, 0].set(1.0).at[1, 1].set(1.0)
+    net[last]["kernel"] = net[last]["kernel"].at[:2, 0].set(jnp.array([1.0, -1.0]))
+    net[last]["bias"] = net[last]["bias"].at[0].set(offset).at[1].set(50.0)
+    return {**theta, "net": net}
+
+
+OPTAX = {
+    "sgd": optax.sgd,
+    "adam": optax.adam,
+    "adamax": optax.adamax,
+    "lion": lambda lr: optax.lion(lr, weight_decay=0.0),
+    "lamb": optax.lamb,
+}
+
+
+@pytest.mark.parametrize("name", OPTAX)
+def test_one_hot_mixture_with_the_norm_of_the_base_step_is_the_base_optimizer(name):
+    other = "sgd" if name != "sgd" else "adam"
+    lopt, lr, lambda_0 = l3rs((name, other), variant="none", ema="none"), 0.03, 1e-2
+    theta = lopt.init(jax.random.key(0), PARAMS)
+    log_norm = 11 + 7  # features: relative time, absolute time, then log ||d_p||
+    theta = hand_set(lopt, theta, log_norm, np.log(lr / lambda_0))
+    # biases of exactly zero norm make LAMB's direction differ from layer to layer: start apart
+    params = jax.tree.map(lambda x: x + 0.1, PARAMS)
+    grads = gradients(20)
+    ours, _, _ = run(lopt, theta, grads, params)
+    tx = OPTAX[name](lr)
+    state, theirs = tx.init(params), params
+    for grad in grads:
+        updates, state = tx.update(grad, state, theirs)
+        theirs = optax.apply_updates(theirs, updates)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=3e-4, atol=3e-6)
+
+
+def test_weight_decay_direction_points_to_zero():
+    lopt = l3rs(("weight_decay",), variant="none")
+    theta = lopt.init(jax.random.key(0), PARAMS)
+    _, (update,), state = run(lopt, theta, gradients(1))
+    for layer, (kernel, step) in enumerate(
+        [
+            (PARAMS["a"]["kernel"], update["a"]["kernel"]),
+            (PARAMS["b"]["kernel"], update["b"]["kernel"]),
+        ]
+    ):
+        norm = state.lambda_[2 * layer + 1]
+        np.testing.assert_allclose(step, -norm * kernel / np.linalg.norm(kernel), rtol=1e-5)
+    np.testing.assert_array_equal(update["a"]["bias"], np.zeros(3))  # no direction: no step
+
+
+@pytest.mark.parametrize("variant", ["embedding", "none", "per_layer", "global"])
+def test_step_norm_is_bounded_by_lambda(variant):
+    lopt = l3rs(variant=variant)
+    theta = random_theta(lopt)
+    tx = lopt.apply(theta, num_steps=20)
+    state = tx.init(PARAMS)
+    for grad in gradients(6):
+        updates, state = tx.update(grad, state, PARAMS, value=1.0)
+        norms = np.array([np.linalg.norm(x.ravel()) for x in jax.tree.leaves(updates)])
+        assert (norms <= np.asarray(state.lambda_) * (1 + 1e-5)).all()
+        np.testing.assert_allclose(np.sum(state.alpha, axis=1), 1.0, rtol=1e-6)
+
+
+def test_zero_gradients_give_finite_steps():
+    lopt = l3rs()
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    _, updates, state = run(lopt, random_theta(lopt), [zeros] * 3)
+    for leaf in jax.tree.leaves(updates):
+        np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+    assert state.skipped == 0
+
+
+def test_direction_of_sgd_does_not_feel_the_scale_of_a_layers_gradient():
+    lopt = l3rs(("sgd",), variant="none", ema="none")
+    theta = lopt.init(jax.random.key(0), PARAMS)  # constant lambda
+    (grad,) = gradients(1)
+    scaled = {**grad, "a": jax.tree.map(lambda g: 64.0 * g, grad["a"])}
+    _, (plain,), _ = run(lopt, theta, [grad])
+    _, (other,), _ = run(lopt, theta, [scaled])
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ema, fewer", [("three", 0), ("one", 6), ("raw", 6), ("none", 9)])
+def test_number_of_inputs_follows_the_set_of_averages(ema, fewer):
+    theta = l3rs(ema=ema).init(jax.random.key(0), PARAMS)
+    assert theta["net"]["Dense_0"]["kernel"].shape[0] == 45 - fewer
+
+
+def test_layers_permute_with_their_names():
+    swapped = {"a": PARAMS["b"], "b": PARAMS["a"]}
+    lopt = l3rs()
+    theta = random_theta(lopt)
+    renamed = lambda name: {"a": "b", "b": "a"}[name[0]] + name[1:]
+    table = {name: theta["embedding"][renamed(name)] for name in theta["embedding"]}
+    grads = gradients(3)
+    other_grads = [{"a": g["b"], "b": g["a"]} for g in grads]
+    plain, _, _ = run(lopt, theta, grads)
+    other, _, _ = run(lopt, {**theta, "embedding": table}, other_grads, swapped)
+    for name in "ab":
+        for a, b in zip(
+            jax.tree.leaves(plain[name]),
+            jax.tree.leaves(other[{"a": "b", "b": "a"}[name]]),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_identical_layers_without_embedding_get_identical_mixtures():
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
+    lopt = l3rs(variant="none")
+    grad = jax.random.normal(jax.random.key(3), (3, 2))
+    _, _, state = run(lopt, random_theta(lopt, params), [{"a": grad, "b": grad}] * 3, params)
+    np.testing.assert_array_equal(state.lambda_[0], state.lambda_[1])
+    np.testing.assert_array_equal(state.alpha[0], state.alpha[1])
+
+
+def test_a_network_per_layer_changes_its_own_layer_only():
+    lopt = l3rs(variant="per_layer")
+    theta = random_theta(lopt)
+    changed = {**theta["net"], "a/bias": jax.tree.map(lambda w: w + 0.1, theta["net"]["a/bias"])}
+    (grads,) = gradients(1)
+    _, _, plain = run(lopt, theta, [grads])
+    _, _, other = run(lopt, {**theta, "net": changed}, [grads])
+    differs = np.asarray(plain.lambda_ != other.lambda_)
+    np.testing.assert_array_equal(differs, [name == "a/bias" for name in LAYERS])
+
+
+def test_global_variant_has_one_mixture():
+    lopt = l3rs(variant="global")
+    _, _, state = run(lopt, random_theta(lopt), gradients(2))
+    assert np.ptp(np.asarray(state.lambda_)) == 0
+    assert np.ptp(np.asarray(state.alpha), axis=0).max() == 0
+
+
+def test_lamb_direction_is_adams_direction():
+    equal = Base("lamb_like_adam", {}, lambda h: optax.lamb(1.0, eps=1e-8))
+    _, updates, _ = run(*_constant(l3rs(("adam",), variant="none")), gradients(5))
+    _, others, _ = run(*_constant(l3rs((equal,), variant="none")), gradients(5))
+    for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def _constant(lopt):
+    return lopt, lopt.init(jax.random.key(0), PARAMS)
+
+
+def test_leaves_can_be_grouped_into_layers():
+    lopt = l3rs(("sgd",), variant="none", layer_names=lambda params: ["a", "a", "b", "b"])
+    theta = lopt.init(jax.random.key(0), PARAMS)
+    _, (update,), state = run(lopt, theta, gradients(1))
+    assert state.lambda_.shape == (2,)
+    for name, norm in zip("ab", state.lambda_, strict=True):
+        np.testing.assert_allclose(optax.tree.norm(update[name]), norm, rtol=1e-5)
+
+
+def test_memory_beyond_the_base_optimizers_does_not_grow_with_the_parameters():
+    def extra(width):
+        params = {"w": jnp.ones((width, width)), "b": jnp.zeros(width)}
+        lopt = l3rs(("sgd", "adam"))
+        state = lopt.apply(lopt.init(jax.random.key(0), params), num_steps=10).init(params)
+        size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+        return size(state) - size(state.base)
+
+    assert extra(4) == extra(400)
+
+
+def test_base_hyper_parameters_are_meta_learned():
+    lopt = l3rs()
+    theta = lopt.init(jax.random.key(0), PARAMS)
+    np.testing.assert_allclose(jax.nn.sigmoid(theta["base"]["adam"]["logit_b1"]), 0.9, rtol=1e-6)
+    np.testing.assert_allclose(jnp.exp(theta["base"]["adam"]["log_eps"]), 1e-8, rtol=1e-5)
+    theta = random_theta(lopt)
+
+    def final(theta):
+        params, _, _ = run(lopt, theta, gradients(4))
+        return sum(jnp.sum(x) for x in jax.tree.leaves(params))
+
+    slope = jax.grad(final)(theta)["base"]["adam"]["logit_b1"]
+    assert np.isfinite(slope) and slope != 0
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("where", ["grad", "value"])
+def test_a_non_finite_step_is_skipped_and_counted(bad, where):
+    lopt = l3rs()
+    theta = random_theta(lopt)
+    tx = lopt.apply(theta, num_steps=20)
+    _, _, before = run(lopt, theta, gradients(3))
+    (grad,) = gradients(1)
+    value = 1.0
+    if where == "grad":
+        grad["a"]["kernel"] = grad["a"]["kernel"].at[0, 0].set(bad)
+    else:
+        value = bad
+    updates, after = tx.update(grad, before, PARAMS, value=value)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
+    assert (after.skipped, after.count) == (1, before.count + 1)
+    for a, b in zip(jax.tree.leaves(before.base), jax.tree.leaves(after.base), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_user_transformations_can_be_bases():
+    lopt = l3rs((optax.sgd(1.0, momentum=0.9), "adam"), variant="none")
+    _, updates, state = run(lopt, lopt.init(jax.random.key(0), PARAMS), gradients(3))
+    assert state.alpha.shape == (4, 2)
+    assert np.isfinite(optax.tree.norm(updates))
+
+
+@pytest.mark.parametrize(
+    "bases",
+    [("sgd",), ("adam",), ("adam", "lion", "lamb"), ("adamax", "sgd", "lamb"), tuple(BASES)],
+)
+def test_the_papers_sets_of_bases_run(bases):
+    lopt = l3rs(bases)
+    params, _, state = run(lopt, random_theta(lopt), gradients(3))
+    assert state.alpha.shape == (4, len(bases))
+    assert np.isfinite(optax.tree.norm(params))
+
+
+def test_errors_name_what_is_wrong():
+    theta = l3rs().init(jax.random.key(0), PARAMS)
+    tx = l3rs().apply(theta, num_steps=10)
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match="value=loss"):
+        tx.update(PARAMS, state, PARAMS)
+    with pytest.raises(ValueError, match="params"):
+        tx.update(PARAMS, state, value=1.0)
+    with pytest.raises(ValueError, match="num_steps must be positive, got 0"):
+        l3rs().apply(theta, num_steps=0)
+    with pytest.raises(ValueError, match="num_steps=K"):
+        l3rs().apply(theta)
+    with pytest.raises(ValueError, match=r"\['c'\]"):
+        tx.init({**PARAMS, "c": jnp.ones(2)})
+    with pytest.raises(ValueError, match="int32"):
+        tx.init({"a": jnp.ones(3, jnp.int32)})
+    for kwargs, match in [
+        ({"base": ()}, "at least one"),
+        ({"base": ("adam", "adam")}, "must differ"),
+        ({"base": ("adamm",)}, "unknown base 'adamm'"),
+        ({"variant": "big"}, "variant"),
+        ({"ema": "four"}, "ema"),
+        ({"ema": (1.0,)}, "ema decays"),
+        ({"lambda_0": 0.0}, "lambda_0"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            l3rs(**kwargs)

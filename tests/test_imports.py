@@ -1,0 +1,78 @@
+"""The import rule: data flows one way, and a module may import only modules before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import metaopt
+
+ROOT = Path(metaopt.__file__).parent
+BASE = {"base", "trees", "rollouts"}
+# What each module or package may import of metaopt ("" is the package itself: its version).
+ALLOWED = {
+    "base": set(),
+    "trees": {"base"},
+    "datasets": {"base"},
+    "networks": set(),
+    "tasks": {"base", "trees", "datasets", "networks"},
+    "rollouts": {"base", "trees"},
+    "optimizers": {"base", "trees"},
+    "guards": BASE,
+    "meta": BASE,
+    "checkpoints": {"", "base", "trees", "optimizers"},
+    "train_state": set(),
+    "training": {"base", "meta"},
+    "evaluation": BASE,
+    "statistics": set(),
+    "plots": set(),
+    "config": {"base", "datasets", "networks", "tasks", "optimizers", "meta", "evaluation"},
+    "jobs": {
+        *("base", "checkpoints", "config", "evaluation", "guards", "meta", "optimizers"),
+        "training",
+    },
+    "report": {"checkpoints", "config", "evaluation", "jobs", "plots", "statistics", "training"},
+    "benchmarks": BASE | {"datasets", "networks", "tasks", "optimizers", "guards", "meta"},
+    "cli": {"config", "jobs", "report", "benchmarks"},
+}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def metaopt_imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = []
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules = [node.module]
+            if node.module == "metaopt":
+                modules = [
+                    "metaopt" if alias.name == "__version__" else f"metaopt.{alias.name}"
+                    for alias in node.names
+                ]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        for module in modules:
+            if module.split(".")[0] == "metaopt":
+                yield (module.split(".") + [""])[1]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_import_only_what_comes_before_them(path):
+    if path == ROOT / "__init__.py":
+        return  # the public names
+    own = part(path)
+    assert own in ALLOWED, f"{own} is new: say in ALLOWED what it may import"
+    assert set(metaopt_imports(path)) - {own} <= ALLOWED[own]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_imports_stay_small(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for module in ("pickle", "gin", "haiku", "tensorflow"):
+        assert f"import {module}" not in text
+    assert ("evosax" in text and "import" in text and part(path) != "meta") is False or not any(
+        line.startswith(("import evosax", "from evosax")) for line in text.splitlines()
+    )
