@@ -39,8 +39,8 @@ L2O_START = TrainJob(
 L2O = TrainJob(
     task="digits",
     learned="lstm",
-    steps=15,
-    nes=NESConfig(population=16, tasks=2, sigma=0.01, lr=1e-3),
+    steps=10,
+    nes=NESConfig(population=8, tasks=2, sigma=0.01, lr=1e-3),
     warm_start=str(L2O_START.out),
     out=OUT / "L2O",
 )

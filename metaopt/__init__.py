@@ -15,5 +15,7 @@ from metaopt.checkpoints import Exported as Exported
 from metaopt.checkpoints import load as load
 from metaopt.checkpoints import save as save
 from metaopt.guards import windows as windows
+from metaopt.optimizers import load_velo as load_velo
 from metaopt.rollouts import unroll as unroll
 from metaopt.rollouts import windowed as windowed
+from metaopt.train_state import TrainState as TrainState

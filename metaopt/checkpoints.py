@@ -45,6 +45,7 @@ class Exported:
       optimizer: the `LearnedOptimizer`.
       theta: its meta-parameters.
       trained: what is known of its meta-training (task, horizon, method, ...).
+      sha256: checksum of the weights file.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Exported:
     optimizer: LearnedOptimizer
     theta: Theta
     trained: dict[str, Any]
+    sha256: str
 
     def apply(self, *, num_steps: Any = None) -> optax.GradientTransformationExtraArgs:
         """The optax transformation for a run of `num_steps` steps."""
@@ -121,7 +123,9 @@ def load(path: str | os.PathLike[str]) -> Exported:
         raise CheckpointError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from None
     theta = _rebuild(spec["theta"], leaves, folder / WEIGHTS)
     optimizer = build(spec["optimizer"], spec["config"], where=str(folder / SPEC))
-    return Exported(spec["optimizer"], spec["config"], optimizer, theta, spec["trained"])
+    return Exported(
+        spec["optimizer"], spec["config"], optimizer, theta, spec["trained"], spec["sha256"]
+    )
 
 
 def build(name: str, config: Mapping[str, Any], *, where: str) -> LearnedOptimizer:

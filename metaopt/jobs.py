@@ -111,6 +111,7 @@ def evaluate_suite(job: EvaluateJob) -> Path:
     for name in names(job.guards):
         known("guard", name, GUARDS)
     identity = _plain({k: v for k, v in dataclasses.asdict(job).items() if k != "overwrite"})
+    identity["weights"] = {name: export.sha256 for name, export in loaded.items()}
     job.out.mkdir(parents=True, exist_ok=True)
     index_path = job.out / INDEX
     index: dict[str, Any] = {"job": identity, "tasks": {}}
@@ -121,6 +122,7 @@ def evaluate_suite(job: EvaluateJob) -> Path:
                 f"{job.out} holds records of another evaluation; choose another folder, or run "
                 "it again with --overwrite."
             )
+    _write_json(index_path, index)
     console = Console(stderr=True, quiet=not sys.stderr.isatty())
     k_eval, k_tune = jax.random.split(jax.random.key(2**31 - 1))
     for number, suite_task in enumerate(SUITES[job.suite]):
@@ -138,8 +140,8 @@ def evaluate_suite(job: EvaluateJob) -> Path:
         for contender in _contenders(job, suite_task, loaded, record, k_tune):
             file = f"{task_id}/{slug(contender.name)}.npz"
             path = job.out / file
-            record["curves"][contender.name] = file
-            if path.exists() and not job.overwrite:
+            if not job.overwrite and (path.exists() or contender.name in record["left_out"]):
+                record["curves"] |= {contender.name: file} if path.exists() else {}
                 continue
             console.print(f"[dim]{suite_task.title}:[/] {contender.name}")
             try:
@@ -153,9 +155,10 @@ def evaluate_suite(job: EvaluateJob) -> Path:
                 )
             except ValueError as error:  # e.g. L3RS embeddings of another network
                 record["left_out"][contender.name] = str(error)
-                del record["curves"][contender.name]
                 continue
             write_curves(path, curves)
+            record["curves"][contender.name] = file
+            _write_json(index_path, index)
         _write_json(index_path, index)
     return job.out
 

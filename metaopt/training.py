@@ -75,13 +75,15 @@ def train(
     _claim(folder, config, overwrite)
     k_init, k_validate, k_steps = jax.random.split(jax.random.key(seed), 3)
     step_fn, validate_fn = jax.jit(trainer.step), jax.jit(validate)
-    initial = TrainState(trainer.init(k_init, theta), theta, jnp.array(jnp.inf))
+    initial = TrainState(trainer.init(k_init, theta), theta, jnp.zeros([]))
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
     with ocp.CheckpointManager(folder / STATES, options=options) as manager:
-        state, done = initial, 0
         if (latest := manager.latest_step()) is not None:
             state = manager.restore(latest, args=ocp.args.StandardRestore(initial))  # type: ignore
             done = latest
+        else:  # the initial theta competes too: no run exports anything worse than its start
+            state = initial._replace(best_loss=validate_fn(theta, k_validate))
+            done = 0
         with _metrics_file(folder / METRICS, done) as metrics, _progress(label, steps) as report:
             for step in range(done, steps):
                 started = time.perf_counter()

@@ -15,6 +15,14 @@ from metaopt.optimizers.l3rs import L3RSState as L3RSState
 from metaopt.optimizers.l3rs import l3rs as l3rs
 from metaopt.optimizers.lstm import LSTMState as LSTMState
 from metaopt.optimizers.lstm import lstm as lstm
+from metaopt.optimizers.velo import VeloState as VeloState
+from metaopt.optimizers.velo import velo as velo
+from metaopt.optimizers.velo_import import load_velo as load_velo
+from metaopt.optimizers.velo_import import velo_theta_from_named as velo_theta_from_named
 
 # What an export may name: constructors that take plain JSON data.
-LEARNED: dict[str, Callable[..., LearnedOptimizer]] = {"lstm": lstm, "l3rs": l3rs}
+LEARNED: dict[str, Callable[..., LearnedOptimizer]] = {
+    "lstm": lstm,
+    "l3rs": l3rs,
+    "velo": velo,
+}

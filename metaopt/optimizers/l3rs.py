@@ -198,7 +198,6 @@ def l3rs(
             value = jnp.asarray(value, jnp.float32)
             norms_of = lambda tree: _layer_norms(tree, index, len(names))
             grad_norms = norms_of(grads)
-            ok = all_finite(value, grad_norms)
 
             directions, base_states = zip(
                 *[tx.update(grads, s, weights) for tx, s in zip(txs, state.base, strict=True)],
@@ -223,6 +222,7 @@ def l3rs(
             zero = direction_norms == 0
             inverse = jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, direction_norms))
             factors = lambda_[:, None] * alpha * inverse  # [L, P]
+            ok = all_finite(value, grad_norms, factors)
             new_state = L3RSState(
                 count, base_states, norms, loss, lambda_, alpha, skipped=state.skipped
             )

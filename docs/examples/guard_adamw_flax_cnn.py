@@ -1,0 +1,84 @@
+"""A Flax CNN on digits, trained by AdamW in an ordinary loop; three changed lines guard it.
+
+    python docs/examples/guard_adamw_flax_cnn.py [--checkpoint FOLDER] [--unguarded] [--steps N]
+
+Without a checkpoint the learned optimizer is an untrained LSTM: of no use, so that what you see is
+the guard at work. The held-out loss is AdamW's, as if nothing had been added. `--checkpoint` takes
+what `metaopt train` wrote; then AdamW is the safety net of a learned optimizer.
+
+The guard is a race. AdamW runs on its own, bit for bit the run you would have had (of the
+mini-batches given to it: half of them serve the comparison); your params are the learned
+optimizer's wherever it is ahead.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import metaopt
+from metaopt import guards
+from metaopt.datasets import digits
+from metaopt.networks import CNN
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", help="a folder written by `metaopt train`")
+    parser.add_argument("--unguarded", action="store_true", help="leave the safety net away")
+    parser.add_argument("--steps", type=int, default=400, help="mini-batches")
+    args = parser.parse_args()
+
+    net = CNN(10, channels=(8, 16), kernels=(3, 3), strides=(1, 2))  # 8x8 images are small
+    data = digits()
+
+    def loss_fn(params, batch):
+        logits = net.apply({"params": params}, batch["x"] * data.scale)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+    k_net, k_theta, k_data = jax.random.split(jax.random.key(0), 3)
+    params = net.init(k_net, data.splits["train"]["x"][:1] * data.scale)["params"]
+    learned = learned_optimizer(args.checkpoint, k_theta, params, args.steps)
+
+    tx = optax.adamw(1e-3)
+    tx = guards.streaming(guards.race(learned, tx))  # changed line 1: the guard around AdamW
+    if args.unguarded:
+        tx = optax.with_extra_args_support(learned)
+    state = tx.init(params)
+
+    @jax.jit
+    def train_step(params, state, batch):
+        value_fn = lambda p: loss_fn(p, batch)  # changed line 2: the loss on this mini-batch
+        loss, grads = jax.value_and_grad(value_fn)(params)
+        updates, state = tx.update(grads, state, params, value_fn=value_fn)  # changed line 3
+        return optax.apply_updates(params, updates), state, loss
+
+    for step, batch in enumerate(batches(k_data, data.splits["train"], args.steps), start=1):
+        params, state, loss = train_step(params, state, batch)
+        if step % 100 == 0:
+            held_out = loss_fn(params, data.splits["test"])
+            print(f"step {step}: training {loss:.3f}, held out {held_out:.3f}{report(state)}")
+
+
+def learned_optimizer(checkpoint, key, params, num_steps) -> optax.GradientTransformation:
+    if checkpoint is None:
+        family = metaopt.optimizers.lstm()
+        return family.apply(family.init(key, params))
+    return metaopt.load(checkpoint).apply(num_steps=num_steps)
+
+
+def batches(key, examples, num_steps: int, batch_size: int = 64):
+    for k in jax.random.split(key, num_steps):
+        index = jax.random.randint(k, (batch_size,), 0, len(examples["y"]))
+        yield jax.tree.map(lambda leaf, index=index: jnp.asarray(leaf)[index], examples)
+
+
+def report(state) -> str:
+    """Diagnostics are fields of the state."""
+    wins = optax.tree_utils.tree_get(state, "wins")
+    return "" if wins is None else f"; windows won by learned, AdamW: {wins.tolist()}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Measurements of what the library costs, against what it must cost."""

@@ -1,0 +1,212 @@
+"""Time of a guard's window over the sum of its parts, all measured in one run."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.table import Table
+
+from metaopt import guards
+from metaopt.base import LearnedOptimizer, Task
+from metaopt.datasets import Dataset, digits
+from metaopt.networks import CNN, MLP
+from metaopt.optimizers import lstm
+from metaopt.optimizers import sgd as make_sgd
+from metaopt.rollouts import mean_loss, unroll, windowed
+from metaopt.tasks import classification
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "MLP-20": lambda: MLP((20, 10), nn.sigmoid),
+    "CNN-3": lambda: CNN(10),
+}
+# What a window is made of: the name of a part (see `_parts`) and how often it occurs.
+IDEALS: dict[str, dict[str, int]] = {
+    "lgl2o": {"learned": 1, "fallback": 1, "losses": 2},
+    "race": {"learned": 1, "fallback": 1, "losses": 2},
+    "gl2o": {"learned": 1, "fallback": 1},
+    "smg": {"meta_gradient": 1, "learned": 2, "losses": 2},
+    "amg": {"meta_gradient": 1, "learned": 1, "losses": 4, "gradient": 1},
+    # As amg, where the plain gradient step made the back-propagation unnecessary.
+    "amg_plain": {"learned": 2, "losses": 4, "gradient": 1},
+}
+
+
+def images() -> Dataset:
+    """The 8x8 digits enlarged to 28x28: real images without a download."""
+    data = digits()
+
+    def enlarge(x):
+        x = jnp.repeat(jnp.repeat(x, 3, axis=1), 3, axis=2)  # [n, 24, 24, 1]
+        return jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+
+    splits: Any = {
+        split: {"x": enlarge(examples["x"]), "y": examples["y"]}
+        for split, examples in data.splits.items()
+    }
+    return data._replace(name="digits at 28x28", splits=splits)
+
+
+def run(
+    *,
+    repeats: int = 7,
+    n_t: int = 10,
+    n_c: int = 10,
+    batch_size: int = 128,
+    networks: Sequence[str] = tuple(NETWORKS),
+    hidden: int = 20,
+) -> dict[str, Any]:
+    """Measures a window of every guard and, interleaved with it, each of its parts alone.
+
+    Args:
+      repeats: rounds; a round times everything once. Ratios are formed inside of a round, so that
+        a machine that slows down slows both sides, and the median over rounds is reported.
+      n_t, n_c, batch_size: as in the papers.
+      networks: names in `NETWORKS`.
+      hidden: units of the LSTM optimizer.
+
+    Returns:
+      ``{"device", "threads", "n_t", "n_c", "batch_size", "data", "repeats", "rows"}``; a row has
+      "network", "params", "guard", "window_ms", "ideal_ms", "ratio" and "parts_ms".
+    """
+    rows, data = [], images()
+    for network in networks:
+        task = classification(NETWORKS[network](), data, batch_size=batch_size)
+        rows += _network_rows(network, task, lstm(hidden), repeats, n_t, n_c)
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform}: {device.device_kind}",
+        "threads": os.cpu_count(),
+        "n_t": n_t,
+        "n_c": n_c,
+        "batch_size": batch_size,
+        "data": data.name,
+        "repeats": repeats,
+        "rows": rows,
+    }
+
+
+def table(record: dict[str, Any]) -> Table:
+    """A record of `run` for people."""
+    table = Table(
+        title=f"One window (n_t {record['n_t']}, n_c {record['n_c']}, batch {record['batch_size']}"
+        f", {record['data']}) on {record['device']}, {record['threads']} threads"
+    )
+    for column in ("network", "parameters", "guard", "window ms", "sum of parts ms", "ratio"):
+        table.add_column(column, justify="left" if column in ("network", "guard") else "right")
+    for row in record["rows"]:
+        numbers = (f"{row['window_ms']:.1f}", f"{row['ideal_ms']:.1f}", f"{row['ratio']:.2f}")
+        table.add_row(row["network"], f"{row['params']:,}", row["guard"], *numbers)
+    return table
+
+
+def _network_rows(
+    network: str, task: Task, family: LearnedOptimizer, repeats: int, n_t: int, n_c: int
+) -> list[dict[str, Any]]:
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = task.init(keys[0])
+    theta = family.init(keys[1], params)
+    batches = (task.sample(keys[2], (2 * n_t + 1,)), task.sample(keys[3], (n_c,)))
+    calls = _parts(task, family, theta, params, batches, n_t)
+    windows, kinds = _windows(task, family, theta, params, batches, n_t, n_c)
+    calls |= {f"window of {name}": call for name, call in windows.items()}
+    rounds = _time(calls, repeats)
+
+    rows = []
+    for guard in windows:
+        ideal = IDEALS[kinds[guard]]
+        window = rounds[f"window of {guard}"]
+        parts = sum(count * rounds[part] for part, count in ideal.items())
+        rows.append(
+            {
+                "network": network,
+                "params": int(optax.tree.size(params)),
+                "guard": guard,
+                "window_ms": 1e3 * float(np.median(window)),
+                "ideal_ms": 1e3 * float(np.median(parts)),
+                "ratio": float(np.median(window / parts)),
+                "parts_ms": {p: 1e3 * float(np.median(rounds[p])) for p in ideal},
+            }
+        )
+    return rows
+
+
+def _parts(task, family, theta, params, batches, n_t) -> dict[str, Callable[[], Any]]:
+    """What windows are made of, each compiled alone."""
+    train, held_out = batches
+    steps = jax.tree.map(lambda leaf: leaf[:n_t], train)
+    one = jax.tree.map(lambda leaf: leaf[n_t], train)
+    sgd = make_sgd().apply({})
+
+    def walk(theta, params):
+        tx = family.apply(theta)
+        params, state, _ = unroll(tx, params, tx.init(params), task.loss, steps, second_order=False)
+        return params, family.absorb(theta, state)
+
+    def meta(pair):
+        end = walk(*pair)
+        return task.loss(end[0], one), end
+
+    calls = {
+        "learned": (jax.jit(walk), (theta, params)),
+        "fallback": (
+            jax.jit(lambda p: unroll(sgd, p, sgd.init(p), task.loss, steps)[:2]),
+            (params,),
+        ),
+        "losses": (jax.jit(lambda p: mean_loss(task.loss, p, held_out)), (params,)),
+        "gradient": (jax.jit(lambda p: jax.value_and_grad(task.loss)(p, one)), (params,)),
+        "meta_gradient": (
+            jax.jit(jax.value_and_grad(meta, has_aux=True)),
+            ((theta, params),),
+        ),
+    }
+    return {name: lambda f=f, args=args: f(*args) for name, (f, args) in calls.items()}
+
+
+def _windows(task, family, theta, params, batches, n_t, n_c):
+    """One window of every guard; and by which ideal each is judged."""
+    train, held_out = batches
+    learned, sgd = family.apply(theta), make_sgd().apply({})
+    sizes = {"n_t": n_t, "n_c": n_c}
+    made = {
+        "lgl2o": guards.lgl2o(learned, sgd, **sizes),
+        "race": guards.race(learned, sgd, **sizes),
+        "gl2o": windowed(guards.gl2o(learned, sgd)),
+        "smg": guards.smg(family, theta, **sizes),
+        "amg": guards.amg(family, theta, **sizes),
+    }
+    calls, kinds = {}, {}
+    for name, guard in made.items():
+        count = 2 * n_t + 1 if name in ("smg", "amg") else n_t
+        steps = jax.tree.map(lambda leaf, count=count: leaf[:count], train)
+
+        def window(params, state, guard=guard, steps=steps):
+            updates, state = guard.update(
+                None, state, params, loss_fn=task.loss, train_batches=steps, eval_batches=held_out
+            )
+            return optax.apply_updates(params, updates), state
+
+        call, state = jax.jit(window), guard.init(params)
+        calls[name] = lambda call=call, state=state: call(params, state)
+        kinds[name] = name
+        if name == "amg" and calls[name]()[1].used_gradient:
+            kinds[name] = "amg_plain"
+    return calls, kinds
+
+
+def _time(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
+    """Seconds ``[repeats]`` of each call, after one call that compiles."""
+    for call in calls.values():
+        jax.block_until_ready(call())
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - start)
+    return {name: np.array(values) for name, values in times.items()}

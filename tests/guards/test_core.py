@@ -1,0 +1,136 @@
+"""Errors that all guards in window form share, and the helpers behind every decision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from guard_cases import stream_of, tiny
+
+from metaopt import guards
+from metaopt.guards import core
+from metaopt.tasks import quadratic
+
+TASK = quadratic(5, noise=0.3)
+X = jnp.ones(5)
+FAMILY = tiny()
+THETA = FAMILY.init(jax.random.key(0), X)
+WINDOW = dict(loss_fn=TASK.loss, train_batches=stream_of(TASK, 3), eval_batches=stream_of(TASK, 2))
+GUARDS = {
+    "lgl2o": lambda: guards.lgl2o(optax.sgd(0.2), optax.sgd(0.1), n_t=3, n_c=2),
+    "race": lambda: guards.race(optax.sgd(0.2), optax.sgd(0.1), n_t=3, n_c=2),
+    "smg": lambda: guards.smg(FAMILY, THETA, n_t=1, n_c=2),
+    "amg": lambda: guards.amg(FAMILY, THETA, n_t=1, n_c=2),
+}
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+@pytest.mark.parametrize("missing", ["loss_fn", "train_batches", "eval_batches"])
+def test_what_is_missing_is_named(kind, missing):
+    guard = GUARDS[kind]()
+    window = {key: value for key, value in WINDOW.items() if key != missing}
+    with pytest.raises(ValueError, match=f"{kind}: update is missing {missing}; call"):
+        guard.update(None, guard.init(X), X, **window)
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+def test_updates_and_params(kind):
+    guard = GUARDS[kind]()
+    with pytest.raises(ValueError, match=f"{kind}: pass updates=None"):
+        guard.update(X, guard.init(X), X, **WINDOW)
+    with pytest.raises(ValueError, match=f"{kind}: update needs `params`"):
+        guard.update(None, guard.init(X), **WINDOW)
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train_batches": stream_of(TASK, 4)}, "train_batches holds 4 mini-batches, .* take 3"),
+        ({"eval_batches": stream_of(TASK, 3)}, "eval_batches holds 3 mini-batches, .* take 2"),
+        (
+            {"train_batches": {"x": jnp.ones((3, 5)), "y": jnp.ones(2)}},
+            "all arrays of train_batches must share a leading axis",
+        ),
+        ({"eval_batches": jnp.ones(())}, "all arrays of eval_batches must share a leading axis"),
+        ({"eval_batches": {}}, "all arrays of eval_batches must share a leading axis"),
+    ],
+)
+def test_batches_that_are_no_window(kind, changed, message):
+    guard = GUARDS[kind]()
+    with pytest.raises(ValueError, match=f"{kind}: {message}"):
+        guard.update(None, guard.init(X), X, **{**WINDOW, **changed})
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+def test_unknown_extra_args_are_ignored(kind):
+    guard = GUARDS[kind]()
+    guard.update(None, guard.init(X), X, **WINDOW, temperature=3.0)
+
+
+@pytest.mark.parametrize("role", ["learned", "fallback"])
+def test_an_inner_transformation_that_needs_more(role):
+    def update(updates, state, params=None, *, rng, **extra_args):
+        return updates, state
+
+    needy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    pair = (needy, optax.sgd(0.1)) if role == "learned" else (optax.sgd(0.1), needy)
+    guard = guards.lgl2o(*pair, n_t=3, n_c=2)
+    message = f"lgl2o: the {role} transformation takes other extra args .* value_fn: .*'rng'"
+    with pytest.raises(TypeError, match=message):
+        guard.update(None, guard.init(X), X, **WINDOW)
+
+
+def test_an_error_inside_of_an_inner_transformation_is_left_alone():
+    def update(updates, state, params=None):
+        raise TypeError("bad leaf")
+
+    broken = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    guard = guards.lgl2o(broken, optax.sgd(0.1), n_t=3, n_c=2)
+    with pytest.raises(TypeError, match=r"^bad leaf"):
+        guard.update(None, guard.init(X), X, **WINDOW)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (FAMILY, "learned is a LearnedOptimizer, a whole family"),
+        (GUARDS["race"](), "learned is a guard in window form"),
+        (3, "learned must be an optax transformation, got 3"),
+    ],
+)
+def test_parts_that_cannot_be_stepped(part, message):
+    for make in (guards.lgl2o, guards.race, guards.gl2o):
+        with pytest.raises(ValueError, match=f"{make.__name__}: {message}"):
+            make(part, optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
+def test_selection_never_blends(poison):
+    """A candidate that is not finite leaves no trace in the kept one, nor in its gradient."""
+    kept = {"a": jnp.ones(3), "n": jnp.array(2)}
+    bad = {"a": jnp.full(3, poison), "n": jnp.array(5)}
+    chosen = core.select(jnp.array(1), (bad, kept), bad)
+    np.testing.assert_array_equal(chosen["a"], kept["a"])
+    assert chosen["n"] == 2
+    gradient = jax.grad(lambda a: jnp.sum(core.select(jnp.array(1), (bad["a"], a), bad["a"])))
+    np.testing.assert_array_equal(gradient(kept["a"]), jnp.ones(3))
+
+
+def test_scores():
+    mask = jnp.array([True, True, False])
+    score = lambda *losses, point=1.0: core.score(jnp.array(losses), mask, jnp.array(point))
+    assert score(1.0, 3.0, 100.0) == 2.0
+    assert score(1.0, 3.0, jnp.nan) == 2.0
+    for losses in ((jnp.nan, 0.0), (jnp.inf, 0.0), (-jnp.inf, 0.0)):
+        assert score(*losses, 0.0) == jnp.inf
+    assert score(1.0, 3.0, 0.0, point=jnp.inf) == jnp.inf
+
+
+def test_step_counts_are_global_and_nothing_else():
+    state = optax.adam(optax.constant_schedule(0.1)).init(X)
+    newer = jax.tree.map(lambda leaf: leaf + 7, state)
+    mixed: object = core.keep_counts(state, newer)
+    get = lambda name, tree: optax.tree_utils.tree_get_all_with_path(tree, name)
+    assert [int(c) for _, c in get("count", mixed)] == [7, 7]
+    assert all(np.all(m == 0) for _, m in get("mu", mixed))

@@ -1,0 +1,287 @@
+"""SMG and AMG: exact properties of both, on full batches where that is said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from guard_cases import assert_finite, assert_trees_equal, drive, stream_of, tiny, whole_task
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from metaopt import guards
+from metaopt.base import LearnedOptimizer
+from metaopt.optimizers import sgd
+from metaopt.rollouts import mean_loss, unroll, windowed
+from metaopt.tasks import quadratic
+
+FAMILY = tiny()
+WHOLE = whole_task()
+NOISY = quadratic(5, noise=0.3)
+START = WHOLE.init(jax.random.key(0))
+GUARDS = {"smg": guards.smg, "amg": guards.amg}
+
+
+def theta_of(seed: int = 0, *, readout: float = 1.0, bias: float = 0.0):
+    theta = FAMILY.init(jax.random.key(seed), START)
+    net = theta["net"]
+    return {**theta, "net": {**net, "rate": readout * net["rate"], "bias": net["bias"] + bias}}
+
+
+def loss_of(task):
+    return lambda x: task.loss(x, jnp.zeros(5))
+
+
+def gradient_descent(lr: float, num_steps: int):
+    """`windowed(sgd)`, one full batch per window, op by op."""
+    plain, x, trail = windowed(optax.sgd(lr)), START, []
+    with jax.disable_jit():
+        state = plain.init(x)
+        for _ in range(num_steps):
+            updates, state = plain.update(
+                None, state, x, loss_fn=WHOLE.loss, train_batches=jnp.zeros((1, 5))
+            )
+            x = optax.apply_updates(x, updates)
+            trail.append(x)
+    return trail
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+def test_a_silent_optimizer_leaves_exactly_gradient_descent(kind):
+    guard = GUARDS[kind](FAMILY, theta_of(readout=0.0), n_t=3, n_c=2, lr_params=0.7, lr_theta=0.0)
+    for (x, state), z in zip(drive(guard, WHOLE, START, 4), gradient_descent(0.7, 4), strict=True):
+        np.testing.assert_array_equal(x, z)
+        assert state.info.winner == 1
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+def test_no_learned_steps_leave_gradient_descent(kind):
+    """T = 0. (A loop of no steps cannot run op by op; so this holds to rounding.)"""
+    guard = GUARDS[kind](FAMILY, theta_of(), n_t=0, n_c=2, lr_params=0.7, lr_theta=0.0)
+    trail = drive(guard, WHOLE, START, 3, op_by_op=False)
+    for (x, _), z in zip(trail, gradient_descent(0.7, 3), strict=True):
+        np.testing.assert_allclose(x, z, rtol=1e-6)
+
+
+def test_first_order_gradient_in_params_is_the_gradient_at_the_end_of_the_unroll():
+    """The fallback of SMG is x - lr grad l(x_T), bit for bit."""
+    guard = guards.smg(FAMILY, theta_of(bias=5.0), n_t=3, n_c=2, lr_params=1.0, lr_theta=0.0)
+    ((x, state),) = drive(guard, WHOLE, START, 1)
+    assert state.info.winner == 1
+    with jax.disable_jit():
+        tx = FAMILY.apply(theta_of(bias=5.0))
+        end, _, _ = unroll(tx, START, tx.init(START), WHOLE.loss, jnp.zeros((3, 5)))
+        expected = START - jax.grad(loss_of(WHOLE))(end)
+        np.testing.assert_array_equal(x, START + (expected - START))
+
+
+def test_second_order_is_another_gradient():
+    runs = [
+        drive(
+            guards.smg(FAMILY, theta_of(bias=5.0), n_t=3, n_c=2, second_order=flag), WHOLE, START, 1
+        )[0][0]
+        for flag in (False, True)
+    ]
+    assert not np.allclose(*runs)
+
+
+@settings(max_examples=6, derandomize=True, deadline=None, phases=[Phase.generate])
+@given(
+    readout=st.sampled_from([0.0, 1.0, 30.0, float("nan"), 1e30]),
+    lr=st.floats(0.1, 3.0),
+    seed=st.integers(0, 50),
+)
+def test_amg_is_monotone_whatever_theta(readout, lr, seed):
+    """And where the gradient branch was used, it is no worse than that gradient step."""
+    guard = guards.amg(FAMILY, theta_of(seed, readout=readout), n_t=3, n_c=2, lr_params=lr)
+    loss, x = loss_of(WHOLE), START
+    for after, state in drive(guard, WHOLE, x, 4):
+        slack = 1e-6 * abs(loss(x))
+        assert loss(after) <= loss(x) + slack
+        if state.used_gradient:
+            assert loss(after) <= loss(x - lr * jax.grad(loss)(x)) + slack
+        assert_finite(after)
+        if np.isfinite(readout):
+            assert_finite(state.theta)
+        x = after
+
+
+def test_amg_guard_loss_is_the_lowest_of_its_four_candidates():
+    guard = guards.amg(FAMILY, theta_of(), n_t=3, n_c=4, lr_params=0.5)
+    batches = stream_of(NOISY, 3 * 11)
+    trail = drive(guard, NOISY, START, 3, batches=batches)
+    for w, (x, state) in enumerate(trail):
+        kept = mean_loss(NOISY.loss, x, batches[11 * w + 7 : 11 * w + 11])
+        np.testing.assert_allclose(kept, jnp.min(state.info.losses), rtol=1e-5)
+        assert state.info.winner == jnp.argmin(state.info.losses)
+
+
+def test_amg_gradient_branch_leaves_theta_and_keeping_leaves_both():
+    theta = theta_of(bias=5.0)  # strides away: the plain step is the better fallback
+    guard = guards.amg(FAMILY, theta, n_t=3, n_c=2, lr_params=0.5)
+    ((_, state),) = drive(guard, WHOLE, START, 1)
+    assert state.info.winner == 1 and state.used_gradient
+    assert_trees_equal(state.theta, theta)
+    guard = guards.amg(FAMILY, theta, n_t=3, n_c=2, lr_params=100.0)
+    ((x, state),) = drive(guard, WHOLE, START, 1)
+    assert state.info.winner == 3 and not state.info.accepted
+    assert_trees_equal((x, state.theta), (START, theta))
+
+
+def test_without_rates_smg_compares_two_unrolls_with_one():
+    """The fallback is (x, theta): learned wins iff l(g(g(x))) <= l(g(x))."""
+    winners = set()
+    for bias in (-3.0, 0.0):
+        theta = theta_of(bias=bias)
+        guard = guards.smg(FAMILY, theta, n_t=3, n_c=2, lr_params=0.0, lr_theta=0.0)
+        ((_, state),) = drive(guard, WHOLE, START, 1)
+
+        def go(x, theta):
+            tx = FAMILY.apply(theta)
+            x, memory, _ = unroll(tx, x, tx.init(x), WHOLE.loss, jnp.zeros((3, 5)))
+            return x, FAMILY.absorb(theta, memory)
+
+        loss = loss_of(WHOLE)
+        once = go(START, theta)
+        np.testing.assert_allclose(state.info.losses[1], loss(once[0]), rtol=1e-5)
+        np.testing.assert_allclose(state.info.losses[0], loss(go(*once)[0]), rtol=1e-5)
+        assert (state.info.winner == 0) == (state.info.losses[0] <= state.info.losses[1])
+        winners.add(int(state.info.winner))
+    assert winners == {0, 1}
+
+
+def test_accepted_theta_has_its_weights_and_the_mean_memory():
+    theta = theta_of(bias=-0.05)
+    guard = guards.smg(FAMILY, theta, n_t=3, n_c=2, lr_params=0.0, lr_theta=0.0)
+    task = WHOLE._replace(loss=lambda x, batch: jnp.sum(x))  # down is good for every coordinate
+    ((_, state),) = drive(guard, task, START, 1)
+    assert state.info.accepted
+    assert_trees_equal(state.theta["net"], theta["net"])
+    with jax.disable_jit():
+        tx = FAMILY.apply(theta)
+        _, memory, _ = unroll(tx, START, tx.init(START), task.loss, jnp.zeros((3, 5)))
+    jax.tree.map(
+        lambda mean, rows: np.testing.assert_array_equal(mean, jnp.mean(rows, 0, keepdims=True)),
+        state.theta["memory"],
+        memory,
+    )
+    one = jax.tree.map(lambda rows: rows[:1], memory)  # gradients agree: so do memories
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.theta["memory"], one
+    )
+
+
+def test_the_initial_memory_is_a_part_of_theta_that_descends():
+    theta = theta_of(bias=5.0)
+    guard = guards.smg(FAMILY, theta, n_t=3, n_c=2, lr_params=0.5, lr_theta=0.1)
+    ((_, state),) = drive(guard, WHOLE, START, 1)
+    assert state.info.winner == 1
+    for before, after in zip(
+        jax.tree.leaves(theta["memory"]), jax.tree.leaves(state.theta["memory"]), strict=True
+    ):
+        assert np.any(before != after)
+
+
+def test_a_theta_full_of_nan():
+    """AMG descends; SMG, whose fallback goes through the unroll, has no finite proposal."""
+    theta = theta_of(readout=float("nan"))
+    guard = guards.amg(FAMILY, theta, n_t=2, n_c=2, lr_params=0.7)
+    for (x, _), z in zip(drive(guard, WHOLE, START, 3), gradient_descent(0.7, 3), strict=True):
+        np.testing.assert_array_equal(x, z)
+    guard = guards.smg(FAMILY, theta, n_t=2, n_c=2, lr_params=0.7)
+    x, state = drive(guard, WHOLE, START, 2)[-1]
+    np.testing.assert_array_equal(x, START)
+    assert state.info.kept_start == 2 and state.info.winner == -1
+
+
+def test_adapted_theta_is_a_theta():
+    guard = guards.amg(FAMILY, theta_of(), n_t=3, n_c=2, lr_params=0.5)
+    _, state = drive(guard, NOISY, START, 3)[-1]
+    theta = optax.tree_utils.tree_get(state, "theta")
+    assert jax.tree.structure(theta) == jax.tree.structure(theta_of())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
+        theta,
+        theta_of(),
+    )
+    FAMILY.apply(theta).init(START)
+
+
+def test_counts():
+    for kind, gradients, losses in (("smg", 3 * 3 + 1, 2 * 2), ("amg", 2 * 3 + 1, 4 * 2 + 2)):
+        guard = GUARDS[kind](FAMILY, theta_of(), n_t=3, n_c=2)
+        _, state = drive(guard, WHOLE, START, 2)[-1]
+        assert guard.window == (7, 2)
+        assert state.info.gradient_evals == 2 * gradients and state.info.loss_evals == 2 * losses
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+def test_an_optimizer_without_theta_is_only_guarded(kind):
+    family = sgd(0.3, tau=None)
+    guard = GUARDS[kind](family, {}, n_t=2, n_c=2, lr_params=0.3)
+    losses = [float(loss_of(WHOLE)(x)) for x, _ in drive(guard, WHOLE, START, 3)]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("kind", GUARDS)
+def test_vmap_over_seeds_and_theta_under_jit(kind):
+    def run(theta, x, batches):
+        guard = GUARDS[kind](FAMILY, theta, n_t=2, n_c=2, lr_params=0.5)
+        updates, state = guard.update(
+            None,
+            guard.init(x),
+            x,
+            loss_fn=NOISY.loss,
+            train_batches=batches[:5],
+            eval_batches=batches[5:],
+        )
+        return optax.apply_updates(x, updates), state
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    thetas = jax.vmap(FAMILY.init, (0, None))(keys, START)
+    starts, batches = jax.vmap(NOISY.init)(keys), jax.vmap(lambda k: NOISY.sample(k, (7,)))(keys)
+    together, states = jax.jit(jax.vmap(run))(thetas, starts, batches)
+    alone, state = jax.jit(run)(jax.tree.map(lambda t: t[1], thetas), starts[1], batches[1])
+    np.testing.assert_allclose(together[1], alone, rtol=1e-5, atol=1e-6)
+    assert states.info.winner[1] == state.info.winner
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(learned=optax.sgd(0.1), theta={}), "smg: learned must be a LearnedOptimizer"),
+        (dict(theta={"a": jnp.arange(3)}), "smg: theta: leaf 'a' has dtype int32"),
+        (dict(n_t=-1), "n_t must be at least 0, got -1"),
+        (dict(n_c=0), "n_c must be at least 1, got 0"),
+        (dict(lr_theta=-0.1), "lr_theta must not be negative"),
+    ],
+)
+def test_options_out_of_range(arguments, message):
+    arguments = {"learned": FAMILY, "theta": theta_of(), **arguments}
+    with pytest.raises(ValueError, match=message):
+        guards.smg(**arguments)
+
+
+def test_second_order_has_no_streaming_form():
+    with pytest.raises(ValueError, match="no streaming form with second_order=True"):
+        guards.streaming(guards.smg(FAMILY, theta_of(), second_order=True))
+
+
+def test_a_stream_cannot_offer_value_fn_to_a_learned_optimizer():
+    """Mini-batches are gone when the unroll is replayed; who needs them is told so."""
+
+    def apply(theta, *, num_steps=None):
+        del num_steps
+
+        def update(updates, state, params=None, *, value_fn, **extra):
+            del params, extra, value_fn
+            return optax.tree.scale(-theta, updates), state
+
+        return optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+
+    family = LearnedOptimizer(lambda key, params: jnp.array(0.1), apply)
+    guard = guards.smg(family, jnp.array(0.1), n_t=2, n_c=2)
+    drive(guard, WHOLE, START, 1)  # the window form has it
+    tx = guards.streaming(guard)
+    with pytest.raises(TypeError, match="smg: the learned transformation takes other extra args"):
+        tx.update(None, tx.init(START), START, value_fn=loss_of(WHOLE))

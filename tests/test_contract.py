@@ -1,0 +1,198 @@
+"""What every optimizer must do: be an optax transformation, and a pure function of theta."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax.training import train_state
+
+import metaopt
+from metaopt import optimizers
+from metaopt.rollouts import unroll
+from metaopt.tasks import quadratic
+from metaopt.train_state import TrainState
+
+CASES = {
+    "lstm": lambda: optimizers.lstm(hidden=4),
+    "l3rs": optimizers.l3rs,
+    "l3rs-none": lambda: optimizers.l3rs(variant="none"),
+    "velo": lambda: optimizers.velo(hidden=8, bank=4),
+    "sgd": optimizers.sgd,
+    "adam": optimizers.adam,
+    "adamw": optimizers.adamw,
+}
+PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.array([0.5, 0.5, 0.5])}
+GRADS = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "b": jnp.arange(3.0) - 1.0}
+
+
+@pytest.fixture(params=CASES)
+def lopt(request) -> metaopt.LearnedOptimizer:
+    return CASES[request.param]()
+
+
+def transformation(lopt, params=PARAMS):
+    return lopt.apply(lopt.init(jax.random.key(0), params), num_steps=20)
+
+
+def step(tx, params=PARAMS, grads=GRADS, n=1, **extra):
+    """Sums of n steps at the same params and gradients."""
+    update = jax.jit(lambda g, s, p: tx.update(g, s, p, value=jnp.float32(1.0), **extra))
+    state, total = tx.init(params), optax.tree.zeros_like(params)
+    for _ in range(n):
+        updates, state = update(grads, state, params)
+        total = optax.tree.add(total, updates)
+    return total, state
+
+
+def same(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(x, np.float32), np.asarray(y, np.float32), **{"rtol": 1e-5, **tolerance}
+        )
+
+
+def test_unknown_extra_args_are_swallowed(lopt):
+    tx = transformation(lopt)
+    plain, _ = step(tx)
+    extra, _ = step(tx, something="else", grad=None)
+    same(plain, extra)
+
+
+def test_chain_scales_and_adds_decoupled_weight_decay(lopt):
+    plain, _ = step(transformation(lopt))
+    decayed = optax.chain(transformation(lopt), optax.scale(0.5), optax.add_decayed_weights(-0.1))
+    expected = jax.tree.map(lambda u, p: 0.5 * u - 0.1 * p, plain, PARAMS)
+    same(step(decayed)[0], expected)
+
+
+def test_a_schedule_composes(lopt):
+    tx = optax.chain(transformation(lopt), optax.scale_by_schedule(lambda t: 1.0 * (t < 1)))
+    same(step(tx, n=3)[0], step(transformation(lopt))[0])
+
+
+def test_masked_optimizes_the_chosen_leaves(lopt):
+    mask = {"w": True, "b": False}
+    tx = optax.chain(
+        optax.masked(transformation(lopt, {"w": PARAMS["w"]}), mask),
+        optax.masked(optax.set_to_zero(), {"w": False, "b": True}),
+    )
+    only = transformation(lopt, {"w": PARAMS["w"]})
+    expected, _ = step(only, {"w": PARAMS["w"]}, {"w": GRADS["w"]})
+    same(step(tx)[0], {**expected, "b": jnp.zeros(3)})
+
+
+def test_partition_gives_each_part_its_optimizer(lopt):
+    tx = optax.partition(
+        {"ours": transformation(lopt, {"w": PARAMS["w"]}), "sgd": optax.sgd(0.1)},
+        {"w": "ours", "b": "sgd"},
+    )
+    expected, _ = step(
+        transformation(lopt, {"w": PARAMS["w"]}), {"w": PARAMS["w"]}, {"w": GRADS["w"]}
+    )
+    same(step(tx)[0], {**expected, "b": -0.1 * GRADS["b"]})
+
+
+def test_inject_hyperparams_can_hold_the_horizon(lopt):
+    theta = lopt.init(jax.random.key(0), PARAMS)
+    factory = optax.inject_hyperparams(lambda num_steps: lopt.apply(theta, num_steps=num_steps))
+    same(step(factory(num_steps=20))[0], step(transformation(lopt))[0])
+
+
+def test_multi_steps_averages_gradients(lopt):
+    tx = optax.MultiSteps(transformation(lopt), every_k_schedule=2)
+    same(step(tx, n=2)[0], step(transformation(lopt))[0])
+
+
+def test_train_state_trains_a_flax_model(lopt):
+    model = nn.Dense(3)
+    x, y = jax.random.normal(jax.random.key(1), (8, 4)), jnp.ones((8, 3))
+    params = model.init(jax.random.key(0), x)["params"]
+    theta = lopt.init(jax.random.key(0), params)
+    state = TrainState.create(
+        apply_fn=model.apply, params=params, tx=lopt.apply(theta, num_steps=5)
+    )
+
+    traces = []
+
+    @jax.jit
+    def train_step(state):
+        traces.append(1)
+        loss_fn = lambda p: jnp.mean((state.apply_fn({"params": p}, x) - y) ** 2)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        return state.apply_gradients(grads=grads, value=loss)
+
+    for _ in range(3):
+        state = train_step(state)
+    assert state.step == 3 and len(traces) == 1
+    assert optax.tree.norm(optax.tree.sub(state.params, params)) > 0
+
+
+@pytest.mark.parametrize("name", ["lstm", "sgd", "adam"])
+def test_flaxs_own_train_state_suffices_where_the_loss_is_not_needed(name):
+    tx = transformation(CASES[name]())
+    state = train_state.TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx)
+    after = state.apply_gradients(grads=GRADS)
+    same(after.params, optax.apply_updates(PARAMS, step(tx)[0]))
+
+
+def test_second_step_does_not_compile_again(lopt):
+    tx = transformation(lopt)
+    traces = []
+
+    @jax.jit
+    def update(grads, state, params):
+        traces.append(1)
+        return tx.update(grads, state, params, value=jnp.float32(1.0))
+
+    state = tx.init(PARAMS)
+    for _ in range(3):
+        _, state = update(GRADS, state, PARAMS)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", ["lstm", "l3rs"])  # velo: tests/optimizers/test_velo.py
+def test_vmap_over_theta_equals_a_loop_and_grad_is_finite(name):
+    lopt, task = CASES[name](), quadratic(dim=4)
+    x, batches = task.init(jax.random.key(1)), task.sample(jax.random.key(2), (5,))
+
+    def final(theta):
+        tx = lopt.apply(theta, num_steps=5)
+        return task.loss(unroll(tx, x, tx.init(x), task.loss, batches)[0], jnp.zeros(4))
+
+    thetas = jax.vmap(lopt.init, (0, None))(jax.random.split(jax.random.key(3), 3), x)
+    one_by_one = [jax.jit(final)(jax.tree.map(lambda t, i=i: t[i], thetas)) for i in range(3)]
+    np.testing.assert_allclose(jax.jit(jax.vmap(final))(thetas), jnp.stack(one_by_one), rtol=1e-5)
+    slopes = jax.jit(jax.grad(final))(jax.tree.map(lambda t: t[0], thetas))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert optax.tree.norm(slopes) > 0
+
+
+@pytest.mark.parametrize("name", ["lstm", "l3rs", "velo"])
+def test_bfloat16_params_get_bfloat16_updates_near_the_float32_ones(name):
+    tx = transformation(CASES[name]())
+    half = lambda tree: optax.tree.cast(tree, jnp.bfloat16)
+    updates, _ = step(tx, half(PARAMS), half(GRADS))
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(updates))
+    expected, _ = step(tx, optax.tree.cast(half(PARAMS), jnp.float32), half_values(GRADS))
+    scale = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(expected))
+    same(updates, expected, rtol=0.02, atol=0.01 * scale)
+
+
+def half_values(tree):
+    return optax.tree.cast(optax.tree.cast(tree, jnp.bfloat16), jnp.float32)
+
+
+@pytest.mark.parametrize("name", ["lstm", "l3rs", "velo"])
+def test_orbax_saves_and_restores_the_state(name, tmp_path):
+    tx = transformation(CASES[name]())
+    _, state = step(tx, n=2)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "state", tx.init(PARAMS))
+    same(restored, state, rtol=0)
+    assert type(restored) is type(state)
