@@ -1,5 +1,6 @@
 """Records -> figures. Imports numpy and matplotlib only, so that it draws without JAX."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 # Okabe-Ito: told apart by colour-blind readers and in grey print.
-COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+COLOURS = ("#8C8C8C", "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -41,12 +42,21 @@ def style() -> Any:
     }
 
 
-def colour_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """(colour, dash) per name; the same name looks the same in every panel."""
-    return {
-        name: (COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)])
-        for i, name in enumerate(names)
-    }
+def looks_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """(colour, dash) per name, the same in every panel.
+
+    A guarded optimizer, ``GUARD(learned, fallback)``, has the colour of its learned one and a dash
+    of its guard.
+    """
+    guarded = {name: m.groups() for name in names if (m := re.match(r"(.+?)\((.+?), ", name))}
+    plain = [name for name in names if name not in guarded]
+    guards = list(dict.fromkeys(guard for guard, _ in guarded.values()))
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(plain)}
+    looks = {name: (colour, "-") for name, colour in colours.items()}
+    for name, (guard, learned) in guarded.items():
+        dash = DASHES[1 + guards.index(guard) % (len(DASHES) - 1)]
+        looks[name] = (colours.get(learned, COLOURS[-1]), dash)
+    return looks
 
 
 def curves_figure(
@@ -58,7 +68,7 @@ def curves_figure(
 ) -> list[Path]:
     """One panel per task, one line per optimizer, log y; dotted line: a target and its name."""
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    looks = colour_of(names)
+    looks = looks_of(names)
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     with plt.rc_context(style()):
@@ -73,6 +83,9 @@ def curves_figure(
                 finite = np.where(np.isfinite(line.mean), line.mean, np.nan)
                 axis.plot(line.x, finite, color=colour, ls=dash, lw=1.6, label=name)
                 axis.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, lw=0)
+                if not np.isfinite(line.mean).all():  # a cross where it diverged
+                    last = max(int(np.argmin(np.isfinite(line.mean))) - 1, 0)
+                    axis.plot(line.x[last], line.mean[last], "x", color=colour, ms=8, mew=2.5)
             axis.set(title=title, xlabel="optimizer steps", ylabel=ylabel, yscale="log")
             _bound_log_axis(axis, lines)
             if targets and title in targets:

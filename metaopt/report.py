@@ -99,8 +99,8 @@ def _row(name: str, curves: Curves, target: float) -> Row:
 def _cells(row: Row) -> list[str]:
     mean, low, high = row.loss
     steps = f"{row.steps:.0f}" if np.isfinite(row.steps) else "never"
-    diverged = f" ({row.diverged:.0%} diverged)" if row.diverged else ""
-    loss = f"{mean:.4f} [{low:.4f}, {high:.4f}]{diverged}"
+    loss = f"{mean:.4f} [{low:.4f}, {high:.4f}]" if np.isfinite(mean) else "not finite"
+    loss += f" ({row.diverged:.0%} of runs diverged)" if row.diverged else ""
     return [row.optimizer, loss, f"{row.accuracy:.1f}%", steps]
 
 

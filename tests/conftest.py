@@ -1,6 +1,11 @@
 """Shared by all tests: one compilation cache per run, and small real problems."""
 
 import os
+
+# Most of the suite's time is compilation: leave out what only makes programs faster. Tests marked
+# `optimized` compile as users do. Set before JAX is imported, and inherited by child processes.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
 import tempfile
 from pathlib import Path
 
@@ -18,6 +23,17 @@ def compilation_cache():
     folder = Path(tempfile.gettempdir()) / f"metaopt-tests-{run}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(autouse=True)
+def optimized(request):
+    """Honours ``@pytest.mark.optimized``: full compiler optimizations for this test."""
+    if request.node.get_closest_marker("optimized"):
+        jax.config.update("jax_disable_most_optimizations", False)
+        yield
+        jax.config.update("jax_disable_most_optimizations", True)
+    else:
+        yield
 
 
 @pytest.fixture(scope="session")

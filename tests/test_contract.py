@@ -196,3 +196,19 @@ def test_orbax_saves_and_restores_the_state(name, tmp_path):
         restored = checkpointer.restore(tmp_path / "state", tx.init(PARAMS))
     same(restored, state, rtol=0)
     assert type(restored) is type(state)
+
+
+@pytest.mark.parametrize("name", ["lstm", "l3rs", "velo"])
+def test_wrong_trees_and_dtypes_are_named(name):
+    tx = transformation(CASES[name]())
+    state = tx.init(PARAMS)
+    with pytest.raises(ValueError, match=f"{name}.*int32"):
+        tx.init({"w": jnp.ones(3, jnp.int32)})
+    other = {"w": PARAMS["w"]}
+    with pytest.raises(ValueError, match=name):
+        tx.update(other, state, other, value=1.0)  # the state of other params
+    if name != "lstm":  # which needs no params
+        with pytest.raises(ValueError, match=f"{name}.*missing.*b"):
+            tx.update(other, state, PARAMS, value=1.0)
+        with pytest.raises(ValueError, match=r"shape \(3, 4\), expected \(4, 3\)"):
+            tx.update({**GRADS, "w": GRADS["w"].T}, state, PARAMS, value=1.0)

@@ -30,10 +30,8 @@ IDEALS: dict[str, dict[str, int]] = {
     "lgl2o": {"learned": 1, "fallback": 1, "losses": 2},
     "race": {"learned": 1, "fallback": 1, "losses": 2},
     "gl2o": {"learned": 1, "fallback": 1},
-    "smg": {"meta_gradient": 1, "learned": 2, "losses": 2},
-    "amg": {"meta_gradient": 1, "learned": 1, "losses": 4, "gradient": 1},
-    # As amg, where the plain gradient step made the back-propagation unnecessary.
-    "amg_plain": {"learned": 2, "losses": 4, "gradient": 1},
+    "smg": {"meta_gradient": 1, "adapted": 2, "losses": 2},
+    "amg": {"meta_gradient": 1, "adapted": 1, "losses": 4, "gradient": 1},
 }
 
 
@@ -113,13 +111,13 @@ def _network_rows(
     theta = family.init(keys[1], params)
     batches = (task.sample(keys[2], (2 * n_t + 1,)), task.sample(keys[3], (n_c,)))
     calls = _parts(task, family, theta, params, batches, n_t)
-    windows, kinds = _windows(task, family, theta, params, batches, n_t, n_c)
+    windows = _windows(task, family, theta, params, batches, n_t, n_c)
     calls |= {f"window of {name}": call for name, call in windows.items()}
     rounds = _time(calls, repeats)
 
     rows = []
     for guard in windows:
-        ideal = IDEALS[kinds[guard]]
+        ideal = IDEALS[guard]
         window = rounds[f"window of {guard}"]
         parts = sum(count * rounds[part] for part, count in ideal.items())
         rows.append(
@@ -152,12 +150,14 @@ def _parts(task, family, theta, params, batches, n_t) -> dict[str, Callable[[], 
         end = walk(*pair)
         return task.loss(end[0], one), end
 
+    def run(tx):  # as inside a guard: the state comes from before and goes on
+        walk = jax.jit(lambda params, state: unroll(tx, params, state, task.loss, steps)[:2])
+        return walk, (params, tx.init(params))
+
     calls = {
-        "learned": (jax.jit(walk), (theta, params)),
-        "fallback": (
-            jax.jit(lambda p: unroll(sgd, p, sgd.init(p), task.loss, steps)[:2]),
-            (params,),
-        ),
+        "learned": run(family.apply(theta)),
+        "fallback": run(sgd),
+        "adapted": (jax.jit(walk), (theta, params)),
         "losses": (jax.jit(lambda p: mean_loss(task.loss, p, held_out)), (params,)),
         "gradient": (jax.jit(lambda p: jax.value_and_grad(task.loss)(p, one)), (params,)),
         "meta_gradient": (
@@ -168,35 +168,41 @@ def _parts(task, family, theta, params, batches, n_t) -> dict[str, Callable[[], 
     return {name: lambda f=f, args=args: f(*args) for name, (f, args) in calls.items()}
 
 
-def _windows(task, family, theta, params, batches, n_t, n_c):
-    """One window of every guard; and by which ideal each is judged."""
+def _windows(task, family, theta, params, batches, n_t, n_c) -> dict[str, Callable[[], Any]]:
+    """One window of every guard."""
     train, held_out = batches
     learned, sgd = family.apply(theta), make_sgd().apply({})
     sizes = {"n_t": n_t, "n_c": n_c}
-    made = {
-        "lgl2o": guards.lgl2o(learned, sgd, **sizes),
-        "race": guards.race(learned, sgd, **sizes),
-        "gl2o": windowed(guards.gl2o(learned, sgd)),
-        "smg": guards.smg(family, theta, **sizes),
-        "amg": guards.amg(family, theta, **sizes),
-    }
-    calls, kinds = {}, {}
-    for name, guard in made.items():
-        count = 2 * n_t + 1 if name in ("smg", "amg") else n_t
-        steps = jax.tree.map(lambda leaf, count=count: leaf[:count], train)
 
-        def window(params, state, guard=guard, steps=steps):
+    def call(guard, count):
+        steps = jax.tree.map(lambda leaf: leaf[:count], train)
+
+        def window(params, state):
             updates, state = guard.update(
                 None, state, params, loss_fn=task.loss, train_batches=steps, eval_batches=held_out
             )
             return optax.apply_updates(params, updates), state
 
-        call, state = jax.jit(window), guard.init(params)
-        calls[name] = lambda call=call, state=state: call(params, state)
-        kinds[name] = name
-        if name == "amg" and calls[name]()[1].used_gradient:
-            kinds[name] = "amg_plain"
-    return calls, kinds
+        compiled, state = jax.jit(window), guard.init(params)
+        return lambda: compiled(params, state)
+
+    def amg(theta):
+        return call(guards.amg(family, theta, **sizes), 2 * n_t + 1)
+
+    # AMG back-propagates only where the learned steps lower the loss: of two untrained optimizers
+    # that step in opposite directions, one does.
+    net = theta["net"]
+    opposite = {**theta, "net": {**net, "readout": optax.tree.scale(-1.0, net["readout"])}}
+    descends = amg(theta)
+    if descends()[1].used_gradient:
+        descends = amg(opposite)
+    return {
+        "lgl2o": call(guards.lgl2o(learned, sgd, **sizes), n_t),
+        "race": call(guards.race(learned, sgd, **sizes), n_t),
+        "gl2o": call(windowed(guards.gl2o(learned, sgd)), n_t),
+        "smg": call(guards.smg(family, theta, **sizes), 2 * n_t + 1),
+        "amg": descends,
+    }
 
 
 def _time(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:

@@ -28,9 +28,9 @@ class RaceState(NamedTuple):
 
     Attributes:
       learned: memory of the learned optimizer.
-      points: params of each fallback's own run.
-      fallbacks: state of each fallback.
-      info: diagnostics; candidate 0 is the learned one, then the fallbacks in order.
+      points: params of each fallback's own run, then of each jumping run.
+      fallbacks: states of these.
+      info: diagnostics; candidate 0 is the learned one, then these in order.
     """
 
     learned: Any
@@ -45,6 +45,7 @@ def race(
     n_t: int = 10,
     n_c: int = 10,
     on_loss: Literal["carry", "rollback", "reset"] = "carry",
+    jumps: bool = False,
 ) -> Guard:
     r"""Race: every fallback runs on its own; the best of them and the learned one is kept.
 
@@ -67,11 +68,14 @@ def race(
       on_loss: memory of `learned` after a window that it lost, i.e. when it goes on from another
         point than its own: as it is, as before the window, or initial. Step counts (fields named
         ``count``) are never taken back, and a memory that is not finite is never kept.
+      jumps: adds a second run of every fallback, which jumps to the kept point after 1, 2, 4, 8,
+        ... windows, and so goes on from what the learned optimizer has won. The first runs, and
+        the promise, stay as they are.
 
     Returns:
       A guard; ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` with batch
       axes ``[n_t, ...]`` and ``[n_c, ...]``. With k fallbacks it costs (k + 1) n_t gradients and
-      (k + 1) n_c losses, and keeps k more copies of the params.
+      (k + 1) n_c losses, and keeps k more copies of the params. (With `jumps`, k counts twice.)
 
     Raises:
       ValueError: no fallback, an option out of range; `params`, `loss_fn` or batches missing,
@@ -84,7 +88,8 @@ def race(
         raise ValueError("race: give at least one fallback: race(learned, fallback).")
     check_option("race", "on_loss", on_loss, ("carry", "rollback", "reset"))
     tx = inner("race", "learned", learned)
-    txs = tuple(inner("race", f"fallback {i}", fallback) for i, fallback in enumerate(fallbacks))
+    plain = tuple(inner("race", f"fallback {i}", fallback) for i, fallback in enumerate(fallbacks))
+    txs = plain * 2 if jumps else plain
 
     def init_fn(params):
         return RaceState(
@@ -95,7 +100,11 @@ def race(
         )
 
     def start(state: RaceState, params):
-        return (params, *state.points), (state.learned, *state.fallbacks)
+        windows = state.info.windows
+        jump = (windows & (windows - 1)) == 0  # a power of two (or the start, where all agree)
+        jumping = [optax.tree.where(jump, params, point) for point in state.points[len(plain) :]]
+        points = (params, *state.points[: len(plain)], *jumping)
+        return points, (state.learned, *state.fallbacks)
 
     def decide(state: RaceState, params, runs: Runs, lengths):
         mask = jnp.arange(runs.losses.shape[1]) < lengths[1]

@@ -18,7 +18,7 @@ from metaopt.optimizers.features import (
     relative_time,
     safe_log,
 )
-from metaopt.trees import all_finite, check_float_tree, leaf_names
+from metaopt.trees import all_finite, check_float_tree, check_same_structure, leaf_names
 
 Variant = Literal["embedding", "none", "per_layer", "global"]
 EMA_SETS: dict[str, tuple[float, ...]] = {
@@ -193,7 +193,13 @@ def l3rs(
                 raise ValueError(
                     "l3rs: update needs the loss: update(grads, state, params, value=loss)."
                 )
+            check_same_structure("l3rs: gradients, compared with params", params, updates)
             names, index = _layers(layer_names(params), params)
+            if len(names) != len(state.lambda_):
+                raise ValueError(
+                    f"l3rs: got {len(names)} layers for the state of {len(state.lambda_)}; use the "
+                    "state of init(params) of the same params."
+                )
             grads, weights = (optax.tree.cast(tree, jnp.float32) for tree in (updates, params))
             value = jnp.asarray(value, jnp.float32)
             norms_of = lambda tree: _layer_norms(tree, index, len(names))

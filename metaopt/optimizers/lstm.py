@@ -108,6 +108,11 @@ def lstm(
         def update_fn(updates, state: LSTMState, params=None, **extra_args):
             del params, extra_args
             grad, unravel = ravel_pytree(optax.tree.cast(updates, jnp.float32))  # [m]
+            if len(grad) != len(state.memory[0][0]):
+                raise ValueError(
+                    f"lstm: got gradients of {len(grad)} parameters for the state of "
+                    f"{len(state.memory[0][0])}; use the state of init(params) of the same params."
+                )
             inputs = log_sign(grad, p)
             step, memory = cast(Any, net.apply({"params": theta["net"]}, inputs, state.memory))
             ok = all_finite(grad)

@@ -262,6 +262,7 @@ def velo(hidden: int = 512, bank: int = 256, *, warn_past_horizon: bool = True) 
                     lambda: None,
                 )
             check_same_structure("velo: updates", params, updates)
+            check_same_structure("velo: params, compared with the state's", state.v, params)
             treedef = jax.tree.structure(params)
             grads = treedef.flatten_up_to(updates)
             steps, new_state = _update(weights, horizon, grads, state, params, value)

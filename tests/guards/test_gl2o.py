@@ -78,14 +78,14 @@ def test_recent_maximum_never_grows_and_shrinks_within_m_acceptances():
 
 def test_ema_of_one_recent_term_and_recent_maximum_of_one_are_the_same():
     runs = [
-        walk(guards.gl2o(optax.sgd(0.8), optax.sgd(0.3), **options), jnp.ones(5), 12)
+        walk(guards.gl2o(optax.sgd(0.8), optax.sgd(0.3), **options), jnp.ones(5), 8)
         for options in (
             dict(sequence="EMA", theta=1.0),
             dict(sequence="RT"),
             dict(sequence="RM", m=1),
         )
     ]
-    assert 0 < int(runs[0][-1][1].info.wins[0]) < 12  # it is no trivial comparison
+    assert 0 < int(runs[0][-1][1].info.wins[0]) < 8  # it is no trivial comparison
     for (x, a), (y, b), (z, c) in zip(*runs, strict=True):
         np.testing.assert_array_equal(x, y)
         np.testing.assert_array_equal(x, z)
@@ -129,7 +129,7 @@ def test_the_fallbacks_own_step_is_always_accepted_with_alpha_one(lr):
         np.testing.assert_array_equal(x, z)
 
 
-@settings(max_examples=8, derandomize=True, deadline=None, phases=[Phase.generate])
+@settings(max_examples=6, derandomize=True, deadline=None, phases=[Phase.generate])
 @given(
     adversary=st.sampled_from(sorted(ADVERSARIES)),
     sequence=st.sampled_from(SEQUENCES),

@@ -43,8 +43,8 @@ def plain_run(tx, x, num_windows: int, window: tuple[int, int]):
 def test_the_fallbacks_run_is_bit_for_bit_the_run_without_us(learned, fallback):
     guard = guards.race(ADVERSARIES[learned](), FALLBACKS[fallback](), n_t=4, n_c=3)
     start = TASK.init(jax.random.key(0))
-    _, state = drive(guard, TASK, start, 4)[-1]
-    z, z_state = plain_run(FALLBACKS[fallback](), start, 4, guard.window)
+    _, state = drive(guard, TASK, start, 3)[-1]
+    z, z_state = plain_run(FALLBACKS[fallback](), start, 3, guard.window)
     np.testing.assert_array_equal(state.points[0], z)
     assert_trees_equal(state.fallbacks[0], z_state)
 
@@ -57,17 +57,22 @@ def test_useless_proposals_keep_the_fallbacks_run(value):
         np.testing.assert_allclose(x, state.points[0], rtol=1e-6, atol=1e-7)  # a delta was added
 
 
-@settings(max_examples=8, derandomize=True, deadline=None, phases=[Phase.generate])
+@settings(max_examples=6, derandomize=True, deadline=None, phases=[Phase.generate])
 @given(
     learned=st.sampled_from(sorted(ADVERSARIES)),
     others=st.lists(st.sampled_from(sorted(FALLBACKS)), min_size=1, max_size=2),
     on_loss=st.sampled_from(["carry", "rollback", "reset"]),
+    jumps=st.booleans(),
     seed=st.integers(0, 100),
 )
-def test_the_kept_point_is_never_worse_than_any_fallbacks_own_run(learned, others, on_loss, seed):
+def test_the_kept_point_is_never_worse_than_any_fallbacks_own_run(
+    learned, others, on_loss, jumps, seed
+):
     """The theorem: on the window's validation batches, at every decision, for any proposals."""
     fallbacks = [FALLBACKS[name]() for name in others]
-    guard = guards.race(ADVERSARIES[learned](), *fallbacks, n_t=3, n_c=2, on_loss=on_loss)
+    guard = guards.race(
+        ADVERSARIES[learned](), *fallbacks, n_t=3, n_c=2, on_loss=on_loss, jumps=jumps
+    )
     start = TASK.init(jax.random.key(seed))
     batches = stream_of(TASK, 4 * 5, seed)
     for w, (x, state) in enumerate(drive(guard, TASK, start, 4, batches=batches)):
@@ -134,6 +139,27 @@ def test_diagnostics_count_every_runner():
     get = lambda key: optax.tree_utils.tree_get(state, key)
     assert get("windows") == 2 and get("losses").shape == (3,) and get("wins").sum() == 2
     assert get("gradient_evals") == 2 * 3 * 4 and get("loss_evals") == 2 * 3 * 3
+
+
+def test_jumping_runs_go_on_from_the_kept_point_and_leave_the_plain_runs_alone():
+    """The learned optimizer is ahead at first, then of no use; the jumpers keep its lead."""
+    learned = optax.sgd(lambda t: jnp.where(t < 6, 0.5, jnp.nan))
+    fallback = optax.sgd(0.05, momentum=0.5)
+    guard = guards.race(learned, fallback, n_t=3, n_c=2, jumps=True)
+    start = jnp.full(5, 4.0)
+    trail = drive(guard, TASK, start, 5)
+    assert [int(state.info.winner) for _, state in trail] == [0, 0, 2, 2, 2]
+    _, state = trail[-1]
+    z, z_state = plain_run(fallback, start, 5, guard.window)
+    np.testing.assert_array_equal(state.points[0], z)
+    assert_trees_equal(state.fallbacks[0], z_state)
+    assert state.info.gradient_evals == 5 * 3 * 3
+    # The jump after two windows is the last one before the fifth.
+    batches = stream_of(TASK, 25).reshape(5, 5, -1)[2:, :3].reshape(9, -1)
+    jumper_state = trail[1][1].fallbacks[1]
+    with jax.disable_jit():
+        j, _, _ = unroll(fallback, trail[1][0], jumper_state, TASK.loss, batches[:6])
+    np.testing.assert_array_equal(trail[3][1].points[1], j)
 
 
 def test_params_and_state_may_be_donated():

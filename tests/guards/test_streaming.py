@@ -29,7 +29,9 @@ CASES = {
     "lgl2o_fresh": lambda: guards.lgl2o(
         FAMILY.apply(THETA), optax.adam(0.2), n_t=2, n_c=3, memory="fresh"
     ),
-    "race": lambda: guards.race(FAMILY.apply(THETA), optax.sgd(0.3), optax.adam(0.2), n_t=3, n_c=2),
+    "race": lambda: guards.race(
+        FAMILY.apply(THETA), optax.sgd(0.3), optax.adam(0.2), n_t=3, n_c=2, jumps=True
+    ),
     "race_nan": lambda: guards.race(ADVERSARIES["nan"](), FALLBACKS["momentum"](), n_t=3, n_c=2),
     "smg": lambda: guards.smg(FAMILY, THETA, n_t=2, n_c=2, lr_params=0.5),
     "amg": lambda: guards.amg(FAMILY, THETA, n_t=2, n_c=2, lr_params=0.5),
