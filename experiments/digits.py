@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from metaopt.config import EvaluateJob, TrainJob
-from metaopt.jobs import evaluate_suite, meta_train
+from metaopt.jobs import evaluate_suite, in_processes, meta_train
 from metaopt.meta import NESConfig, TBPTTConfig
 from metaopt.report import print_summary, report
 
@@ -24,37 +24,48 @@ OUT = Path("runs/digits")
 L3RS = TrainJob(
     task="digits",
     learned="l3rs",
-    steps=300,
-    nes=NESConfig(population=32, tasks=4, sigma=0.05, lr=1e-2),
+    steps=160,
+    nes=NESConfig(population=32, tasks=4, sigma=0.05, lr=1e-2, half_life=200),
     out=OUT / "L3RS",
 )
 L2O_START = TrainJob(
     task="digits",
     learned="lstm",
     method="tbptt",
-    steps=600,
-    tbptt=TBPTTConfig(tasks=2, lr=3e-3),
+    steps=500,
+    validate_every=50,
+    tbptt=TBPTTConfig(tasks=1, lr=2e-3),
     out=OUT / "L2O-start",
 )
 L2O = TrainJob(
     task="digits",
     learned="lstm",
-    steps=10,
+    steps=6,
+    validate_every=3,
     nes=NESConfig(population=8, tasks=2, sigma=0.01, lr=1e-3),
     warm_start=str(L2O_START.out),
     out=OUT / "L2O",
 )
-EVALUATION = EvaluateJob(checkpoints=(L3RS.out, L2O.out), suite="digits", out=OUT / "evaluation")
+EVALUATION = EvaluateJob(
+    checkpoints=(L3RS.out, L2O.out), suite="digits", workers=2, out=OUT / "evaluation"
+)
+
+
+def meta_train_in_turn(*jobs: TrainJob) -> None:
+    """One process: the later jobs start from what the earlier ones exported."""
+    for job in jobs:
+        meta_train(job)
 
 
 def main() -> int:
     console, started = Console(), time.perf_counter()
-    for number, job in enumerate((L3RS, L2O_START, L2O), start=1):
-        console.print(f"[bold]{number}/5[/] meta-train {job.learned} by {job.method}: {job.out}")
-        meta_train(job)
-    console.print(f"[bold]4/5[/] evaluate: {EVALUATION.out}")
-    evaluate_suite(EVALUATION)
-    console.print("[bold]5/5[/] report")
+    console.print(f"[bold]1/3[/] meta-train {L3RS.out} and, beside it, {L2O.out}")
+    with console.status("meta-training: the metrics.jsonl of each folder grows"):
+        in_processes(meta_train_in_turn, [(L3RS,), (L2O_START, L2O)], workers=2)
+    console.print(f"[bold]2/3[/] tune the baselines and evaluate: {EVALUATION.out}")
+    with console.status("evaluating"):
+        evaluate_suite(EVALUATION)
+    console.print("[bold]3/3[/] report")
     print_summary(report(EVALUATION.out), console)
     console.print(f"took {time.perf_counter() - started:.0f} s")
     return 0

@@ -100,6 +100,7 @@ class TrainJob:
       steps: meta-updates of the whole run.
       nes: settings of --method nes.
       tbptt: settings of --method tbptt.
+      validate_every: meta-updates between two validations; the best theta is exported.
       warm_start: export or run folder whose theta is the start; empty: a fresh one.
       seed: fixes all randomness.
       out: folder of the run; an interrupted run goes on when the command is given again.
@@ -113,14 +114,16 @@ class TrainJob:
     steps: int = 300
     nes: NESConfig = field(default_factory=NESConfig)
     tbptt: TBPTTConfig = field(default_factory=TBPTTConfig)
+    validate_every: int = 25
     warm_start: str = ""
     seed: int = 0
     out: Path = Path("runs/train")
     overwrite: bool = False
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"TrainJob.steps must be at least 1, got {self.steps}.")
+        for name in ("steps", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainJob.{name} must be at least 1, got {getattr(self, name)}.")
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
@@ -150,6 +153,7 @@ class EvaluateJob:
       fallback: the baseline that guards fall back to.
       seeds: runs per optimizer and task.
       tuning_seeds: runs per point of a baseline's grid.
+      workers: processes that share the tasks of the suite.
       out: folder of the records; what is already there is not run again.
       overwrite: run everything again.
     """
@@ -161,6 +165,7 @@ class EvaluateJob:
     fallback: str = "sgd"
     seeds: int = 10
     tuning_seeds: int = 3
+    workers: int = 1
     out: Path = Path("runs/evaluation")
     overwrite: bool = False
 
@@ -173,7 +178,7 @@ class EvaluateJob:
                 f"EvaluateJob.fallback must be one of the baselines ({self.baselines}), "
                 f"got {self.fallback!r}."
             )
-        for name in ("seeds", "tuning_seeds"):
+        for name in ("seeds", "tuning_seeds", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"EvaluateJob.{name} must be at least 1, got {getattr(self, name)}."

@@ -1,6 +1,7 @@
 """Optimizers x seeds on one task: curves on the same initial params and mini-batches."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt.base import Key, Split, Task
+from metaopt.base import Batch, Key, Params, Split, Task
 from metaopt.rollouts import windowed
 
 
@@ -65,34 +66,51 @@ def evaluate(
         accuracy = task.accuracy(params, whole) if task.accuracy else jnp.nan
         return task.loss(params, whole), jnp.asarray(accuracy)
 
-    def run(key):
-        k_init, k_windows = jax.random.split(key)
-        params = task.init(k_init)
+    def one_window(params, state, train_batches, eval_batches):
+        updates, state = tx.update(
+            None,
+            state,
+            params,
+            loss_fn=task.loss,
+            train_batches=train_batches,
+            eval_batches=eval_batches,
+        )
+        params = optax.apply_updates(params, updates)
+        seen = {name: optax.tree.get(state, name) for name in diagnostics}
+        return params, state, (measure(params), seen)
 
-        def one_window(carry, key):
-            params, state = carry
-            k_train, k_eval = jax.random.split(key)
-            updates, state = tx.update(
-                None,
-                state,
-                params,
-                loss_fn=task.loss,
-                train_batches=task.sample(k_train, (window,)),
-                eval_batches=task.sample(k_eval, (window,)),
-            )
-            params = optax.apply_updates(params, updates)
-            seen = {name: optax.tree.get(state, name) for name in diagnostics}
-            return (params, state), (measure(params), seen)
-
-        keys = jax.random.split(k_windows, num_steps // window)
-        start = (params, tx.init(params))
-        _, ((loss, accuracy), seen) = jax.lax.scan(one_window, start, keys)
-        first = measure(params)
-        return jnp.append(first[0], loss), jnp.append(first[1], accuracy), seen
-
-    loss, accuracy, seen = jax.device_get(jax.jit(jax.vmap(run))(keys))
+    params, k_rest = _starts(task, keys)
+    state = jax.jit(jax.vmap(tx.init))(params)
+    step = jax.jit(jax.vmap(one_window))
+    records = [(jax.jit(jax.vmap(measure))(params), {})]
+    window_keys = jax.vmap(lambda k: jax.random.split(k, num_steps // window))(k_rest)
+    for k_window in jnp.moveaxis(window_keys, 1, 0):
+        k_train, k_eval = jnp.moveaxis(jax.vmap(jax.random.split)(k_window), 1, 0)
+        batches = (_draw(task, window, k) for k in (k_train, k_eval))
+        params, state, record = step(params, state, *batches)
+        records.append(record)
+    measured, seen = zip(*jax.device_get(records), strict=True)
+    loss, accuracy = (np.stack(values, axis=1) for values in zip(*measured, strict=True))
+    states = {name: np.stack([s[name] for s in seen[1:]], axis=1) for name in diagnostics}
     steps = np.arange(0, num_steps + 1, window)
-    return Curves(steps, loss, accuracy, {name: np.asarray(v) for name, v in seen.items()})
+    return Curves(steps, loss, accuracy, states)
+
+
+# Random bits take XLA longer to compile than the optimizers that are compared (and under `vmap`
+# longer still): they are drawn in programs of their own, compiled once per task.
+
+
+@partial(jax.jit, static_argnums=0)
+def _starts(task: Task, keys: Key) -> tuple[Params, Key]:
+    """Initial params of all seeds, stacked, and a key each for the rest of the run."""
+    k_init, k_rest = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    return jax.lax.map(task.init, k_init), k_rest
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw(task: Task, number: int, keys: Key) -> Batch:
+    """`number` training mini-batches per key, ``[S, number, ...]``."""
+    return jax.lax.map(lambda key: task.sample(key, (number,)), keys)
 
 
 class Baseline(NamedTuple):
@@ -120,11 +138,8 @@ def tune(
     """
     valid = task.whole("valid")
 
-    def final_loss(make, lr, key):
-        k_init, k_batches = jax.random.split(key)
-        params = task.init(k_init)
+    def final_loss(make, lr, params, batches):
         tx: Any = windowed(make(lr, num_steps))
-        batches = task.sample(k_batches, (num_steps,))
         updates, _ = tx.update(
             None, tx.init(params), params, loss_fn=task.loss, train_batches=batches
         )
@@ -132,9 +147,12 @@ def tune(
 
     grid: dict[str, list[float]] = {}
     rates = jnp.asarray(baseline.rates)
+    params, k_batches = _starts(task, keys)
+    batches = _draw(task, num_steps, k_batches)
     for schedule, make in baseline.make.items():
-        over_seeds = jax.vmap(lambda lr, key, make=make: final_loss(make, lr, key), (None, 0))
-        losses = jnp.mean(jax.jit(jax.vmap(over_seeds, (0, None)))(rates, keys), axis=1)
+        one = lambda lr, params, batches, make=make: final_loss(make, lr, params, batches)
+        grid_losses = jax.jit(jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None)))
+        losses = jnp.mean(grid_losses(rates, params, batches), axis=1)
         grid[schedule] = [float(x) for x in jnp.where(jnp.isfinite(losses), losses, jnp.inf)]
     points = [(min(losses), schedule) for schedule, losses in grid.items()]
     schedule = min(points)[1]

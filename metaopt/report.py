@@ -12,7 +12,7 @@ from rich.table import Table
 from metaopt import checkpoints, plots
 from metaopt.config import BASELINES
 from metaopt.evaluation import Curves
-from metaopt.jobs import INDEX, folder_name, read_curves
+from metaopt.jobs import INDEX, RECORD, folder_name, read_curves
 from metaopt.statistics import divergence_rate, mean_interval, steps_to_reach
 from metaopt.training import METRICS, read_metrics
 
@@ -46,11 +46,16 @@ def report(folder: Path) -> dict[str, Any]:
             f"{folder}: holds no {INDEX}; give the --out folder of `metaopt evaluate`."
         )
     index = json.loads(index_path.read_text())
-    if not index["tasks"]:
+    records = {
+        task: json.loads((folder / task / RECORD).read_text())
+        for task in index["tasks"]
+        if (folder / task / RECORD).exists()
+    }
+    if not records:
         raise ValueError(f"{folder}: the evaluation has no finished task; run it again to resume.")
     panels, targets, rows = {}, {}, {}
-    for record in index["tasks"].values():
-        curves = {name: read_curves(folder / file) for name, file in record["curves"].items()}
+    for task, record in records.items():
+        curves = {n: read_curves(folder / task / file) for n, file in record["curves"].items()}
         title = record["title"]
         panels[title] = {name: _line(c) for name, c in curves.items()}
         target = panels[title][REFERENCE].mean[-1] if REFERENCE in curves else float("nan")
@@ -58,9 +63,9 @@ def report(folder: Path) -> dict[str, Any]:
         rows[title] = [_row(name, c, target) for name, c in curves.items()]
     figures = plots.curves_figure(panels, folder / "figures" / "comparison", targets=targets)
     figures += _training_figures(index, folder)
-    figures += _mixture_figures(index, folder)
+    figures += _mixture_figures(index, folder, *next(iter(records.items())))
     summary = folder / "summary.md"
-    summary.write_text(_markdown(index, rows))
+    summary.write_text(_markdown(index["job"], list(records.values()), rows))
     return {"rows": rows, "figures": figures, "summary": summary}
 
 
@@ -104,8 +109,9 @@ def _cells(row: Row) -> list[str]:
     return [row.optimizer, loss, f"{row.accuracy:.1f}%", steps]
 
 
-def _markdown(index: dict[str, Any], rows: dict[str, list[Row]]) -> str:
-    job = index["job"]
+def _markdown(
+    job: dict[str, Any], records: list[dict[str, Any]], rows: dict[str, list[Row]]
+) -> str:
     lines = [
         "# Evaluation",
         "",
@@ -113,7 +119,6 @@ def _markdown(index: dict[str, Any], rows: dict[str, list[Row]]) -> str:
         "the test split with its 95% bootstrap interval. Steps: the first measured step at which "
         f"the mean loss is at most that of tuned {REFERENCE} at its end.",
     ]
-    records = list(index["tasks"].values())
     for record, (title, task_rows) in zip(records, rows.items(), strict=True):
         header = f"| optimizer | final test loss | accuracy | steps to {REFERENCE}'s loss |"
         lines += ["", f"## {title}", "", header, "|---|---|---|---|"]
@@ -139,15 +144,16 @@ def _training_figures(index: dict[str, Any], folder: Path) -> list[Path]:
     return plots.meta_training_figure(runs, folder / "figures" / "meta_training") if runs else []
 
 
-def _mixture_figures(index: dict[str, Any], folder: Path) -> list[Path]:
+def _mixture_figures(
+    index: dict[str, Any], folder: Path, task: str, record: dict[str, Any]
+) -> list[Path]:
     """lambda and alpha of every L3RS checkpoint on the first task of the suite."""
     figures = []
-    record = next(iter(index["tasks"].values()))
     for path in map(Path, index["job"]["checkpoints"]):
         name = folder_name(path)
         if name not in record["curves"]:
             continue
-        curves = read_curves(folder / record["curves"][name])
+        curves = read_curves(folder / task / record["curves"][name])
         if "alpha" in curves.state:
             export = checkpoints.load(path)
             layers = list(export.theta.get("embedding", {}))

@@ -1,11 +1,14 @@
 """Runs a meta-training to its end: checkpoints, resuming, keep-best, metrics and progress."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from metaopt.base import Key, Theta
 from metaopt.meta.base import MetaTrainer
 
-METRICS, CONFIG, STATES = "metrics.jsonl", "config.json", "states"
+METRICS, CONFIG, STATES, LOCK = "metrics.jsonl", "config.json", "states", "lock"
 
 
 class TrainState(NamedTuple):
@@ -72,6 +75,27 @@ def train(
     if steps < 1:
         raise ValueError(f"train: steps must be at least 1, got {steps}.")
     folder = Path(out).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_writer(folder):
+        return _train(
+            trainer, theta, steps, seed, folder, config, validate, validate_every,
+            checkpoint_every, label, overwrite,
+        )  # fmt: skip
+
+
+def _train(
+    trainer: MetaTrainer,
+    theta: Theta,
+    steps: int,
+    seed: int,
+    folder: Path,
+    config: Mapping[str, Any],
+    validate: Callable[[Theta, Key], jax.Array],
+    validate_every: int,
+    checkpoint_every: int,
+    label: str,
+    overwrite: bool,
+) -> tuple[Theta, float]:
     _claim(folder, config, overwrite)
     k_init, k_validate, k_steps = jax.random.split(jax.random.key(seed), 3)
     step_fn, validate_fn = jax.jit(trainer.step), jax.jit(validate)
@@ -109,6 +133,20 @@ def train(
     return state.best, float(state.best_loss)
 
 
+@contextlib.contextmanager
+def _only_writer(folder: Path):
+    """Holds the run folder's lock; it is released when the process ends, however it ends."""
+    with open(folder / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process is training in this folder; wait for it, stop it, or "
+                "choose another folder."
+            ) from None
+        yield
+
+
 def _claim(folder: Path, config: Mapping[str, Any], overwrite: bool) -> None:
     """Makes the run folder, or checks that the run in it has the same configuration."""
     text = json.dumps(dict(config), indent=1, sort_keys=True)
@@ -123,9 +161,9 @@ def _claim(folder: Path, config: Mapping[str, Any], overwrite: bool) -> None:
                 "one, choose another folder, or start afresh with --overwrite."
             )
         return
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir() if overwrite else ():
+        if old.name != LOCK:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
     part = path.with_suffix(".part")
     part.write_text(text)
     os.replace(part, path)
@@ -148,7 +186,7 @@ def _metrics_file(path: Path, done: int):
 
 
 class _progress:
-    """A progress bar on a terminal, and nothing elsewhere."""
+    """A progress bar on a terminal, and nothing elsewhere, nor in a worker process."""
 
     def __init__(self, label: str, steps: int):
         console = Console(stderr=True)
@@ -160,7 +198,7 @@ class _progress:
             TextColumn("{task.fields[rate]:,.0f} inner steps/s"),
             TimeRemainingColumn(),
             console=console,
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or parent_process() is not None,
         )
         self.task = self.bar.add_task(label, total=steps, loss=float("nan"), rate=0.0)
 

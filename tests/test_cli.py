@@ -44,9 +44,9 @@ def test_the_whole_way_from_training_to_report(evaluation, capsys):
 
 def test_table_shows_what_the_records_hold(evaluation):
     folder, _ = evaluation
-    index = json.loads((folder / "records" / jobs.INDEX).read_text())
-    record = index["tasks"]["0-moons-20"]
-    curves = jobs.read_curves(folder / "records" / record["curves"]["SGD"])
+    task = folder / "records" / "0-moons-20"
+    record = json.loads((task / jobs.RECORD).read_text())
+    curves = jobs.read_curves(task / record["curves"]["SGD"])
     assert curves.loss.shape == (3, 3)
     assert (
         f"| SGD | {np.mean(curves.loss[:, -1]):.4f} ["
@@ -58,7 +58,7 @@ def test_what_is_recorded_is_not_run_again(evaluation, monkeypatch):
     _, arguments = evaluation
     monkeypatch.setattr(jobs, "evaluate", lambda *a, **k: pytest.fail("ran again"))
     monkeypatch.setattr(jobs, "tune", lambda *a, **k: pytest.fail("tuned again"))
-    assert main(arguments[:-4] + arguments[-4:]) == 0
+    assert main(arguments) == 0
 
 
 def test_records_of_another_evaluation_are_not_mixed(evaluation, capsys):

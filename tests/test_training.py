@@ -82,6 +82,24 @@ def test_a_changed_configuration_is_named_and_refused(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == {"a": 2}
 
 
+def test_two_processes_do_not_write_one_run(tmp_path):
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1)"
+    hold += "; sys.stdout.flush(); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout.readline()
+    with pytest.raises(ValueError, match="another process is training"):
+        run(tmp_path, 2)
+    other.kill()
+    other.wait()
+    other.stdin.close()
+    other.stdout.close()
+    run(tmp_path, 2)
+
+
 def test_zero_steps_are_refused(tmp_path):
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         run(tmp_path, 0)

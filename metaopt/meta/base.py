@@ -25,32 +25,55 @@ class MetaTrainer(NamedTuple):
     theta: Callable[[Any], Theta]
 
 
+class Start(NamedTuple):
+    """The beginning of an inner run, whatever optimizer takes it on.
+
+    Attributes: task_params: of its task; params: initial ones; key: for its mini-batches.
+    """
+
+    task_params: Any
+    params: Any
+    key: Key
+
+
+def starts(family: TaskFamily, keys: Key) -> Start:
+    """One `Start` per key, stacked along axis 0: task, initial params and all mini-batches.
+
+    By `lax.map`, since random bits under `vmap` take XLA several times longer to compile.
+    """
+
+    def start(key):
+        k_task, k_init, key = jax.random.split(key, 3)
+        task_params = family.sample(k_task)
+        return Start(task_params, family.task(task_params).init(k_init), key)
+
+    return jax.lax.map(start, keys)
+
+
 def inner_run(
     lopt: LearnedOptimizer,
     family: TaskFamily,
     theta: Theta,
-    key: Key,
+    start: Start,
     *,
     num_steps: jax.Array | int,
     eval_batches: int,
     split: Split = "valid",
 ) -> tuple[jax.Array, jax.Array]:
-    """One run of the optimizer on a task drawn from `family`.
+    """One run of the optimizer on a task of `family`, forward only.
 
-    The key fixes task, initial params and all mini-batches, so that runs with one key and
-    different theta are compared on common random numbers.
+    Runs from one start with different theta are compared on common random numbers.
 
     Returns:
       The loss after `num_steps` steps over `eval_batches` mini-batches of `split`, and the mean
       training loss along the way. NaN counts as +inf in the first.
     """
-    k_task, k_init, k_train, k_eval = jax.random.split(key, 4)
-    task = family.task(family.sample(k_task))
-    tx, params = lopt.apply(theta, num_steps=num_steps), task.init(k_init)
+    k_train, k_eval = jax.random.split(start.key)
+    task, tx = family.task(start.task_params), lopt.apply(theta, num_steps=num_steps)
     params, _, trajectory = unroll_sampled(
         tx,
-        params,
-        tx.init(params),
+        start.params,
+        tx.init(start.params),
         task.loss,
         lambda t: task.sample(jax.random.fold_in(k_train, t), ()),
         num_steps,

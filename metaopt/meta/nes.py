@@ -10,7 +10,7 @@ import optax
 from evosax.algorithms import Open_ES
 
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
-from metaopt.meta.base import MetaTrainer, check_theta, inner_run
+from metaopt.meta.base import MetaTrainer, check_theta, inner_run, starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +123,12 @@ def nes(lopt: LearnedOptimizer, family: TaskFamily, theta: Theta, config: NESCon
         state: Any = strategy.init(key, theta, params)
         return NESState(strong(state.replace(std=sigma(0))), jnp.zeros([], jnp.int32))
 
-    def loss_of(theta, task_key, num_steps):
+    def loss_of(theta, start, num_steps):
         final, trajectory = inner_run(
             lopt,
             family,
             theta,
-            task_key,
+            start,
             num_steps=num_steps,
             eval_batches=config.eval_batches,
         )
@@ -140,7 +140,7 @@ def nes(lopt: LearnedOptimizer, family: TaskFamily, theta: Theta, config: NESCon
         population, es = strategy.ask(k_ask, state.strategy, params)
         over_tasks = jax.vmap(loss_of, in_axes=(None, 0, None))
         losses = jax.vmap(over_tasks, in_axes=(0, None, None))(
-            population, jax.random.split(k_tasks, config.tasks), num_steps
+            population, starts(family, jax.random.split(k_tasks, config.tasks)), num_steps
         )  # [population, tasks]
         losses = jnp.mean(losses, axis=1)
         finite = jnp.isfinite(losses)

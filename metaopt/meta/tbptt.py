@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
-from metaopt.meta.base import MetaTrainer, check_theta
+from metaopt.meta.base import MetaTrainer, check_theta, starts
 from metaopt.rollouts import unroll
 from metaopt.trees import all_finite
 
@@ -88,25 +88,21 @@ def tbptt(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig) -> Me
         max_consecutive_errors=jnp.iinfo(jnp.int32).max,
     )
 
-    def start(key, theta):
-        """The beginning of an inner run; theta enters through the optimizer's memory."""
-        k_task, k_init = jax.random.split(key)
-        task_params = family.sample(k_task)
-        params = family.task(task_params).init(k_init)
-        state = lopt.apply(theta, num_steps=config.rollout).init(params)
-        return InnerRun(task_params, params, state, step=jnp.zeros([], jnp.int32))
+    def begin(start, theta):
+        """Theta enters a run through the optimizer's initial memory."""
+        state = lopt.apply(theta, num_steps=config.rollout).init(start.params)
+        return InnerRun(start.task_params, start.params, state, step=jnp.zeros([], jnp.int32))
 
     def init(key, theta):
         check_theta("tbptt", theta)
-        keys = jax.random.split(key, config.tasks)
-        runs = jax.vmap(start, in_axes=(0, None))(keys, theta)
+        fresh = starts(family, jax.random.split(key, config.tasks))
+        runs = jax.vmap(begin, in_axes=(0, None))(fresh, theta)
         return TBPTTState(theta, optimizer.init(theta), runs)
 
-    def window_loss(theta, key, run):
-        k_start, k_batches = jax.random.split(key)
-        run = optax.tree.where(run.step == 0, start(k_start, theta), run)
+    def window_loss(theta, start, run):
+        run = optax.tree.where(run.step == 0, begin(start, theta), run)
         task = family.task(run.task_params)
-        batches = task.sample(k_batches, (config.truncation + 1,))
+        batches = task.sample(start.key, (config.truncation + 1,))
         train, last = (
             jax.tree.map(lambda a: a[:-1], batches),
             jax.tree.map(lambda a: a[-1], batches),
@@ -125,14 +121,14 @@ def tbptt(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig) -> Me
         loss = (jnp.sum(losses) + final) / (config.truncation + 1)
         return loss, InnerRun(run.task_params, params, state, step)
 
-    def mean_window_loss(theta, keys, runs):
-        losses, runs = jax.vmap(window_loss, in_axes=(None, 0, 0))(theta, keys, runs)
+    def mean_window_loss(theta, fresh, runs):
+        losses, runs = jax.vmap(window_loss, in_axes=(None, 0, 0))(theta, fresh, runs)
         return jnp.mean(losses), (losses, runs)
 
     def step(key, state: TBPTTState):
-        keys = jax.random.split(key, config.tasks)
+        fresh = starts(family, jax.random.split(key, config.tasks))
         grad, (losses, runs) = jax.grad(mean_window_loss, has_aux=True)(
-            state.theta, keys, state.runs
+            state.theta, fresh, state.runs
         )
         updates, opt_state = optimizer.update(grad, state.optimizer, state.theta)
         finite = jnp.isfinite(losses)

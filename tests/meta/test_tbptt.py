@@ -103,10 +103,10 @@ def test_one_update_is_adam_on_the_gradient_of_the_window(truncation):
     adam_state = adam.init(start)
     for i, (before, _, metrics) in enumerate(history):
         key = jax.random.split(jax.random.fold_in(jax.random.key(2), i), 1)[0]
-        k_start, k_batches = jax.random.split(key)
+        _, k_init, k_batches = jax.random.split(key, 3)
         fresh = int(before.runs.step[0]) == 0
         assert fresh == (i * truncation % 6 == 0)
-        x = task.init(jax.random.split(k_start)[1])
+        x = task.init(k_init)
         x = x if fresh else before.runs.params[0]
         batches = task.sample(k_batches, (truncation + 1,))
 
