@@ -24,7 +24,7 @@ OUT = Path("runs/digits")
 L3RS = TrainJob(
     task="digits",
     learned="l3rs",
-    steps=160,
+    steps=150,
     nes=NESConfig(population=32, tasks=4, sigma=0.05, lr=1e-2, half_life=200),
     out=OUT / "L3RS",
 )
@@ -32,8 +32,8 @@ L2O_START = TrainJob(
     task="digits",
     learned="lstm",
     method="tbptt",
-    steps=500,
-    validate_every=50,
+    steps=320,
+    validate_every=40,
     tbptt=TBPTTConfig(tasks=1, lr=2e-3),
     out=OUT / "L2O-start",
 )
@@ -47,7 +47,7 @@ L2O = TrainJob(
     out=OUT / "L2O",
 )
 EVALUATION = EvaluateJob(
-    checkpoints=(L3RS.out, L2O.out), suite="digits", workers=2, out=OUT / "evaluation"
+    checkpoints=(L3RS.out, L2O.out), suite="digits", seeds=8, workers=2, out=OUT / "evaluation"
 )
 
 

@@ -118,50 +118,54 @@ class Baseline(NamedTuple):
 
     Attributes:
       name: how tables call it.
-      make: ``(lr, num_steps) -> transformation`` per schedule name; lr may be traced.
+      make: ``schedule -> transformation``; a schedule maps the step count to a learning rate.
+      schedules: name -> ``(lr, num_steps) -> schedule``; lr may be traced.
       rates: learning rates that are tried with each schedule.
     """
 
     name: str
-    make: Mapping[str, Callable[[Any, int], optax.GradientTransformation]]
+    make: Callable[[optax.Schedule], optax.GradientTransformation]
+    schedules: Mapping[str, Callable[[Any, int], optax.Schedule]]
     rates: tuple[float, ...]
 
+    def chosen(self, schedule: str, lr: float) -> Callable[[int], optax.GradientTransformation]:
+        """``num_steps -> transformation`` for one point of the grid."""
+        return lambda num_steps: self.make(self.schedules[schedule](lr, num_steps))
 
-def tune(
-    baseline: Baseline, task: Task, *, num_steps: int, keys: Key
-) -> tuple[Callable[[int], optax.GradientTransformation], dict[str, Any]]:
+
+def tune(baseline: Baseline, task: Task, *, num_steps: int, keys: Key) -> dict[str, Any]:
     """Grid search on the "valid" split: the lowest mean final loss over the seeds wins.
 
     Returns:
-      ``num_steps -> transformation`` of the winner, and a record of the search: the chosen
-      schedule and rate, and the loss of every point of the grid (inf where a run diverged).
+      A record of the search as plain JSON data: the chosen ``schedule`` and ``lr``, and the loss
+      of every point of the grid (inf where a run diverged).
     """
     valid = task.whole("valid")
+    names = list(baseline.schedules)
+    params, k_batches = _starts(task, keys)
+    batches = _draw(task, num_steps, k_batches)
 
-    def final_loss(make, lr, params, batches):
-        tx: Any = windowed(make(lr, num_steps))
+    def final_loss(which, lr, params, batches):
+        schedules = [make(lr, num_steps) for make in baseline.schedules.values()]
+        schedule = lambda count: jnp.stack([jnp.asarray(s(count)) for s in schedules])[which]
+        tx: Any = windowed(baseline.make(schedule))
         updates, _ = tx.update(
             None, tx.init(params), params, loss_fn=task.loss, train_batches=batches
         )
         return task.loss(optax.apply_updates(params, updates), valid)
 
-    grid: dict[str, list[float]] = {}
-    rates = jnp.asarray(baseline.rates)
-    params, k_batches = _starts(task, keys)
-    batches = _draw(task, num_steps, k_batches)
-    for schedule, make in baseline.make.items():
-        one = lambda lr, params, batches, make=make: final_loss(make, lr, params, batches)
-        grid_losses = jax.jit(jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None)))
-        losses = jnp.mean(grid_losses(rates, params, batches), axis=1)
-        grid[schedule] = [float(x) for x in jnp.where(jnp.isfinite(losses), losses, jnp.inf)]
-    points = [(min(losses), schedule) for schedule, losses in grid.items()]
-    schedule = min(points)[1]
-    lr = baseline.rates[int(np.argmin(grid[schedule]))]
-    record = {
-        "schedule": schedule,
-        "lr": lr,
+    # One program for the whole grid: [schedules, rates, seeds].
+    over_seeds = jax.vmap(final_loss, (None, None, 0, 0))
+    over_rates = jax.vmap(over_seeds, (None, 0, None, None))
+    over_grid = jax.jit(jax.vmap(over_rates, (0, None, None, None)))
+    losses = over_grid(jnp.arange(len(names)), jnp.asarray(baseline.rates), params, batches)
+    losses = np.asarray(jnp.mean(losses, axis=2), np.float64)
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    row, column = np.unravel_index(np.argmin(losses), losses.shape)
+    return {
+        "schedule": names[row],
+        "lr": baseline.rates[column],
         "rates": list(baseline.rates),
-        "grid": grid,
-        "runs": len(keys) * len(rates) * len(grid),
+        "grid": dict(zip(names, losses.tolist(), strict=True)),
+        "runs": losses.size * len(keys),
     }
-    return lambda horizon: baseline.make[schedule](lr, horizon), record

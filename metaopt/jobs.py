@@ -214,17 +214,15 @@ def _contenders(job: EvaluateJob, task: Task, loaded, record, key) -> list[Conte
     contenders, makes = [], {}
     for name in names(job.baselines):
         baseline = BASELINES[name]
-        if name in record["tuned"]:
-            chosen = record["tuned"][name]
-            make = baseline.make[chosen["schedule"]]
-            makes[name] = lambda num_steps, make=make, lr=chosen["lr"]: make(lr, num_steps)
-        else:
-            makes[name], record["tuned"][name] = tune(
+        if name not in record["tuned"]:
+            record["tuned"][name] = tune(
                 baseline,
                 task,
                 num_steps=record["num_steps"],
                 keys=jax.random.split(key, job.tuning_seeds),
             )
+        found = record["tuned"][name]
+        makes[name] = baseline.chosen(found["schedule"], found["lr"])
         contenders.append(Contender(baseline.name, makes[name]))
     for name, export in loaded.items():
         learned = lambda num_steps, export=export: export.apply(num_steps=num_steps)

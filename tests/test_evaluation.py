@@ -63,12 +63,13 @@ def test_num_steps_must_fill_windows(num_steps):
 
 
 def test_tuning_finds_the_best_point_and_records_the_grid():
-    make = {
-        "constant": lambda lr, n: optax.sgd(lr),
-        "half": lambda lr, n: optax.sgd(0.5 * lr),
+    schedules = {
+        "constant": lambda lr, n: lambda count: lr,
+        "half": lambda lr, n: lambda count: 0.5 * lr,
     }
     rates = (0.001, 0.6, 1.5, 30.0)  # the last one diverges
-    chosen, record = tune(Baseline("SGD", make, rates), TASK, num_steps=400, keys=KEYS)
+    baseline = Baseline("SGD", optax.sgd, schedules, rates)
+    record = tune(baseline, TASK, num_steps=400, keys=KEYS)
     grid = {
         (schedule, lr): loss
         for schedule, losses in record["grid"].items()
@@ -77,13 +78,31 @@ def test_tuning_finds_the_best_point_and_records_the_grid():
     best = min(grid, key=grid.__getitem__)
     assert (record["schedule"], record["lr"]) == best
     assert grid["constant", 30.0] == float("inf")
+    assert grid["half", 0.001] > grid["constant", 0.001] > grid[best]  # too slow
     assert record["runs"] == 3 * 4 * 2
-    updates, _ = chosen(400).update(jnp.ones(4), chosen(400).init(jnp.ones(4)))
+    tx = baseline.chosen(*best)(400)
+    updates, _ = tx.update(jnp.ones(4), tx.init(jnp.ones(4)))
     factor = {"constant": 1.0, "half": 0.5}[best[0]]
     np.testing.assert_allclose(updates, -factor * best[1], rtol=1e-6)
 
 
+def test_a_point_of_the_grid_is_the_run_of_its_transformation():
+    record = tune(BASELINES["adam"], TASK, num_steps=20, keys=KEYS)
+    tx = optax.adam(optax.cosine_decay_schedule(0.01, 20))
+    losses = []
+    for key in KEYS:
+        k_init, k_batches = jax.random.split(key)
+        x = TASK.init(k_init)
+        state = tx.init(x)
+        for batch in TASK.sample(k_batches, (20,)):
+            updates, state = tx.update(jax.grad(TASK.loss)(x, batch), state)
+            x = x + updates
+        losses.append(TASK.loss(x, TASK.whole()))
+    found = record["grid"]["cosine"][record["rates"].index(0.01)]
+    np.testing.assert_allclose(found, np.mean(losses), rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", BASELINES)
 def test_built_in_baselines_run_with_traced_rates(name):
-    _, record = tune(BASELINES[name], TASK, num_steps=10, keys=KEYS[:1])
+    record = tune(BASELINES[name], TASK, num_steps=10, keys=KEYS[:1])
     assert sorted(record["grid"]) == ["constant", "cosine"]
