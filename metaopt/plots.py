@@ -69,11 +69,11 @@ def curves_figure(
     """One panel per task, one line per optimizer, log y; dotted line: a target and its name."""
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     looks = looks_of(names)
-    columns = min(2, len(panels))
+    columns = len(panels) if len(panels) <= 3 else 2
     rows = -(-len(panels) // columns)
     with plt.rc_context(style()):
         figure, axes = plt.subplots(
-            rows, columns, figsize=(5.0 * columns, 3.3 * rows), squeeze=False, layout="constrained"
+            rows, columns, figsize=(4.4 * columns, 3.3 * rows), squeeze=False, layout="constrained"
         )
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
@@ -93,10 +93,10 @@ def curves_figure(
                 axis.axhline(value, color="grey", lw=0.9, ls=":")
                 axis.annotate(
                     label,
-                    (0.99, value),
+                    (0.01, value),
                     xycoords=("axes fraction", "data"),
-                    ha="right",
-                    va="bottom",
+                    ha="left",
+                    va="top",
                     fontsize=7,
                     color="grey",
                 )
@@ -122,6 +122,8 @@ def meta_training_figure(runs: Mapping[str, Mapping[str, np.ndarray]], out: Path
                 )
             axis.set(title=name, xlabel="meta-updates", ylabel="loss of the inner run")
             axis.set_yscale("log")
+            top = min(1.5 * np.nanmax(loss), 3.0 * loss[0])  # single candidates may explode
+            axis.set_ylim(0.6 * np.nanmin(loss), top)
             axis.legend()
         return _save(figure, out)
 
@@ -151,10 +153,11 @@ def mixture_figure(
 
 
 def _bound_log_axis(axis: Any, lines: Mapping[str, Line]) -> None:
-    """Keeps a diverged run from squeezing the others: at most 30 x the highest start."""
-    start = max(line.mean[0] for line in lines.values() if np.isfinite(line.mean[0]))
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, min(high, 30.0 * start))
+    """Limits by the means: neither a diverged run nor a wide band squeezes the others."""
+    means = [line.mean[np.isfinite(line.mean) & (line.mean > 0)] for line in lines.values()]
+    start = max(mean[0] for mean in means)
+    lowest, high = min(mean.min() for mean in means), max(mean.max() for mean in means)
+    axis.set_ylim(0.6 * lowest, min(1.5 * high, 10.0 * start))
 
 
 def _save(figure: Any, out: Path) -> list[Path]:

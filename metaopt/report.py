@@ -62,7 +62,7 @@ def report(folder: Path) -> dict[str, Any]:
         targets[title] = (f"tuned {REFERENCE} at the end", target)
         rows[title] = [_row(name, c, target) for name, c in curves.items()]
     figures = plots.curves_figure(panels, folder / "figures" / "comparison", targets=targets)
-    figures += _training_figures(index, folder)
+    figures += _training_figures(index["job"], folder)
     figures += _mixture_figures(index, folder, *next(iter(records.items())))
     summary = folder / "summary.md"
     summary.write_text(_markdown(index["job"], list(records.values()), rows))
@@ -96,7 +96,7 @@ def _row(name: str, curves: Curves, target: float) -> Row:
         name,
         (float(final.mean), float(final.low), float(final.high)),
         float(100 * np.mean(curves.accuracy[:, -1])),
-        steps_to_reach(curves.steps, np.mean(curves.loss, axis=0), target),
+        steps_to_reach(curves.steps, curves.loss.astype(np.float64).mean(axis=0), target),
         divergence_rate(curves.loss),
     )
 
@@ -104,7 +104,8 @@ def _row(name: str, curves: Curves, target: float) -> Row:
 def _cells(row: Row) -> list[str]:
     mean, low, high = row.loss
     steps = f"{row.steps:.0f}" if np.isfinite(row.steps) else "never"
-    loss = f"{mean:.4f} [{low:.4f}, {high:.4f}]" if np.isfinite(mean) else "not finite"
+    form = ".4f" if mean < 1e3 else ".0e"  # far off: the order of magnitude says it all
+    loss = f"{mean:{form}} [{low:{form}}, {high:{form}}]" if np.isfinite(mean) else "not finite"
     loss += f" ({row.diverged:.0%} of runs diverged)" if row.diverged else ""
     return [row.optimizer, loss, f"{row.accuracy:.1f}%", steps]
 
@@ -135,12 +136,18 @@ def _markdown(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _training_figures(index: dict[str, Any], folder: Path) -> list[Path]:
+def _training_figures(job: dict[str, Any], folder: Path) -> list[Path]:
+    """Meta-loss of every checkpoint that is a run folder, and of the run it started from."""
     runs = {}
-    for path in map(Path, index["job"]["checkpoints"]):
+    for path in map(Path, job["checkpoints"]):
+        start = Path(checkpoints.load(path).trained.get("warm_start") or "/")
         run = path.parent if path.name == "export" else path
-        if (run / METRICS).exists():
-            runs[folder_name(path)] = read_metrics(run)
+        for label, source in (
+            (f"{folder_name(path)}: warm start", start),
+            (folder_name(path), run),
+        ):
+            if (source / METRICS).exists():
+                runs[label] = read_metrics(source)
     return plots.meta_training_figure(runs, folder / "figures" / "meta_training") if runs else []
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from metaopt import config, jobs
+from metaopt import config, jobs, report
 from metaopt.cli import main
 from metaopt.config import EvaluateJob, SuiteTask
 
@@ -52,6 +52,13 @@ def test_table_shows_what_the_records_hold(evaluation):
         f"| SGD | {np.mean(curves.loss[:, -1]):.4f} ["
         in (folder / "records" / "summary.md").read_text()
     )
+
+
+def test_the_reference_reaches_its_own_final_loss(evaluation):
+    folder, _ = evaluation
+    result = report.report(folder / "records")
+    adam = next(row for row in result["rows"]["moons"] if row.optimizer == "Adam")
+    assert adam.steps <= 20
 
 
 def test_what_is_recorded_is_not_run_again(evaluation, monkeypatch):
