@@ -1,5 +1,6 @@
 """Records of an evaluation -> figures, a table in Markdown, and a summary for the screen."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,11 +137,20 @@ def _markdown(
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _exports(job: dict[str, Any]) -> list[tuple[Path, checkpoints.Exported]]:
+    """The checkpoints that are still where they were; records are drawn without them too."""
+    found = []
+    for path in map(Path, job["checkpoints"]):
+        with contextlib.suppress(checkpoints.CheckpointError):
+            found.append((path, checkpoints.load(path)))
+    return found
+
+
 def _training_figures(job: dict[str, Any], folder: Path) -> list[Path]:
     """Meta-loss of every checkpoint that is a run folder, and of the run it started from."""
     runs = {}
-    for path in map(Path, job["checkpoints"]):
-        start = Path(checkpoints.load(path).trained.get("warm_start") or "/")
+    for path, export in _exports(job):
+        start = Path(export.trained.get("warm_start") or "/")
         run = path.parent if path.name == "export" else path
         for label, source in (
             (f"{folder_name(path)}: warm start", start),
@@ -156,13 +166,12 @@ def _mixture_figures(
 ) -> list[Path]:
     """lambda and alpha of every L3RS checkpoint on the first task of the suite."""
     figures = []
-    for path in map(Path, index["job"]["checkpoints"]):
+    for path, export in _exports(index["job"]):
         name = folder_name(path)
         if name not in record["curves"]:
             continue
         curves = read_curves(folder / task / record["curves"][name])
         if "alpha" in curves.state:
-            export = checkpoints.load(path)
             layers = list(export.theta.get("embedding", {}))
             layers = layers or [f"layer {i}" for i in range(curves.state["alpha"].shape[2])]
             figures += plots.mixture_figure(

@@ -1,6 +1,8 @@
 """The command line as people use it: train, evaluate, report; and one line for each mistake."""
 
 import json
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -59,6 +61,16 @@ def test_the_reference_reaches_its_own_final_loss(evaluation):
     result = report.report(folder / "records")
     adam = next(row for row in result["rows"]["moons"] if row.optimizer == "Adam")
     assert adam.steps <= 20
+
+
+def test_records_are_drawn_without_the_checkpoints_too(evaluation, tmp_path):
+    folder, _ = evaluation
+    shutil.copytree(folder / "records", tmp_path / "records")
+    shutil.rmtree(tmp_path / "records" / "figures")
+    os.rename(folder / "mine", folder / "away")
+    result = report.report(tmp_path / "records")
+    os.rename(folder / "away", folder / "mine")
+    assert {path.stem for path in result["figures"]} == {"comparison"}
 
 
 def test_what_is_recorded_is_not_run_again(evaluation, monkeypatch):
