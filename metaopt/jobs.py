@@ -32,6 +32,7 @@ from metaopt.config import (
     task_family,
 )
 from metaopt.evaluation import Curves, evaluate, tune
+from metaopt.files import write_whole
 from metaopt.training import train
 
 GUARDS: dict[str, Callable[..., Any]] = {"lgl2o": guards.lgl2o, "race": guards.race}
@@ -250,14 +251,11 @@ def folder_name(path: Path) -> str:
 
 def write_curves(path: Path, curves: Curves) -> None:
     """Writes curves as npz, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {f"state/{name}": value for name, value in curves.state.items()}
     arrays |= {"steps": curves.steps, "loss": curves.loss, "accuracy": curves.accuracy}
     np.savez_compressed(buffer, **arrays)
-    part = path.with_suffix(".part")
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, path)
+    write_whole(path, buffer.getvalue())
 
 
 def read_curves(path: Path) -> Curves:
@@ -268,7 +266,4 @@ def read_curves(path: Path) -> Curves:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)
+    write_whole(path, json.dumps(value, indent=1).encode())

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from metaopt.base import Key, Theta
+from metaopt.files import write_whole
 from metaopt.meta.base import MetaTrainer
 
 METRICS, CONFIG, STATES, LOCK = "metrics.jsonl", "config.json", "states", "lock"
@@ -76,32 +77,14 @@ def train(
         raise ValueError(f"train: steps must be at least 1, got {steps}.")
     folder = Path(out).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    with _only_writer(folder):
-        return _train(
-            trainer, theta, steps, seed, folder, config, validate, validate_every,
-            checkpoint_every, label, overwrite,
-        )  # fmt: skip
-
-
-def _train(
-    trainer: MetaTrainer,
-    theta: Theta,
-    steps: int,
-    seed: int,
-    folder: Path,
-    config: Mapping[str, Any],
-    validate: Callable[[Theta, Key], jax.Array],
-    validate_every: int,
-    checkpoint_every: int,
-    label: str,
-    overwrite: bool,
-) -> tuple[Theta, float]:
-    _claim(folder, config, overwrite)
-    k_init, k_validate, k_steps = jax.random.split(jax.random.key(seed), 3)
-    step_fn, validate_fn = jax.jit(trainer.step), jax.jit(validate)
-    initial = TrainState(trainer.init(k_init, theta), theta, jnp.zeros([]))
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-    with ocp.CheckpointManager(folder / STATES, options=options) as manager:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_only_writer(folder))
+        _claim(folder, config, overwrite)
+        k_init, k_validate, k_steps = jax.random.split(jax.random.key(seed), 3)
+        step_fn, validate_fn = jax.jit(trainer.step), jax.jit(validate)
+        initial = TrainState(trainer.init(k_init, theta), theta, jnp.zeros([]))
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        manager = stack.enter_context(ocp.CheckpointManager(folder / STATES, options=options))
         if (latest := manager.latest_step()) is not None:
             state = manager.restore(latest, args=ocp.args.StandardRestore(initial))  # type: ignore
             done = latest
@@ -164,9 +147,7 @@ def _claim(folder: Path, config: Mapping[str, Any], overwrite: bool) -> None:
     for old in folder.iterdir() if overwrite else ():
         if old.name != LOCK:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, path)
+    write_whole(path, text.encode())
 
 
 def _metrics_file(path: Path, done: int):
@@ -179,9 +160,7 @@ def _metrics_file(path: Path, done: int):
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 continue  # the last line of a killed run
-        part = path.with_suffix(".part")
-        part.write_text("".join(kept))
-        os.replace(part, path)
+        write_whole(path, "".join(kept).encode())
     return open(path, "a")
 
 

@@ -65,6 +65,7 @@ def small():
     return tx, jax.jit(tx.update), *draw(SHAPES, 6)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("name", ["velo_small_1", "velo_small_2"])
 def test_reproduces_the_published_implementation(name):
     file = GOLDEN / f"{name}.npz"
