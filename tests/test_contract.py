@@ -1,4 +1,7 @@
-"""What every optimizer must do: be an optax transformation, and a pure function of theta."""
+"""What every optimizer must do: be an optax transformation, and a pure function of theta.
+
+Guards, in windows, have theirs in guards/test_guard_contract.py.
+"""
 
 import flax.linen as nn
 import jax
@@ -186,9 +189,10 @@ def half_values(tree):
     return optax.tree.cast(optax.tree.cast(tree, jnp.bfloat16), jnp.float32)
 
 
-@pytest.mark.parametrize("name", ["lstm", "l3rs", "velo"])
+@pytest.mark.parametrize("name", ["lstm", "l3rs", "l3rs-no-averages", "velo"])
 def test_orbax_saves_and_restores_the_state(name, tmp_path):
-    tx = transformation(CASES[name]())
+    make = {**CASES, "l3rs-no-averages": lambda: optimizers.l3rs(ema="none")}[name]
+    tx = transformation(make())
     _, state = step(tx, n=2)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)

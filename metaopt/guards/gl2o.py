@@ -10,6 +10,7 @@ from metaopt.guards.core import (
     Guard,
     GuardInfo,
     check_option,
+    finite,
     inner,
     keep_counts,
     new_info,
@@ -17,7 +18,6 @@ from metaopt.guards.core import (
     select,
     without_new_nan,
 )
-from metaopt.trees import all_finite
 
 Sequence = Literal["GS", "AA", "EMA", "RT", "RM"]
 SEQUENCES: tuple[Sequence, ...] = ("GS", "AA", "EMA", "RT", "RM")
@@ -29,7 +29,8 @@ class Threshold(NamedTuple):
     Attributes:
       threshold: mu_k, before the factor alpha; +inf before the first step.
       terms: number of residuals in mu (int32), for the sequence AA.
-      recent: the last m accepted residuals ``[m]``, newest first, for RM; else ``[0]``.
+      recent: the last m accepted residuals ``[m]``, newest first, for RM; else ``[1]``,
+        since orbax saves no arrays without elements.
     """
 
     threshold: jax.Array
@@ -93,7 +94,8 @@ def gl2o(
         learning rate does not mix scales in mu.
       on_reject: memory of `learned` after a rejected step. The papers are silent.
 
-    Step counts (fields named ``count``) are global; `fallback` sees every gradient at x_k.
+    Step counts (fields named ``count``, not beside moments ``mu``) are global; `fallback`
+    sees every gradient at x_k.
 
     Returns:
       A per-step transformation: ``update(grads, state, params, *, value_fn)``; it also runs as
@@ -121,7 +123,7 @@ def gl2o(
         return GL2OState(
             learned=tx.init(params),
             fallback=safe.init(params),
-            measure=_new_threshold(m if sequence == "RM" else 0),
+            measure=_new_threshold(m if sequence == "RM" else 1),
             residual=jnp.array(jnp.nan, jnp.result_type(float)),
             info=new_info(2, 1, 0),
         )
@@ -153,8 +155,8 @@ def gl2o(
         r = measured(grad, probe)
         measure = _started(state.measure, measured(updates, z_step))
         # Written so that NaN rejects.
-        accepted = (r <= alpha * measure.threshold) & jnp.isfinite(r) & all_finite(y)
-        kept_start = ~accepted & ~all_finite(z)
+        accepted = (r <= alpha * measure.threshold) & jnp.isfinite(r) & finite(y)
+        kept_start = ~accepted & ~finite(z)
         winner = jnp.where(kept_start, -1, jnp.where(accepted, 0, 1))
 
         before = keep_counts(state.learned, y_state)

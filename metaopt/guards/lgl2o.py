@@ -133,15 +133,15 @@ def lgl2o(
       on_reject: memory of `learned` after a lost window: as before the window, as after it, or
         initial. The papers: "rollback" (Meta Guard, section 3); LGL2O is silent.
       fallback_on_reject: state of `fallback` after a lost window. LGL2O is silent; "advance", our
-        choice, lets its averages see one gradient per step of the run.
+        choice, spares it moments as old as its last win.
       memory: "fresh" starts every window from the initial memory of `learned` ("w/o Update").
       average: ``(state, params) -> state``, applied to the memory of `learned` after its window;
         `averaged(...)` gives the mean over coordinates, as the Meta Guard paper's baselines.
       adaptive: lets n_t and n_c grow. The next window's sizes are in the state:
         ``windows(iterator, lambda: state.info.n_t, lambda: state.info.n_c)``.
 
-    Step counts (fields named ``count``) are global: nothing takes them back. A memory that is
-    not finite is never kept: the one from before the window takes its place.
+    Step counts (fields named ``count``, not beside moments ``mu``) are global: nothing takes them
+    back. A memory that is not finite is never kept: that from before the window takes its place.
 
     Returns:
       A guard; ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` with batch

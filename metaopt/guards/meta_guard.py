@@ -9,7 +9,8 @@ import optax
 
 from metaopt.base import LearnedOptimizer, Params, Theta
 from metaopt.guards.core import Guard, GuardInfo
-from metaopt.guards.meta_window import Method, Pair, meta_guard
+from metaopt.guards.meta_core import Method, Objective, Pair
+from metaopt.guards.meta_window import meta_guard
 
 
 class MetaGuardState(NamedTuple):
@@ -37,6 +38,7 @@ def smg(
     lr_params: float = 3.0,
     lr_theta: float = 0.1,
     second_order: bool = False,
+    objective: Objective = "next",
     num_steps: Any = None,
 ) -> Guard:
     r"""Simple Meta Guard: the fallback descends in params x and meta-parameters theta together.
@@ -60,17 +62,20 @@ def smg(
       second_order: differentiate through the gradients that the learned optimizer sees. The paper
         is silent; the exact gradient is up to 1e5 times longer, so that lr_params = 3 cannot mean
         it.
+      objective: where the loss is that the fallback descends. "next": on C, the mini-batch after
+        the T steps; "validation": the mean over V, and no mini-batch serves as C.
       num_steps: horizon passed to ``learned.apply``.
 
     Returns:
       A guard; ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` with
       `train_batches` ``[2 n_t + 1, ...]`` = B1 (T), C (1), B2 (T), and `eval_batches` V
       ``[n_c, ...]`` (``guard.window`` holds both sizes). Costs 3 T + 1 gradients, one back-
-      propagation through T learned steps, and 2 n_c losses.
+      propagation through T learned steps, and 2 n_c losses; with `objective` "validation", 3 T +
+      n_c gradients.
 
     Raises:
       ValueError: an option out of range; `params`, `loss_fn` or batches missing, `updates` given,
-        or windows of another size; `streaming` with `second_order`.
+        or windows of another size; `streaming` with `second_order` or `objective` "validation".
 
     References: Meta Guard, Algorithm 1; docs/guards/smg.md lists what it leaves open.
     """
@@ -85,7 +90,7 @@ def smg(
         ),
         pick=lambda scores: jnp.where(scores[0] > scores[1], 1, 0),
         num_candidates=2,
-        gradients=3 * n_t + 1,
+        gradients=3 * n_t + _objective_batches(objective, n_c),
         losses=2 * n_c,
     )
     return meta_guard(
@@ -98,6 +103,7 @@ def smg(
         lr_params=lr_params,
         lr_theta=lr_theta,
         second_order=second_order,
+        objective=objective,
         num_steps=num_steps,
     )
 
@@ -111,6 +117,7 @@ def amg(
     lr_params: float = 3.0,
     lr_theta: float = 0.1,
     second_order: bool = False,
+    objective: Objective = "next",
     num_steps: Any = None,
 ) -> Guard:
     r"""Adaptive Meta Guard: the best of four, so that the loss never rises.
@@ -130,8 +137,8 @@ def amg(
     References: Meta Guard, Algorithm 2; docs/guards/amg.md lists what it leaves open.
     """
 
-    def propose(objective: Callable, loss: Callable, start: Pair, rates: Pair):
-        end_loss, backward, learned_pair = jax.vjp(objective, start, has_aux=True)
+    def propose(ahead: Callable, loss: Callable, start: Pair, rates: Pair):
+        end_loss, backward, learned_pair = jax.vjp(ahead, start, has_aux=True)
         plain = ~(end_loss < loss(start.params))  # NaN at the end: the plain step
 
         def gradient():
@@ -155,8 +162,8 @@ def amg(
         ),
         pick=jnp.argmin,  # the first of the lowest
         num_candidates=4,
-        gradients=2 * n_t + 1,
-        losses=4 * n_c + 2,
+        gradients=2 * n_t + _objective_batches(objective, n_c),
+        losses=4 * n_c + 2 * _objective_batches(objective, n_c),
     )
     return meta_guard(
         method,
@@ -168,14 +175,19 @@ def amg(
         lr_params=lr_params,
         lr_theta=lr_theta,
         second_order=second_order,
+        objective=objective,
         num_steps=num_steps,
     )
 
 
-def _descend_both(objective: Callable, loss: Callable, start: Pair, rates: Pair):
+def _objective_batches(objective: Objective, n_c: int) -> int:
+    return n_c if objective == "validation" else 1
+
+
+def _descend_both(ahead: Callable, loss: Callable, start: Pair, rates: Pair):
     """SMG's proposals: learned pair, fallback pair, False (no plain gradient step)."""
     del loss
-    (_, learned_pair), gradients = jax.value_and_grad(objective, has_aux=True)(start)
+    (_, learned_pair), gradients = jax.value_and_grad(ahead, has_aux=True)(start)
     return learned_pair, _step(start, gradients, rates), jnp.array(False)
 
 

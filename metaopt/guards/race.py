@@ -67,7 +67,8 @@ def race(
       n_t, n_c: training and validation mini-batches of a window.
       on_loss: memory of `learned` after a window that it lost, i.e. when it goes on from another
         point than its own: as it is, as before the window, or initial. Step counts (fields named
-        ``count``) are never taken back, and a memory that is not finite is never kept.
+        ``count``, not beside moments ``mu``) are never taken back; a memory that is not finite is
+        never kept.
       jumps: adds a second run of every fallback, which jumps to the kept point after 1, 2, 4, 8,
         ... windows, and so goes on from what the learned optimizer has won. The first runs, and
         the promise, stay as they are.

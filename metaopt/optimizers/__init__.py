@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 from metaopt.base import LearnedOptimizer
+from metaopt.optimizers.adversaries import ADVERSARIES as ADVERSARIES
 from metaopt.optimizers.bases import BASES as BASES
 from metaopt.optimizers.bases import Base as Base
 from metaopt.optimizers.handcrafted import adam as adam
 from metaopt.optimizers.handcrafted import adamw as adamw
 from metaopt.optimizers.handcrafted import cosine_decay as cosine_decay
 from metaopt.optimizers.handcrafted import handcrafted as handcrafted
+from metaopt.optimizers.handcrafted import head_only as head_only
 from metaopt.optimizers.handcrafted import power_decay as power_decay
 from metaopt.optimizers.handcrafted import sgd as sgd
 from metaopt.optimizers.l3rs import L3RSState as L3RSState

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer
+from metaopt.trees import leaf_names
 
 
 def power_decay(lr: float = 3.0, tau: float = 50_000.0, power: float = 1.5) -> optax.Schedule:
@@ -65,3 +67,26 @@ def adamw(
     return handcrafted(
         lambda num_steps: optax.adamw(_rate(lr, schedule, num_steps), weight_decay=weight_decay)
     )
+
+
+def head_only(
+    tx: optax.GradientTransformation, is_head: Callable[[str], bool]
+) -> optax.GradientTransformationExtraArgs:
+    """`tx` on the leaves of the head; all others stay as they are (`optax.partition`).
+
+    Args:
+      tx: any transformation; its state covers the head alone. A hand-crafted one:
+        ``head_only(adam(1e-3).apply({}), lambda name: name.startswith("head/"))``.
+      is_head: leaf name (``"head/kernel"``) -> whether it is trained.
+
+    Raises: ValueError: at `init` and `update`, where no leaf is part of the head.
+    """
+
+    def labels(params):
+        names = leaf_names(params)
+        chosen = ["head" if is_head(name) else "rest" for name in names]
+        if "head" not in chosen:
+            raise ValueError(f"head_only: is_head is true of none of the leaves {names}.")
+        return jax.tree.unflatten(jax.tree.structure(params), chosen)
+
+    return optax.partition({"head": tx, "rest": optax.set_to_zero()}, labels)

@@ -37,8 +37,9 @@ class L3RSState(NamedTuple):
     Attributes:
       count: steps taken, int32 [].
       base: the P states of the base optimizers.
-      norms: averages ``[L, 2, G]`` of log weight norm and log gradient norm (before debiasing).
-      loss: averages ``[G]`` of the loss (before debiasing).
+      norms: averages ``[L, 2, G]`` of log weight norm and log gradient norm (before debiasing);
+        () where G is 0, since orbax saves no arrays without elements.
+      loss: averages ``[G]`` of the loss (before debiasing), or ().
       lambda_: the last step's norm per layer ``[L]``.
       alpha: the last step's mixture per layer ``[L, P]``; rows sum to 1.
       skipped: steps left out since loss or gradient was not finite, int32 [].
@@ -46,8 +47,8 @@ class L3RSState(NamedTuple):
 
     count: jax.Array
     base: tuple[Any, ...]
-    norms: jax.Array
-    loss: jax.Array
+    norms: Any
+    loss: Any
     lambda_: jax.Array
     alpha: jax.Array
     skipped: jax.Array
@@ -178,8 +179,8 @@ def l3rs(
             return L3RSState(
                 count=jnp.zeros([], jnp.int32),
                 base=tuple(tx.init(floats) for tx in txs),
-                norms=jnp.zeros((size, 2, len(decays))),
-                loss=jnp.zeros(len(decays)),
+                norms=jnp.zeros((size, 2, len(decays))) if decays else (),
+                loss=jnp.zeros(len(decays)) if decays else (),
                 lambda_=jnp.zeros(size),
                 alpha=jnp.zeros((size, len(bases))),
                 skipped=jnp.zeros([], jnp.int32),
@@ -211,18 +212,21 @@ def l3rs(
             )
             direction_norms = jnp.stack([norms_of(d) for d in directions], axis=1)  # [L, P]
             count = state.count + 1
-            statistics = safe_log(jnp.stack([norms_of(weights), grad_norms], axis=1))  # [L, 2]
-            norms = ema_update(state.norms, statistics, gammas)
-            loss = ema_update(state.loss, value, gammas)
-            shared = jnp.concatenate(
-                [
-                    ema_debias(loss, count, gammas),
-                    relative_time(state.count, horizon, TIME_POINTS),
-                    absolute_time(horizon, TIME_SCALES),
-                ]
-            )
-            per_layer = ema_debias(norms, count, gammas).reshape(len(names), -1)
-            per_layer = jnp.concatenate([per_layer, safe_log(direction_norms)], axis=1)
+            shared = [
+                relative_time(state.count, horizon, TIME_POINTS),
+                absolute_time(horizon, TIME_SCALES),
+            ]
+            per_layer, norms, loss = [safe_log(direction_norms)], state.norms, state.loss
+            if decays:
+                statistics = safe_log(jnp.stack([norms_of(weights), grad_norms], axis=1))  # [L, 2]
+                norms = ema_update(state.norms, statistics, gammas)
+                loss = ema_update(state.loss, value, gammas)
+                debiased = ema_debias(norms, count, gammas).reshape(len(names), -1)
+                shared, per_layer = (
+                    [ema_debias(loss, count, gammas), *shared],
+                    [debiased, *per_layer],
+                )
+            shared, per_layer = jnp.concatenate(shared), jnp.concatenate(per_layer, axis=1)
             out = outputs(theta, names, shared, per_layer)
             lambda_, alpha = lambda_0 * jnp.exp(out[:, 0]), jax.nn.softmax(out[:, 1:], axis=1)
             zero = direction_norms == 0

@@ -17,7 +17,7 @@ class LSTMState(NamedTuple):
     """State of the LSTM optimizer; m = number of coordinates.
 
     Attributes:
-      memory: one (c, h) pair per layer, each ``[m, hidden]``.
+      memory: one (c, h) pair per layer, each ``[hidden, m]``.
       skipped: steps left out since the gradient was not finite, int32 [].
     """
 
@@ -31,6 +31,43 @@ def _symmetric_uniform(bound: float):
     )
 
 
+class Rows(nn.Module):
+    """A dense layer on features ``[in, m]`` -> ``[units, m]``; `nn.Dense` has them last.
+
+    Coordinates come last since m is large: gates are then whole rows, and the element-wise part of
+    a step, most of its time, runs over contiguous memory.
+    """
+
+    units: int
+    init: Any
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.init, (len(x), self.units))
+        y = kernel.T @ x
+        return y + self.param("bias", self.init, (self.units,))[:, None] if self.use_bias else y
+
+
+class LSTMCell(nn.Module):
+    """An LSTM cell on ``[in, m]``, its parameters named as in `nn.OptimizedLSTMCell`."""
+
+    hidden: int
+    init: Any
+
+    @nn.compact
+    def __call__(self, x, carry):
+        c, h = carry
+        i, f, g, o = (
+            Rows(self.hidden, self.init, use_bias=False, name=f"i{gate}")(x)
+            + Rows(self.hidden, self.init, name=f"h{gate}")(h)
+            for gate in "ifgo"
+        )
+        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+        h = nn.sigmoid(o) * jnp.tanh(c)
+        return c, h
+
+
 class CoordinateLSTM(nn.Module):
     """Stacked LSTM cells (gates i, f, g, o; one bias each) and a linear read-out to one number.
 
@@ -38,24 +75,16 @@ class CoordinateLSTM(nn.Module):
     """
 
     hidden: int
-    layers: int
 
     @nn.compact
     def __call__(self, x, memory):
         init = _symmetric_uniform(self.hidden**-0.5)
         new_memory = []
         for layer, carry in enumerate(memory):
-            cell = nn.OptimizedLSTMCell(
-                self.hidden,
-                kernel_init=init,
-                recurrent_kernel_init=init,
-                bias_init=init,
-                name=f"lstm_{layer}",
-            )
-            carry, x = cell(carry, x)
+            carry = LSTMCell(self.hidden, init, name=f"lstm_{layer}")(x, carry)
+            x = carry[1]
             new_memory.append(carry)
-        step = nn.Dense(1, kernel_init=init, bias_init=init, name="readout")(x)
-        return step[..., 0], tuple(new_memory)
+        return Rows(1, init, name="readout")(x)[0], tuple(new_memory)
 
 
 def lstm(
@@ -88,13 +117,14 @@ def lstm(
             raise ValueError(f"lstm: {name} must be at least 1, got {value}.")
     if p <= 0:
         raise ValueError(f"lstm: p must be positive, got {p}.")
-    net = CoordinateLSTM(hidden, layers)
+    net = CoordinateLSTM(hidden)
 
     def init(key, params):
         del params  # one network serves every coordinate of every task
         zeros = jnp.zeros((1, hidden))
         memory = tuple((zeros, zeros) for _ in range(layers))
-        return {"net": net.init(key, jnp.zeros((1, 2)), memory)["params"], "memory": memory}
+        columns = jax.tree.map(jnp.transpose, memory)
+        return {"net": net.init(key, jnp.zeros((2, 1)), columns)["params"], "memory": memory}
 
     def apply(theta, *, num_steps=None):
         del num_steps  # this optimizer does not know its horizon
@@ -102,18 +132,18 @@ def lstm(
         def init_fn(params):
             check_float_tree("lstm", params)
             m = optax.tree.size(params)
-            memory = jax.tree.map(lambda c: jnp.repeat(c, m, axis=0), theta["memory"])
+            memory = jax.tree.map(lambda c: jnp.repeat(c.T, m, axis=1), theta["memory"])
             return LSTMState(memory, skipped=jnp.zeros([], jnp.int32))
 
         def update_fn(updates, state: LSTMState, params=None, **extra_args):
             del params, extra_args
             grad, unravel = ravel_pytree(optax.tree.cast(updates, jnp.float32))  # [m]
-            if len(grad) != len(state.memory[0][0]):
+            if len(grad) != state.memory[0][0].shape[1]:
                 raise ValueError(
                     f"lstm: got gradients of {len(grad)} parameters for the state of "
-                    f"{len(state.memory[0][0])}; use the state of init(params) of the same params."
+                    f"{state.memory[0][0].shape[1]}; use the state of init(params)."
                 )
-            inputs = log_sign(grad, p)
+            inputs = log_sign(grad, p).T  # [2, m]
             step, memory = cast(Any, net.apply({"params": theta["net"]}, inputs, state.memory))
             ok = all_finite(grad)
             step = jnp.where(ok, scale * step, 0.0)
@@ -124,7 +154,7 @@ def lstm(
         return transformation(init_fn, update_fn)
 
     def absorb(theta: Any, state: LSTMState):
-        mean = jax.tree.map(lambda c: jnp.mean(c, axis=0, keepdims=True), state.memory)
+        mean = jax.tree.map(lambda c: jnp.mean(c, axis=1, keepdims=True).T, state.memory)
         return {**theta, "memory": mean}
 
     return LearnedOptimizer(init, apply, absorb)

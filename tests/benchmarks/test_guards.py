@@ -20,6 +20,7 @@ def test_every_guard_is_measured_against_its_own_parts(record):
         assert row["window_ms"] > 0 and row["ideal_ms"] > 0
         assert set(row["parts_ms"]) == set(bench.IDEALS[row["guard"]])
         np.testing.assert_allclose(row["ratio"], row["window_ms"] / row["ideal_ms"])
+        np.testing.assert_allclose(row["overhead"], row["window_ms"] / row["together_ms"])
     assert json.loads(json.dumps(record)) == record
 
 

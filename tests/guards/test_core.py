@@ -8,7 +8,9 @@ import pytest
 from guard_cases import stream_of, tiny
 
 from metaopt import guards
+from metaopt.base import LearnedOptimizer
 from metaopt.guards import core
+from metaopt.rollouts import windowed
 from metaopt.tasks import quadratic
 
 TASK = quadratic(5, noise=0.3)
@@ -68,17 +70,40 @@ def test_unknown_extra_args_are_ignored(kind):
     guard.update(None, guard.init(X), X, **WINDOW, temperature=3.0)
 
 
+@pytest.mark.parametrize("make", [guards.lgl2o, guards.race, guards.gl2o])
 @pytest.mark.parametrize("role", ["learned", "fallback"])
-def test_an_inner_transformation_that_needs_more(role):
+def test_an_inner_transformation_that_needs_more(role, make):
     def update(updates, state, params=None, *, rng, **extra_args):
         return updates, state
 
     needy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     pair = (needy, optax.sgd(0.1)) if role == "learned" else (optax.sgd(0.1), needy)
-    guard = guards.lgl2o(*pair, n_t=3, n_c=2)
-    message = f"lgl2o: the {role} transformation takes other extra args .* value_fn: .*'rng'"
+    guard = make(*pair)
+    guard = windowed(guard) if make is guards.gl2o else make(*pair, n_t=3, n_c=2)
+    name = make.__name__ + ": the " + role.replace("back", "back( 0)?")
+    message = f"{name} transformation takes other extra args .* value_fn: .*'rng'"
     with pytest.raises(TypeError, match=message):
         guard.update(None, guard.init(X), X, **WINDOW)
+
+
+@pytest.mark.parametrize("make", [guards.smg, guards.amg])
+def test_a_family_that_needs_more(make):
+    def update(updates, state, params=None, *, rng, **extra_args):
+        return updates, state
+
+    needy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    family = LearnedOptimizer(lambda key, params: THETA, lambda theta, *, num_steps=None: needy)
+    guard = make(family, THETA, n_t=1, n_c=2)
+    message = f"{make.__name__}: the learned transformation takes other extra args .*'rng'"
+    with pytest.raises(TypeError, match=message):
+        guard.update(None, guard.init(X), X, **WINDOW)
+
+
+@pytest.mark.parametrize("make", [guards.lgl2o, guards.race])
+@pytest.mark.parametrize("size", ["n_t", "n_c"])
+def test_windows_without_mini_batches(make, size):
+    with pytest.raises(ValueError, match=f"{make.__name__}: {size} must be at least 1, got 0"):
+        make(optax.sgd(0.1), optax.sgd(0.1), **{size: 0})
 
 
 def test_an_error_inside_of_an_inner_transformation_is_left_alone():
@@ -127,10 +152,10 @@ def test_scores():
     assert score(1.0, 3.0, 0.0, point=jnp.inf) == jnp.inf
 
 
-def test_step_counts_are_global_and_nothing_else():
+def test_step_counts_are_global_but_those_of_moments():
+    """A schedule runs on; Adam's count says how many gradients its moments hold."""
     state = optax.adam(optax.constant_schedule(0.1)).init(X)
     newer = jax.tree.map(lambda leaf: leaf + 7, state)
-    mixed: object = core.keep_counts(state, newer)
-    get = lambda name, tree: optax.tree_utils.tree_get_all_with_path(tree, name)
-    assert [int(c) for _, c in get("count", mixed)] == [7, 7]
-    assert all(np.all(m == 0) for _, m in get("mu", mixed))
+    adam, schedule = core.keep_counts(state, newer)
+    assert adam.count == 0 and schedule.count == 7
+    assert np.all(adam.mu == 0) and np.all(adam.nu == 0)

@@ -106,6 +106,23 @@ def test_amg_is_monotone_whatever_theta(readout, lr, seed):
         x = after
 
 
+@settings(max_examples=5, derandomize=True, deadline=None, phases=[Phase.generate])
+@given(
+    kind=st.sampled_from(sorted(GUARDS)),
+    readout=st.sampled_from([1.0, 30.0, 1e30, float("inf"), float("nan")]),
+    lr=st.sampled_from([0.7, 1e30]),
+    seed=st.integers(0, 50),
+)
+def test_params_stay_finite_whatever_theta_and_rate(kind, readout, lr, seed):
+    """And theta wherever it was: a pair that breaks it counts as +inf."""
+    theta = theta_of(seed, readout=readout)
+    guard = GUARDS[kind](FAMILY, theta, n_t=3, n_c=2, lr_params=lr)
+    for x, state in drive(guard, NOISY, START, 3, seed=seed):
+        assert_finite(x)
+        for before, after in zip(jax.tree.leaves(theta), jax.tree.leaves(state.theta), strict=True):
+            assert np.all(np.isfinite(after) | ~np.isfinite(before))
+
+
 def test_amg_guard_loss_is_the_lowest_of_its_four_candidates():
     guard = guards.amg(FAMILY, theta_of(), n_t=3, n_c=4, lr_params=0.5)
     batches = stream_of(NOISY, 3 * 11)
@@ -216,6 +233,30 @@ def test_counts():
 
 
 @pytest.mark.parametrize("kind", GUARDS)
+def test_the_objective_may_be_the_mean_over_the_validation_batches(kind):
+    """The first-order fallback is then x - lr times the mean gradient over V at the last point."""
+    options = dict(n_t=3, n_c=4, lr_params=0.5, lr_theta=0.0, objective="validation")
+    theta = theta_of(bias=5.0)  # strides away: the fallback wins
+    guard = GUARDS[kind](FAMILY, theta, **options)
+    assert guard.window == (6, 4)
+    batches = stream_of(NOISY, 10)
+    ((x, state),) = drive(guard, NOISY, START, 1, batches=batches)
+    assert state.info.winner == 1
+    mean_gradient = lambda point: jnp.mean(
+        jax.vmap(jax.grad(NOISY.loss), (None, 0))(point, batches[6:]), axis=0
+    )
+    point = START  # amg: the plain step from x
+    if kind == "smg":
+        tx = FAMILY.apply(theta)
+        point, _, _ = unroll(tx, START, tx.init(START), NOISY.loss, batches[:3])
+    np.testing.assert_allclose(x, START - 0.5 * mean_gradient(point), rtol=1e-4, atol=1e-5)
+    gradients, losses = {"smg": (3 * 3 + 4, 2 * 4), "amg": (2 * 3 + 4, 4 * 4 + 2 * 4)}[kind]
+    assert state.info.gradient_evals == gradients and state.info.loss_evals == losses
+    with pytest.raises(ValueError, match=f"{kind} has no streaming form with objective='valid"):
+        guards.streaming(guard)
+
+
+@pytest.mark.parametrize("kind", GUARDS)
 def test_an_optimizer_without_theta_is_only_guarded(kind):
     family = sgd(0.3, tau=None)
     guard = GUARDS[kind](family, {}, n_t=2, n_c=2, lr_params=0.3)
@@ -254,6 +295,7 @@ def test_vmap_over_seeds_and_theta_under_jit(kind):
         (dict(n_t=-1), "n_t must be at least 0, got -1"),
         (dict(n_c=0), "n_c must be at least 1, got 0"),
         (dict(lr_theta=-0.1), "lr_theta must not be negative"),
+        (dict(objective="train"), "smg: objective must be one of next, validation, got 'train'"),
     ],
 )
 def test_options_out_of_range(arguments, message):

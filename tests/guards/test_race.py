@@ -15,6 +15,7 @@ from guard_cases import (
     cut,
     drive,
     stream_of,
+    whole_task,
 )
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -82,6 +83,27 @@ def test_the_kept_point_is_never_worse_than_any_fallbacks_own_run(
             alone = float(mean_loss(TASK.loss, z, held_out))
             assert kept <= alone + 1e-5 * abs(alone) + 1e-6
         assert_finite((x, state.learned, state.points, state.fallbacks))
+
+
+@settings(max_examples=5, derandomize=True, deadline=None, phases=[Phase.generate])
+@given(
+    learned=st.sampled_from(sorted(ADVERSARIES)),
+    lr=st.floats(0.05, 1.9),
+    condition=st.sampled_from([1.0, 5.0, 50.0]),
+    jumps=st.booleans(),
+)
+def test_the_corrected_rate_of_the_fallback_holds_from_the_start_for_any_proposals(
+    learned, lr, condition, jumps
+):
+    """E_k <= [1 - 2 mu lr (1 - lr / 2)]^k E_0 with L = 1: what the fallback's own run obeys."""
+    task = whole_task(condition=condition)
+    rate = 1 - 2 / condition * lr * (1 - lr / 2)
+    guard = guards.race(ADVERSARIES[learned](), optax.sgd(lr), n_t=1, n_c=1, jumps=jumps)
+    start = task.init(jax.random.key(0))
+    energy = lambda x: float(task.loss(x, jnp.zeros(5)))
+    for k, (x, state) in enumerate(drive(guard, task, start, 6), start=1):
+        assert energy(x) <= rate**k * energy(start) * (1 + 1e-5) + 1e-12
+        assert_finite((x, state.learned, state.points))
 
 
 def test_a_learned_optimizer_that_wins_runs_as_if_alone():

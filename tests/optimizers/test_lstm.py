@@ -110,8 +110,8 @@ def test_absorb_writes_the_mean_memory_and_leaves_the_network():
     _, state = run(lopt, theta, grads[0], grads)
     absorbed = lopt.absorb(theta, state)
     for (c, h), (mean_c, mean_h) in zip(state.memory, absorbed["memory"], strict=True):
-        np.testing.assert_allclose(mean_c[0], np.mean(c, axis=0), rtol=1e-5)
-        np.testing.assert_allclose(mean_h[0], np.mean(h, axis=0), rtol=1e-5)
+        np.testing.assert_allclose(mean_c[0], np.mean(c, axis=1), rtol=1e-5)
+        np.testing.assert_allclose(mean_h[0], np.mean(h, axis=1), rtol=1e-5)
     assert absorbed["net"] is theta["net"]
 
 

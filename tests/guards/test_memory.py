@@ -1,0 +1,84 @@
+"""What a compiled window allocates beside its arguments, in copies of the params.
+
+Counted: results and temporary buffers. Not counted: the caller's params, state and mini-batches.
+Every learned or plain step needs its gradient, one copy; a guard adds candidates and states.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from metaopt import guards
+from metaopt.base import LearnedOptimizer
+from metaopt.networks import MLP
+from metaopt.rollouts import windowed
+
+pytestmark = pytest.mark.optimized
+
+NET = MLP((400, 400, 10))
+INPUT = jax.ShapeDtypeStruct((2, 400), jnp.float32)
+PARAMS = jax.eval_shape(lambda: NET.init(jax.random.key(0), jnp.zeros(INPUT.shape))["params"])
+P = optax.tree.size(PARAMS)  # 325,000; two examples through two layers are below 1% of it
+TXS = {
+    "sgd": (optax.sgd(0.1), 0),
+    "momentum": (optax.sgd(0.1, momentum=0.9), 1),
+    "adam": (optax.adam(0.1), 2),
+}
+
+
+def loss(params, batch):
+    return jnp.mean(jnp.square(NET.apply({"params": params}, batch)))
+
+
+def copies(guard, n_train: int, n_eval: int) -> float:
+    """Results and temporaries of one window, in units of the params."""
+
+    def window(params, state, train, held_out):
+        updates, state = guard.update(
+            None, state, params, loss_fn=loss, train_batches=train, eval_batches=held_out
+        )
+        return optax.apply_updates(params, updates), state
+
+    batches = [jax.ShapeDtypeStruct((n, *INPUT.shape), jnp.float32) for n in (n_train, n_eval)]
+    state = jax.eval_shape(guard.init, PARAMS)
+    used = jax.jit(window).lower(PARAMS, state, *batches).compile().memory_analysis()
+    return (used.output_size_in_bytes + used.temp_size_in_bytes) / (4 * P)
+
+
+@pytest.mark.parametrize("guard", [guards.lgl2o, guards.race])
+@pytest.mark.parametrize("pair", [("sgd", "sgd"), ("momentum", "adam")])
+def test_two_candidates_both_inner_states_and_a_gradient(guard, pair):
+    (learned, y_state), (fallback, z_state) = (TXS[name] for name in pair)
+    bound = 2 + y_state + z_state + 1
+    assert copies(guard(learned, fallback, n_t=4, n_c=3), 4, 3) <= 1.02 * bound
+
+
+def test_every_further_runner_of_a_race_adds_itself():
+    three = guards.race(TXS["sgd"][0], TXS["momentum"][0], TXS["adam"][0], n_t=4, n_c=3)
+    assert copies(three, 4, 3) <= 1.02 * (3 + 1 + 2 + 1)
+
+
+def test_a_residual_guard_holds_both_steps_and_both_states():
+    guard = windowed(guards.gl2o(TXS["momentum"][0], TXS["adam"][0]))
+    # x, both proposals and both steps; states before and after; the gradients at x and at y; what
+    # the fallback's probe at y makes of its state
+    assert copies(guard, 4, 1) <= 1.02 * (5 + 2 * 3 + 2 + 2)
+
+
+@pytest.mark.parametrize("guard", [guards.smg, guards.amg])
+def test_a_meta_guard_adds_a_record_for_every_step_it_goes_back_through(guard):
+    """Of a momentum step that is the gradient and the memory: two copies."""
+    family = LearnedOptimizer(
+        init=lambda key, params: jnp.array([0.9, -0.1]),
+        apply=lambda theta, *, num_steps=None: optax.chain(
+            optax.trace(theta[0]), optax.scale(theta[1])
+        ),
+    )
+    theta = family.init(jax.random.key(0), PARAMS)
+    used = {t: copies(guard(family, theta, n_t=t, n_c=3), 2 * t + 1, 3) for t in (2, 6)}
+    slope = (used[6] - used[2]) / 4
+    assert slope <= 2.02
+    # Beside the record: start and learned pair, fallback and its end, a memory and a gradient for
+    # each of the forward, backward and evaluating runs.
+    assert used[2] - 2 * slope <= 4 + 2 * 3

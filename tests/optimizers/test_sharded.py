@@ -1,0 +1,17 @@
+"""Sharded params give the result of unsharded ones (VeLO's test is in test_velo.py)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_lstm_l3rs_and_a_guard_on_eight_devices():
+    script = Path(__file__).with_name("sharded.py")
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, **devices}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("lstm", "l3rs", "race"):
+        assert f"{name}: sharded over 8 devices" in done.stdout
