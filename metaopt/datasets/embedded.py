@@ -1,0 +1,43 @@
+"""Data sets that need no file: scikit-learn's digits, moons and circles, and our spirals."""
+
+from typing import Any
+
+import numpy as np
+
+from metaopt.datasets.base import Dataset, split_in_three
+
+
+def digits() -> Dataset:
+    """1797 real 8x8 images of handwritten digits, embedded in scikit-learn; no download."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    images = bunch.images.astype(np.uint8)[..., None]  # [1797, 8, 8, 1], values 0..16
+    return split_in_three("digits", images, bunch.target, 10, scale=1.0 / 16.0)
+
+
+def moons(n: int = 2000, *, noise: float = 0.15, seed: int = 0) -> Dataset:
+    """scikit-learn's two moons, ``[n, 2]``, two classes."""
+    from sklearn.datasets import make_moons
+
+    x, y = map(np.asarray, make_moons(n, noise=noise, random_state=seed))
+    return split_in_three("moons", x.astype(np.float32), y, 2, seed=seed)
+
+
+def circles(n: int = 2000, *, noise: float = 0.08, factor: float = 0.5, seed: int = 0) -> Dataset:
+    """scikit-learn's two circles, ``[n, 2]``, two classes."""
+    from sklearn.datasets import make_circles
+
+    x, y = map(np.asarray, make_circles(n, noise=noise, factor=factor, random_state=seed))
+    return split_in_three("circles", x.astype(np.float32), y, 2, seed=seed)
+
+
+def spirals(n: int = 2000, *, turns: float = 1.5, noise: float = 0.02, seed: int = 0) -> Dataset:
+    """Two interleaved spirals of `turns` turns inside the unit disc, ``[n, 2]``, two classes."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    radius = np.sqrt(rng.uniform(0.0, 1.0, n))  # points are equally dense along the arc
+    angle = 2 * np.pi * turns * radius + np.pi * y
+    x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    x = x + noise * rng.standard_normal((n, 2))
+    return split_in_three("spirals", x.astype(np.float32), y, 2, seed=seed)
