@@ -78,6 +78,16 @@ class TaskFamily(NamedTuple):
     task: Callable[[Any], Task]
 
 
+class _Always(NamedTuple):
+    """The constant function; equal values make equal functions, and so one compiled program."""
+
+    value: Any
+
+    def __call__(self, argument):
+        del argument
+        return self.value
+
+
 def single(task: Task) -> TaskFamily:
     """The distribution that always gives `task` (its `init` and batches still vary with keys)."""
-    return TaskFamily(sample=lambda key: (), task=lambda task_params: task)
+    return TaskFamily(sample=_Always(()), task=_Always(task))

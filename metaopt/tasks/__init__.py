@@ -1,0 +1,7 @@
+"""Constructors of tasks and of distributions of tasks."""
+
+from metaopt.tasks.classification import classification as classification
+from metaopt.tasks.families import mlp_family as mlp_family
+from metaopt.tasks.few_class import few_class as few_class
+from metaopt.tasks.language import language_model as language_model
+from metaopt.tasks.quadratics import quadratic as quadratic

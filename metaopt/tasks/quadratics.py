@@ -1,0 +1,33 @@
+"""Quadratics with known constants."""
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.base import Batch, Split, Task
+from metaopt.tasks.scores import at_least_one
+
+
+def quadratic(
+    dim: int = 8, *, condition: float = 10.0, noise: float = 0.1, largest: float = 1.0
+) -> Task:
+    """``F(x) = sum(h * x^2) / 2 + batch . x``: strongly convex with known constants.
+
+    Eigenvalues h are spaced geometrically in ``[largest / condition, largest]``, so that
+    L = `largest` and mu = ``largest / condition``. A batch is a vector ``[dim]`` of noise with
+    standard deviation `noise`; `whole` is the noiseless one, whose minimum is 0 at 0.
+    """
+    at_least_one("quadratic", dim=dim)
+    if condition < 1.0:
+        raise ValueError(f"quadratic: condition must be >= 1, got {condition}.")
+    h = largest * jnp.geomspace(1.0 / condition, 1.0, dim)
+
+    def sample(key, shape, split: Split = "train") -> Batch:
+        del split
+        return noise * jax.random.normal(key, (*shape, dim))
+
+    return Task(
+        init=lambda key: jax.random.normal(key, (dim,)),
+        loss=lambda x, batch: 0.5 * jnp.sum(h * x**2) + jnp.vdot(batch, x),
+        sample=sample,
+        whole=lambda split="test": jnp.zeros(dim),
+    )
