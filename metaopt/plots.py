@@ -1,7 +1,6 @@
-"""Records -> figures. Imports numpy and matplotlib only, so that it draws without JAX."""
+"""Summaries of records -> figures for papers. Imports no JAX."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,20 +9,33 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
+
+from metaopt.records import CurveRecord
+from metaopt.statistics import Interval
 
 # Okabe-Ito: told apart by colour-blind readers and in grey print.
 COLOURS = ("#8C8C8C", "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":")
+OFF_CHART = 1e3  # a mean above this multiple of its start is not drawn
+MANY_LAYERS = 8  # more are coloured by depth, without a legend
 
 
 class Line(NamedTuple):
-    """A curve with its band. Attributes: x, mean, low, high: ``[W]``."""
+    """A curve with its band. Attributes: x: ``[W]``; y: mean, low, high, each ``[W]``."""
 
     x: np.ndarray
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    y: Interval
+
+
+class Panel(NamedTuple):
+    """Attributes: title; lines: by optimizer; target: a loss to mark, NaN for none; its label."""
+
+    title: str
+    lines: dict[str, Line]
+    target: float = float("nan")
+    label: str = ""
 
 
 def style() -> Any:
@@ -42,34 +54,85 @@ def style() -> Any:
     }
 
 
-def looks_of(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """(colour, dash) per name, the same in every panel.
+def looks_of(entries: Mapping[str, CurveRecord]) -> dict[str, tuple[str, str]]:
+    """(colour, dash) per optimizer, the same in every panel, and no two alike (up to 32).
 
-    A guarded optimizer, ``GUARD(learned, fallback)``, has the colour of its learned one and a dash
-    of its guard.
+    A guarded optimizer has the colour of its learned one and a dash of its guard.
     """
-    guarded = {name: m.groups() for name in names if (m := re.match(r"(.+?)\((.+?), ", name))}
-    plain = [name for name in names if name not in guarded]
-    guards = list(dict.fromkeys(guard for guard, _ in guarded.values()))
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(plain)}
-    looks = {name: (colour, "-") for name, colour in colours.items()}
-    for name, (guard, learned) in guarded.items():
-        dash = DASHES[1 + guards.index(guard) % (len(DASHES) - 1)]
-        looks[name] = (colours.get(learned, COLOURS[-1]), dash)
-    return looks
+    guards = list(dict.fromkeys(e.guard for e in entries.values() if e.kind == "guarded"))
+    free = [(colour, dash) for dash in DASHES for colour in COLOURS]
+    looks: dict[str, tuple[str, str]] = {}
+
+    def take(name: str, wanted: Sequence[tuple[str, str]]) -> None:
+        left = [look for look in (*wanted, *free) if look not in looks.values()]
+        looks[name] = left[0] if left else free[len(looks) % len(free)]
+
+    for name, entry in entries.items():
+        if entry.kind != "guarded":
+            take(name, ())
+    for name, entry in entries.items():
+        if entry.kind == "guarded":
+            colour = looks[entry.learned][0] if entry.learned in looks else COLOURS[-1]
+            first = 1 + guards.index(entry.guard) % (len(DASHES) - 1)
+            dashes = [*DASHES[first:], *DASHES[1:first]]
+            take(name, [(colour, dash) for dash in dashes])
+    return {name: looks[name] for name in entries}
+
+
+def shades(number: int) -> list[str]:
+    """From dark to bright, all of them visible on white and on black."""
+    return [to_hex(shade) for shade in plt.get_cmap("viridis")(np.linspace(0.2, 0.9, number))]
+
+
+def layer_colours(number: int) -> list[str]:
+    """A colour per layer; of many layers, by depth from dark to bright."""
+    return list(COLOURS[:number]) if number <= MANY_LAYERS else shades(number)
+
+
+def on_chart(mean: np.ndarray) -> tuple[np.ndarray, int | None]:
+    """The part of a mean curve that can be drawn, and where it left the chart for good.
+
+    Points that are not finite or above `OFF_CHART` x the start become NaN. The second value is the
+    index of the last point before the curve left without coming back: a cross is drawn there.
+    """
+    mean = np.asarray(mean, np.float64)
+    finite = np.isfinite(mean)
+    start = mean[0] if finite[0] and mean[0] > 0 else 1.0
+    drawn = finite & (np.where(finite, mean, 0.0) <= OFF_CHART * start)
+    if drawn[-1] or not drawn.any():
+        return np.where(drawn, mean, np.nan), None
+    return np.where(drawn, mean, np.nan), int(np.flatnonzero(drawn)[-1])
+
+
+def loss_bounds(means: Iterable[np.ndarray]) -> tuple[float, float, bool]:
+    """(low, high, logarithmic) for the axis of the means: no run that blew up squeezes the others.
+
+    The axis is linear where a mean is negative, or none is positive.
+    """
+    drawn = [on_chart(mean)[0] for mean in means]
+    values = np.concatenate([d[~np.isnan(d)] for d in drawn] or [np.ones(1)])
+    starts = [d[0] for d in drawn if not np.isnan(d[0])]
+    top = min(values.max(initial=-np.inf), 10.0 * max(starts, default=np.inf))
+    if not values.size:
+        return 0.1, 1.0, True
+    if values.min() < 0 or top <= 0:
+        room = 0.05 * max(values.max() - values.min(), 1e-12)
+        return float(values.min() - room), float(values.max() + room), False
+    lowest = max(values[values > 0].min(), 1e-12 * top)
+    return float(0.6 * lowest), float(1.5 * top), True
 
 
 def curves_figure(
-    panels: Mapping[str, Mapping[str, Line]],
+    panels: Sequence[Panel],
+    looks: Mapping[str, tuple[str, str]],
     out: Path,
     *,
+    xlabel: str = "optimizer steps",
     ylabel: str = "test loss",
-    targets: Mapping[str, tuple[str, float]] | None = None,
 ) -> list[Path]:
-    """One panel per task, one line per optimizer, log y; dotted line: a target and its name."""
-    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    looks = looks_of(names)
-    columns = len(panels) if len(panels) <= 3 else 2
+    """One panel per task, one line per optimizer, log y; dotted line: the panel's target."""
+    names = [name for name in looks if any(name in panel.lines for panel in panels)]
+    columns = len(panels) if len(panels) <= 3 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
     with plt.rc_context(style()):
         figure, axes = plt.subplots(
@@ -77,55 +140,92 @@ def curves_figure(
         )
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
-            for name, line in lines.items():
-                colour, dash = looks[name]
-                finite = np.where(np.isfinite(line.mean), line.mean, np.nan)
-                axis.plot(line.x, finite, color=colour, ls=dash, lw=1.6, label=name)
-                axis.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, lw=0)
-                if not np.isfinite(line.mean).all():  # a cross where it diverged
-                    last = max(int(np.argmin(np.isfinite(line.mean))) - 1, 0)
-                    axis.plot(line.x[last], line.mean[last], "x", color=colour, ms=8, mew=2.5)
-            axis.set(title=title, xlabel="optimizer steps", ylabel=ylabel, yscale="log")
-            _bound_log_axis(axis, lines)
-            if targets and title in targets:
-                label, value = targets[title]
-                axis.axhline(value, color="grey", lw=0.9, ls=":")
-                axis.annotate(
-                    label,
-                    (0.01, value),
-                    xycoords=("axes fraction", "data"),
-                    ha="left",
-                    va="top",
-                    fontsize=7,
-                    color="grey",
-                )
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            _curves(axis, panel, looks)
+            axis.set(title=_plain(panel.title), xlabel=xlabel, ylabel=ylabel)
         handles = [
-            Line2D([], [], color=looks[n][0], ls=looks[n][1], lw=1.8, label=n) for n in names
+            Line2D([], [], color=looks[n][0], ls=looks[n][1], lw=1.8, label=_plain(n))
+            for n in names
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
         return _save(figure, out)
 
 
-def meta_training_figure(runs: Mapping[str, Mapping[str, np.ndarray]], out: Path) -> list[Path]:
-    """Meta-loss per meta-update, one panel per run; dots: the loss on held-out runs."""
+def _curves(axis: Any, panel: Panel, looks: Mapping[str, tuple[str, str]]) -> None:
+    low, high, logarithmic = loss_bounds(line.y.mean for line in panel.lines.values())
+    axis.set(ylim=(low, high), yscale="log" if logarithmic else "linear")
+    for name, line in panel.lines.items():
+        colour, dash = looks[name]
+        drawn, left = on_chart(line.y.mean)
+        axis.plot(line.x, drawn, color=colour, ls=dash, lw=1.6)
+        band = [np.clip(end, low / 10, high * 10) for end in (line.y.low, line.y.high)]
+        axis.fill_between(line.x, *band, where=~np.isnan(drawn), color=colour, alpha=0.15, lw=0)
+        if left is not None:
+            axis.plot(line.x[left], drawn[left], "x", color=colour, ms=8, mew=2.5, clip_on=False)
+    if np.isfinite(panel.target):
+        axis.axhline(panel.target, color="grey", lw=0.9, ls=":")
+        axis.annotate(
+            panel.label, (0.01, panel.target), xycoords=("axes fraction", "data"),
+            ha="left", va="top", fontsize=7, color="grey",
+        )  # fmt: skip
+
+
+def standings_figure(
+    columns: Mapping[str, Mapping[str, Interval]], looks: Mapping[str, tuple[str, str]], out: Path
+) -> list[Path]:
+    """Aggregates with their intervals: title -> optimizer -> interval, one panel per title."""
+    names = list(next(iter(columns.values())))
+    size = (3.6 * len(columns) + 1.2, 0.32 * len(names) + 1.0)
     with plt.rc_context(style()):
         figure, axes = plt.subplots(
-            1, len(runs), figsize=(4.2 * len(runs), 3.0), squeeze=False, layout="constrained"
+            1, len(columns), figsize=size, squeeze=False, sharey=True, layout="constrained"
         )
-        for axis, (name, metrics) in zip(axes.flat, runs.items(), strict=True):
+        for axis, (title, intervals) in zip(axes.flat, columns.items(), strict=True):
+            means = [float(i.mean) for i in intervals.values() if 0 < i.mean < np.inf]
+            low, high = 0.5 * min([*means, 1.0]), 2.0 * max([*means, 1.0])
+            axis.set(title=title, xscale="log", xlim=(low, high))
+            axis.axvline(1.0, color="grey", lw=0.9, ls=":")
+            for name, interval in intervals.items():
+                if np.isnan(interval.mean):
+                    continue
+                y, (mean, *ends) = names.index(name), np.clip(interval, low, high)
+                axis.plot(ends, [y, y], color=looks[name][0], lw=4, alpha=0.35)
+                axis.plot(mean, y, "o", color=looks[name][0], ms=5)
+        axes[0, 0].set_yticks(range(len(names)), [_plain(name) for name in names])
+        axes[0, 0].invert_yaxis()
+        return _save(figure, out)
+
+
+def meta_training_figure(runs: Mapping[str, Mapping[str, np.ndarray]], out: Path) -> list[Path]:
+    """Meta-loss per meta-update, one panel per run; dots: the loss on held-out runs."""
+    columns = min(len(runs), 3)
+    rows = -(-len(runs) // columns)
+    with plt.rc_context(style()):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(4.2 * columns, 3.0 * rows), squeeze=False, layout="constrained"
+        )
+        for axis in axes.flat[len(runs) :]:
+            axis.set_visible(False)
+        for axis, (name, metrics) in zip(axes.flat, runs.items(), strict=False):
             step, loss = metrics["step"], metrics["meta_loss"]
             axis.plot(step, loss, color=COLOURS[2], lw=1.0, alpha=0.7, label="meta-loss")
             if "validation_loss" in metrics:
                 axis.plot(
                     step, metrics["validation_loss"], "o", ms=3, color=COLOURS[4], label="held out"
                 )
-            axis.set(title=name, xlabel="meta-updates", ylabel="loss of the inner run")
-            axis.set_yscale("log")
-            top = min(1.5 * np.nanmax(loss), 3.0 * loss[0])  # single candidates may explode
-            axis.set_ylim(0.6 * np.nanmin(loss), top)
+            low, high, logarithmic = meta_bounds(loss)
+            axis.set(title=_plain(name), xlabel="meta-updates", ylabel="loss of the inner run")
+            axis.set(yscale="log" if logarithmic else "linear", ylim=(low, high))
             axis.legend()
         return _save(figure, out)
+
+
+def meta_bounds(loss: np.ndarray) -> tuple[float, float, bool]:
+    """`loss_bounds` of a meta-loss, where single updates may explode and come back."""
+    finite = loss[np.isfinite(loss)]
+    if not finite.size:
+        return 0.1, 1.0, True
+    return loss_bounds([np.minimum(finite, 3.0 * np.abs(finite[0]))])
 
 
 def mixture_figure(
@@ -141,23 +241,27 @@ def mixture_figure(
         figure, axes = plt.subplots(
             1, 1 + len(bases), figsize=(3.6 * (1 + len(bases)), 3.0), layout="constrained"
         )
-        for index, layer in enumerate(layers):
-            axes[0].plot(x, norms[:, index], color=COLOURS[index % len(COLOURS)], label=layer)
+        for index, (layer, colour) in enumerate(
+            zip(layers, layer_colours(len(layers)), strict=True)
+        ):
+            axes[0].plot(x, norms[:, index], color=colour, label=_plain(layer))
             for p in range(len(bases)):
-                axes[1 + p].plot(x, weights[:, index, p], color=COLOURS[index % len(COLOURS)])
-        axes[0].set(title="step norm λ", xlabel="optimizer steps", yscale="log")
-        axes[0].legend(fontsize=7)
+                axes[1 + p].plot(x, weights[:, index, p], color=colour)
+        low, high, logarithmic = loss_bounds(norms.T)  # may explode with the run
+        axes[0].set(title="step norm λ", xlabel="optimizer steps", ylim=(low, high))
+        axes[0].set(yscale="log" if logarithmic else "linear")
+        if len(layers) <= MANY_LAYERS:
+            axes[0].legend(fontsize=7)
         for axis, base in zip(axes[1:], bases, strict=True):
-            axis.set(title=f"weight α of {base}", xlabel="optimizer steps", ylim=(-0.03, 1.03))
+            axis.set(
+                title=f"weight α of {_plain(base)}", xlabel="optimizer steps", ylim=(-0.03, 1.03)
+            )
         return _save(figure, out)
 
 
-def _bound_log_axis(axis: Any, lines: Mapping[str, Line]) -> None:
-    """Limits by the means: neither a diverged run nor a wide band squeezes the others."""
-    means = [line.mean[np.isfinite(line.mean) & (line.mean > 0)] for line in lines.values()]
-    start = max(mean[0] for mean in means)
-    lowest, high = min(mean.min() for mean in means), max(mean.max() for mean in means)
-    axis.set_ylim(0.6 * lowest, min(1.5 * high, 10.0 * start))
+def _plain(text: str) -> str:
+    """A dollar sign in a user's name starts no formula."""
+    return text.replace("$", r"\$")
 
 
 def _save(figure: Any, out: Path) -> list[Path]:

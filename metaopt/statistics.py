@@ -1,17 +1,35 @@
-"""Summaries of curves over seeds. Imports numpy and scipy only."""
+"""Summaries of curves over seeds, and of seeds over tasks. Imports numpy and scipy only.
 
-from typing import NamedTuple
+S seeds, M measurements after the one at the start. A *cost* is whatever a run is charged with:
+optimizer steps, gradient evaluations or seconds.
+
+References:
+  Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice", 2021,
+  https://arxiv.org/abs/2108.13264 (interquartile mean, stratified bootstrap).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, trim_mean
+
+Outcome = Literal["win", "tie", "loss"]
 
 
 class Interval(NamedTuple):
-    """Attributes: mean; low, high: 95% bootstrap confidence interval of the mean."""
+    """Attributes: mean; low, high: its 95% bootstrap confidence interval, or the range."""
 
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+
+class Speedup(NamedTuple):
+    """Attributes: factor; beyond: the reference never gets there, so that factor is a bound."""
+
+    factor: float
+    beyond: bool
 
 
 def mean_interval(values: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> Interval:
@@ -35,14 +53,168 @@ def mean_interval(values: np.ndarray, *, resamples: int = 2000, seed: int = 0) -
     return Interval(with_inf(mean), np.where(broken, np.nan, low), with_inf(high))
 
 
+def min_max(values: np.ndarray) -> Interval:
+    """Mean over the first axis (seeds) with the lowest and the highest seed, as LGL2O draws it.
+
+    Where any seed is not finite, mean and upper end are inf.
+    """
+    values = np.asarray(values, np.float64)
+    broken = ~np.isfinite(values)
+    low = np.where(broken, np.inf, values).min(axis=0)
+    high = np.where(broken, np.inf, values).max(axis=0)
+    mean = np.where(broken, np.inf, values).mean(axis=0)
+    return Interval(mean, np.where(np.isinf(low), np.nan, low), high)
+
+
+def iqm_interval(scores: Sequence[np.ndarray], *, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Interquartile mean over all runs of all tasks, with a 95% stratified-bootstrap interval.
+
+    The mean of the middle half of all scores: runs and tasks in one bag, the lowest and the
+    highest quarter dropped. The bootstrap draws runs with replacement within each task, so that
+    the tasks themselves count as given. With a single run per task the interval has no width.
+
+    Args:
+      scores: one array per task, with one score per run; inf is allowed (a diverged run), NaN not.
+      resamples: of the bootstrap.
+      seed: of the bootstrap.
+
+    Raises:
+      ValueError: if there is no score, or one is NaN.
+    """
+    tasks = [np.asarray(task, np.float64) for task in scores]
+    if not tasks or any(task.size == 0 or np.isnan(task).any() for task in tasks):
+        raise ValueError("iqm_interval: scores must hold a task, and no empty or NaN one.")
+    # An infinite score stays one that can be averaged and interpolated, and comes back as inf.
+    huge = 1e100  # its square is still finite, and a thousandth of it still told apart
+    tasks = [np.clip(task, -huge, huge) for task in tasks]
+    back = lambda x: np.where(np.abs(x) > 1e90, np.copysign(np.inf, x), x)
+
+    def iqm(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
+        return trim_mean(np.concatenate(columns, axis=axis), 0.25, axis=axis)
+
+    mean = low = high = iqm(*tasks)
+    if min(map(len, tasks)) > 1:
+        result = bootstrap(
+            tasks, iqm, n_resamples=resamples, method="percentile", vectorized=True,
+            rng=np.random.default_rng(seed), batch=500,
+        )  # fmt: skip
+        low, high = result.confidence_interval
+    return Interval(back(mean), back(low), back(high))
+
+
 def steps_to_reach(steps: np.ndarray, mean_loss: np.ndarray, target: float) -> float:
     """The first measured step whose mean loss is at most `target`; inf if there is none."""
     reached = np.flatnonzero(np.asarray(mean_loss) <= target)
     return float(steps[reached[0]]) if reached.size else float("inf")
 
 
-def divergence_rate(loss: np.ndarray, *, factor: float = 2.0) -> float:
-    """Share of seeds whose final loss ``[S, W]`` is not finite or above `factor` x the initial."""
+def cost_to_reach(cost: np.ndarray, loss: np.ndarray, target: float) -> float:
+    """The cost at which a run's lowest loss so far comes down to `target`; inf if never.
+
+    Linear between measurements. Arguments `cost` and `loss` are ``[M + 1]``; a loss that is not
+    finite reaches nothing.
+    """
+    loss = np.asarray(loss, np.float64)
+    lowest = np.minimum.accumulate(np.where(np.isfinite(loss), loss, np.inf))
+    reached = np.flatnonzero(lowest <= target)
+    if not reached.size:
+        return float("inf")
+    i = reached[0]
+    if i == 0 or not np.isfinite(lowest[i - 1]):
+        return float(cost[i])
+    share = (lowest[i - 1] - target) / (lowest[i - 1] - lowest[i])
+    return float(cost[i - 1] + share * (cost[i] - cost[i - 1]))
+
+
+def speedups(
+    reference_cost: np.ndarray, reference_loss: np.ndarray, cost: np.ndarray, loss: np.ndarray
+) -> np.ndarray:
+    """How many times cheaper than a reference's runs an optimizer's runs get to the same loss.
+
+    Per seed, with both runs on the same seed: if the optimizer comes down to the reference's final
+    loss at cost t, the factor is (cost at which the reference came down to it) / t. Otherwise it is
+    (cost at which the reference came down to the optimizer's best loss) / (whole cost of the
+    optimizer), which is at most 1 if both are charged the same; 0 if the optimizer diverged or
+    never got better than its start. With optimizer steps as cost, equal lengths T and a reference
+    that falls to the end: T / t, or t_reference / T. A noisy reference comes down to its final
+    loss before T, and counts from there: against itself it is exactly 1.
+
+    Args:
+      reference_cost, cost: ``[M + 1]``, from 0 upwards.
+      reference_loss, loss: ``[S, M + 1]``.
+
+    Returns:
+      ``[S]``; NaN where the reference itself diverged or ended no better than it started, so that
+      there is nothing to compare with.
+    """
+    lost = diverged(loss)
+    useless = diverged(reference_loss)
+    factors = []
+    for seed, (theirs, ours) in enumerate(zip(reference_loss, loss, strict=True)):
+        best = np.min(ours, where=np.isfinite(ours), initial=np.inf)
+        spent = cost_to_reach(cost, ours, theirs[-1])
+        if useless[seed] or theirs[-1] >= theirs[0]:
+            factors.append(np.nan)
+        elif lost[seed] or best >= ours[0]:
+            factors.append(0.0)
+        elif np.isfinite(spent) and spent > 0:
+            factors.append(cost_to_reach(reference_cost, theirs, theirs[-1]) / spent)
+        else:
+            factors.append(cost_to_reach(reference_cost, theirs, best) / cost[-1])
+    return np.array(factors, np.float64)
+
+
+def loss_ratios(reference_loss: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Final loss over the reference's on the same seed, ``[S, M + 1] -> [S]``.
+
+    Inf where the optimizer's is not finite, NaN where the reference's is not.
+    """
+    theirs, ours = (np.asarray(x, np.float64)[:, -1] for x in (reference_loss, loss))
+    ours = np.where(np.isfinite(ours), ours, np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.isfinite(theirs), ours / theirs, np.nan)
+
+
+def speedup_against(
+    reference_steps: np.ndarray, reference_loss: np.ndarray, steps: np.ndarray, loss: np.ndarray
+) -> Speedup:
+    """Steps that a published curve needs for our final loss, over our steps.
+
+    Linear between the points of the curve. Where our final loss is below all of the curve, the
+    factor is that of the curve's last step: a lower bound, marked `beyond`. 0 if our final loss is
+    not finite or above all of the curve. Arguments are ``[N]`` and ``[N]``; ``[M + 1]`` and
+    ``[M + 1]`` (a mean over seeds).
+    """
+    final = float(loss[-1])
+    if not np.isfinite(final):
+        return Speedup(0.0, False)
+    needed = cost_to_reach(reference_steps, reference_loss, final)
+    beyond = not np.isfinite(needed)
+    return Speedup(float((reference_steps[-1] if beyond else needed) / steps[-1]), beyond)
+
+
+def outcome(reference_loss: np.ndarray, loss: np.ndarray) -> Outcome:
+    """Whether final losses are lower than the reference's over the same seeds, ``[S, M + 1]``.
+
+    A tie: the 95% bootstrap interval of the mean paired difference contains 0. A run that is not
+    finite loses against one that is.
+    """
+    theirs, ours = (np.asarray(x, np.float64)[:, -1] for x in (reference_loss, loss))
+    broken = np.array([(~np.isfinite(x)).any() for x in (theirs, ours)])
+    if broken.any():
+        return "tie" if broken.all() else "loss" if broken[1] else "win"
+    difference = mean_interval(ours - theirs)
+    if difference.low <= 0 <= difference.high:
+        return "tie"
+    return "win" if difference.mean < 0 else "loss"
+
+
+def diverged(loss: np.ndarray, *, factor: float = 2.0) -> np.ndarray:
+    """Which seeds' final loss ``[S, M + 1]`` is not finite or above `factor` x the initial."""
     loss = np.asarray(loss)
-    worse = ~np.isfinite(loss[:, -1]) | (loss[:, -1] > factor * loss[:, 0])
-    return float(np.mean(worse))
+    return ~np.isfinite(loss[:, -1]) | (loss[:, -1] > factor * loss[:, 0])
+
+
+def divergence_rate(loss: np.ndarray, *, factor: float = 2.0) -> float:
+    """Share of seeds that `diverged`."""
+    return float(np.mean(diverged(loss, factor=factor)))

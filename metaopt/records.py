@@ -1,0 +1,197 @@
+"""The folder of an evaluation: `metaopt evaluate` writes it, `metaopt report` reads it.
+
+    OUT/evaluation.json          the job, its tasks, what it ran on
+    OUT/TASK/record.json         what was tuned, which curves there are
+    OUT/TASK/NAME.npz            the curves of one optimizer (`Curves`)
+    OUT/TASK/tuning-NAME.npz     the curves of a baseline's whole grid
+
+Imports numpy only, so that reports are drawn without JAX. Every file is written whole or not at
+all, and pickled data is refused.
+"""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from metaopt.files import write_whole
+
+FORMAT = 2
+INDEX, RECORD = "evaluation.json", "record.json"
+ALL = "all"  # in `TaskRecord.left_out`: the task itself could not be run
+
+Kind = Literal["baseline", "learned", "guarded"]
+
+
+class Curves(NamedTuple):
+    """What one optimizer did on one task; S seeds, M measurements, W windows.
+
+    Attributes:
+      steps: optimizer steps taken before each measurement, ``[M + 1]``.
+      grad_evals: gradients of mini-batch losses computed until then, ``[M + 1]``.
+      seconds: wall-clock of the optimizer until then, per seed, ``[M + 1]``; measuring and
+        compilation left out.
+      loss, accuracy: on the whole test split, ``[S, M + 1]``; accuracy is NaN where the task has
+        none.
+      train_loss: on a fixed sample of the training split, ``[S, M + 1]``; NaN if not measured.
+      windows: optimizer steps at the end of each window, ``[W]``.
+      state: fields of the optimizer's state after each window, name -> ``[S, W, ...]``.
+    """
+
+    steps: np.ndarray
+    grad_evals: np.ndarray
+    seconds: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+    train_loss: np.ndarray
+    windows: np.ndarray
+    state: dict[str, np.ndarray]
+
+
+class Grid(NamedTuple):
+    """A baseline's whole search; P points, S seeds, M measurements.
+
+    Attributes:
+      steps: ``[M + 1]``.
+      loss: on the validation split, ``[P, S, M + 1]``.
+      seconds: wall-clock of the whole search, a scalar.
+    """
+
+    steps: np.ndarray
+    loss: np.ndarray
+    seconds: np.ndarray
+
+
+class CurveRecord(NamedTuple):
+    """An entry of a task's record. All but `state`-related fields are what tables group by.
+
+    Attributes:
+      file: of the curves, in the task's folder.
+      kind: baseline, learned or guarded.
+      learned, guard, fallback: names of its parts; empty where there are none.
+      layers, bases: of an L3RS: what axes 2 and 3 of its ``lambda_ [S, W, L]`` and
+        ``alpha [S, W, L, P]`` stand for.
+    """
+
+    file: str
+    kind: Kind
+    learned: str = ""
+    guard: str = ""
+    fallback: str = ""
+    layers: tuple[str, ...] = ()
+    bases: tuple[str, ...] = ()
+
+
+class TaskRecord(NamedTuple):
+    """``record.json`` of a task.
+
+    Attributes:
+      title, task, num_steps, window: what was run (as in the suite).
+      tuned: baseline's label -> ``{"point", "grid": [points], "loss": [mean final validation loss
+        per point], "seeds", "runs", "grad_evals", "seconds", "file"}``.
+      curves: optimizer's name -> entry.
+      left_out: optimizer's name, or `ALL` -> why it could not be run on this task.
+      velodrome: ``{"name", "speedup": {optimizer: factor}}`` where the task has a published
+        reference curve, else empty.
+    """
+
+    title: str
+    task: str
+    num_steps: int
+    window: int
+    tuned: dict[str, dict[str, Any]]
+    curves: dict[str, CurveRecord]
+    left_out: dict[str, str]
+    velodrome: dict[str, Any]
+
+
+def write_arrays(path: Path, arrays: Curves | Grid) -> None:
+    """Writes curves or a grid as npz."""
+    fields: dict[str, Any] = arrays._asdict()
+    states: dict[str, Any] = fields.pop("state", {})
+    fields |= {f"state/{name}": value for name, value in states.items()}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **fields)
+    write_whole(path, buffer.getvalue())
+
+
+def read_curves(path: Path) -> Curves:
+    """Reads the curves that `write_arrays` wrote."""
+    arrays = _read_arrays(path, Curves)
+    states = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
+    return Curves(**{name: arrays[name] for name in Curves._fields[:-1]}, state=states)
+
+
+def read_grid(path: Path) -> Grid:
+    """Reads the grid that `write_arrays` wrote."""
+    arrays = _read_arrays(path, Grid)
+    return Grid(**{name: arrays[name] for name in Grid._fields})
+
+
+def _read_arrays(path: Path, kind: type[Curves] | type[Grid]) -> dict[str, np.ndarray]:
+    """All arrays of an npz file that holds the fields of `kind`."""
+    try:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        missing = set(kind._fields) - {"state"} - arrays.keys()
+        if missing:
+            raise ValueError(f"no {', '.join(sorted(missing))}")
+    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path}: not the arrays of a {kind.__name__} ({error}); run the evaluation again "
+            "with --overwrite True."
+        ) from None
+    return arrays
+
+
+def write_record(folder: Path, record: TaskRecord) -> None:
+    """Writes a task's record."""
+    plain = record._asdict()
+    plain["curves"] = {name: entry._asdict() for name, entry in record.curves.items()}
+    write_json(folder / RECORD, plain)
+
+
+def read_record(folder: Path) -> TaskRecord | None:
+    """Reads a task's record, or None where the task has not begun."""
+    if not (folder / RECORD).exists():
+        return None
+    plain = read_json(folder / RECORD)
+    try:
+        curves = {}
+        for name, entry in plain.pop("curves").items():
+            known = CurveRecord(**entry)
+            curves[name] = known._replace(layers=tuple(known.layers), bases=tuple(known.bases))
+        return TaskRecord(**plain, curves=curves)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / RECORD}: not a record of format {FORMAT}: {error}.") from None
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of an evaluation: ``{"format", "job", "tasks", "environment"}``."""
+    if not (folder / INDEX).exists():
+        raise ValueError(
+            f"{folder}: holds no {INDEX}; give the --out folder of `metaopt evaluate`."
+        )
+    index = read_json(folder / INDEX)
+    if index.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / INDEX}: records of format {index.get('format')}, but this version reads "
+            f"{FORMAT}; run the evaluation again with --overwrite True."
+        )
+    return index
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain data as JSON."""
+    write_whole(path, json.dumps(value, indent=1).encode() + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON; a broken file is an error that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}).") from None

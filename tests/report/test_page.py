@@ -1,0 +1,227 @@
+"""The page, the Markdown and the figures as files: whole, self-contained, and safe."""
+
+import base64
+import gzip
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from evaluations import HOSTILE, contenders, curves, descend, write_index, write_task
+from rich.console import Console
+
+from metaopt import plots, records
+from metaopt.report import page, print_summary, report, summary
+
+
+@pytest.fixture(scope="module")
+def result(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "copy"
+    shutil.copytree(folder, out)
+    return report(out)
+
+
+@pytest.fixture(scope="module")
+def html(result) -> str:
+    return result["page"].read_text()
+
+
+class Reader(HTMLParser):
+    """Tags, attributes that could load something, and texts by enclosing tag."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.loads, self.text, self.scripts = [""], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [v for k, v in attrs if k in ("src", "href") and not v.startswith("#")]
+
+    def handle_data(self, data):
+        (self.scripts if self.tags[-1] == "script" else self.text).append(data)
+
+
+@pytest.fixture(scope="module")
+def read(html) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    return reader
+
+
+def test_the_page_loads_nothing(html, read):
+    assert read.loads == []
+    assert "default-src 'none'" in html
+    assert not {"link", "img", "iframe"} & set(read.tags)
+    css = re.search(r"<style>(.*?)</style>", html, re.S).group(1)
+    assert "url(" not in css and "@import" not in css
+
+
+def test_names_are_text_everywhere(html, read):
+    assert HOSTILE not in html
+    assert read.tags.count("script") == 3  # the data, Bokeh, ours
+    text = " ".join(read.text)
+    assert f"RACE({HOSTILE}, SGD)" in text and f"second {HOSTILE}" in text
+    assert f"Left out: Other: theta was made for layers {HOSTILE}." in text
+
+
+def test_markdown_keeps_names_as_text(result):
+    text = result["summary"].read_text()
+    assert "<script>" not in text and "&lt;script>alert(1)" in text
+    assert "SGD was tuned on the validation split over 3 points x 8 seeds: 24 runs, 1,440" in text
+
+
+def test_every_comparison_names_its_grid_and_cost(read):
+    text = " ".join(" ".join(read.text).split())
+    assert "SGD was tuned on the validation split over 3 points x 8 seeds: 24 runs" in text
+    assert "1,440 gradient evaluations, 1.5 s. Chosen: lr 1, constant." in text
+    losses = [descend(rate)[:, -1].mean() for rate in (0.1, 0.3, 1.0)]
+    for rate, loss in zip(("0.1", "0.3", "1"), losses, strict=True):
+        shown = f"{loss:.4f}" if loss > 1e-3 else f"{loss:.1e}"
+        assert re.search(rf"lr {rate}, constant\s+{re.escape(shown)}", text)
+
+
+def test_the_page_says_how_to_reproduce_it(read):
+    text = " ".join(read.text)
+    assert f"metaopt evaluate '{HOSTILE}'" in text and "metaopt report" in text
+    assert "3.11.9" in text and "quadratics" in text
+    assert "60 steps, measured every 5." in text
+
+
+def columns_of(html: str) -> list[dict[str, np.ndarray]]:
+    """Columns of the first chart's sources, as Bokeh will read them."""
+    data = json.loads(re.search(r'id="page">(.*?)</script>', html, re.S).group(1))
+    found = []
+
+    def visit(value):
+        if isinstance(value, list):
+            for part in value:
+                visit(part)
+        elif isinstance(value, dict):
+            if value.get("name") == "ColumnDataSource":
+                entries = value["attributes"]["data"]["entries"]
+                found.append({k: array(v) for k, v in entries if isinstance(v, dict)})
+            for part in value.values():
+                visit(part)
+
+    def array(value):
+        raw = gzip.decompress(base64.b64decode(value["array"]["data"]))
+        return np.frombuffer(raw, value["dtype"]).reshape(value["shape"])
+
+    visit(data["charts"][0]["item"])
+    return found
+
+
+def test_curves_on_the_page_are_the_recorded_ones(html):
+    sgd = descend(0.3)
+    source = next(
+        c for c in columns_of(html) if "loss" in c and np.isclose(c["loss"][-1], sgd[:, -1].mean())
+    )
+    np.testing.assert_allclose(source["loss"], sgd.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(source["loss_range_low"], sgd.min(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(source["loss_range_high"], sgd.max(axis=0), rtol=1e-5)
+    assert (source["loss_ci_low"] < source["loss"]).all()
+    assert (source["loss"] < source["loss_ci_high"]).all()
+    np.testing.assert_array_equal(source["grad_evals"], source["steps"])
+
+
+def test_switching_line_is_the_share_of_seeds(html):
+    share = next(c for c in columns_of(html) if "share" in c)
+    windows = np.arange(12)
+    np.testing.assert_allclose(share["share"], np.minimum(windows, 8) / 8)
+    np.testing.assert_array_equal(share["grad_evals"], 2 * 5 * (windows + 1))
+
+
+def test_what_leaves_the_chart_ends_in_a_cross(html):
+    crosses = [c for c in columns_of(html) if len(c.get("steps", ())) == 1]
+    drawn = [c for c in crosses if np.isfinite(c["loss"][0])]
+    assert len(crosses) == 5 and len(drawn) == 1  # of all optimizers, only Wild
+    wild = descend(2.2).mean(axis=0)
+    last = np.flatnonzero(wild <= 1e3 * wild[0])[-1]
+    assert drawn[0]["steps"][0] == 5 * last
+    np.testing.assert_allclose(drawn[0]["loss"][0], wild[last], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_axes_ignore_what_blew_up(bad):
+    good = np.array([2.0, 1.0, 0.5])
+    low, high, logarithmic = plots.loss_bounds([good, np.array([2.0, bad, bad])])
+    assert logarithmic and 0.1 < low < 0.5 and 2.0 < high < 10.0
+    drawn, left = plots.on_chart(np.array([2.0, 1.0, bad]))
+    assert left == 1 and np.isnan(drawn[2])
+    assert plots.on_chart(np.array([2.0, bad, 1.0]))[1] is None  # it came back
+
+
+def test_axes_of_losses_below_zero_are_linear():
+    low, high, logarithmic = plots.loss_bounds([np.array([1.0, -1.0])])
+    assert not logarithmic and low < -1.0 and high > 1.0
+
+
+def test_looks_tell_optimizers_apart():
+    entry = lambda name, kind, **parts: (name, records.CurveRecord("", kind, **parts))
+    entries = dict(entry(f"base {i}", "baseline") for i in range(8))
+    entries |= dict(entry(f"L{i}", "learned", learned=f"L{i}") for i in range(4))
+    for guard in ("LGL2O", "RACE"):
+        for i in range(4):
+            name = f"{guard}(L{i}, SGD)"
+            entries |= dict([entry(name, "guarded", learned=f"L{i}", guard=guard)])
+    looks = plots.looks_of(entries)
+    assert len(set(looks.values())) == len(entries) == 20
+    for i in range(4):
+        assert looks[f"RACE(L{i}, SGD)"][0] == looks[f"L{i}"][0]
+
+
+def test_a_wide_comparison_stays_small(tmp_path):
+    # 12 optimizers, 25 seeds, 1000 measurements: a twelfth of what 6 MB leave beside Bokeh.
+    entry = records.CurveRecord("", "baseline")
+    steps = np.arange(1001)
+    rng = np.random.default_rng(0)
+    made = {}
+    for name in ["Adam", *(f"optimizer {i}" for i in range(11))]:
+        loss = np.exp(-steps / 300) * rng.lognormal(0.0, 0.3, (25, 1001))
+        short = curves(descend(0.3))
+        made[name] = (
+            entry,
+            short._replace(
+                steps=steps, grad_evals=steps, seconds=1e-3 * steps, loss=loss,
+                accuracy=rng.random(loss.shape), train_loss=loss,
+            ),
+        )  # fmt: skip
+    write_task(tmp_path / "0", "wide", made)
+    write_index(tmp_path, ["0"])
+    text = page.render(summary.load(tmp_path), tmp_path)
+    data = re.search(r'id="page">(.*?)</script>', text, re.S).group(1)
+    assert len(data) < (6e6 - 1.4e6) / 12
+    assert len(text) - len(data) < 1.4e6
+
+
+def test_pages_without_curves_to_choose_still_render(tmp_path):
+    entry, arrays = contenders(0)["SGD"]
+    bare = arrays._replace(accuracy=np.full_like(arrays.accuracy, np.nan))
+    write_task(tmp_path / "0", "bare", {"SGD": (entry, bare)})
+    write_index(tmp_path, ["0"], environment={})
+    text = page.render(summary.load(tmp_path), tmp_path)
+    assert '<option value="loss">' in text and '<option value="accuracy">' not in text
+
+
+def test_figures_for_papers_are_written(result):
+    stems = {path.stem for path in result["figures"]}
+    assert stems == {
+        "comparison", "comparison-gradients", "aggregate", "meta_training",
+        "mixture-script-alert-1-script",
+    }  # fmt: skip
+    for path in result["figures"]:
+        start = {".png": b"\x89PNG", ".pdf": b"%PDF"}[path.suffix]
+        assert path.read_bytes().startswith(start)
+
+
+def test_terminal_shows_the_tables_and_the_files(result):
+    out = io.StringIO()
+    print_summary(result, Console(file=out, width=100))
+    shown = out.getvalue()
+    flat = " ".join(shown.split())
+    assert f"{HOSTILE} is the fastest" in flat
+    assert "first quadratic" in shown and str(result["page"]) in shown
+    assert max(map(len, (line for line in shown.splitlines() if "/" not in line))) <= 100

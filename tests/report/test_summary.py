@@ -1,0 +1,183 @@
+"""What the tables say, against computations of our own on the same curves."""
+
+import numpy as np
+import pytest
+from evaluations import (
+    HOSTILE,
+    NUM_STEPS,
+    WINDOW,
+    adam,
+    contenders,
+    descend,
+    write_index,
+    write_task,
+)
+
+from metaopt import records
+from metaopt.report import summary, tables
+
+STEPS = np.arange(0, NUM_STEPS + 1, WINDOW)
+
+
+@pytest.fixture(scope="module")
+def evaluation(folder):
+    return summary.load(folder)
+
+
+def expected_speedups(loss: np.ndarray, reference: np.ndarray, cost: int = 1) -> np.ndarray:
+    """By inverting the curves of the lowest loss so far."""
+    factors = []
+    for ours, theirs in zip(loss, reference, strict=True):
+        target = theirs[-1]
+        ours, theirs = np.minimum.accumulate(ours), np.minimum.accumulate(theirs)
+        if ours[-1] <= target:
+            needed = np.interp(-target, -theirs, STEPS)
+            factors.append(needed / (cost * np.interp(-target, -ours, STEPS)))
+        else:
+            factors.append(np.interp(-ours[-1], -theirs, STEPS) / (cost * NUM_STEPS))
+    return np.array(factors)
+
+
+def iqm(*tasks: np.ndarray) -> float:
+    bag = np.sort(np.concatenate(tasks))
+    cut = bag.size // 4
+    return bag[cut : bag.size - cut].mean()
+
+
+def test_optimizers_come_as_baselines_learned_guarded(evaluation):
+    names = list(evaluation.tasks[0].curves)
+    assert names == ["SGD", "Adam", HOSTILE, "Wild", f"RACE({HOSTILE}, SGD)"]
+    assert [task.folder for task in evaluation.tasks] == ["0-first", "1-second"]
+
+
+def test_rows_hold_final_losses_and_speedups(evaluation):
+    made = {row.optimizer: row for row in summary.rows(evaluation.tasks[0])}
+    sgd, theirs = descend(0.3), adam(0.05)
+    np.testing.assert_allclose(made["SGD"].loss.mean, sgd[:, -1].mean(), rtol=1e-5)
+    expected = iqm(expected_speedups(sgd, theirs))
+    np.testing.assert_allclose(made["SGD"].speedup.mean, expected, rtol=1e-3)
+    assert made["SGD"].speedup.low <= expected <= made["SGD"].speedup.high
+    assert made["SGD"].velodrome == 1.25 and made[HOSTILE].velodrome is None
+    assert made["Adam"].outcome is None and made["Adam"].diverged == 0
+    wild = made["Wild"]
+    assert wild.diverged == 1 and wild.outcome == "loss" and wild.speedup.mean == 0
+    best = next(iter(made))
+    assert made[best].loss.mean == min(row.loss.mean for row in made.values())
+
+
+def test_standings_aggregate_over_tasks(evaluation):
+    found = {s.optimizer: s for s in summary.standings(evaluation)}
+    pairs = [(descend(1.2, seed), adam(0.05, seed)) for seed in (0, 1)]
+    for name, cost in ((HOSTILE, 1), (f"RACE({HOSTILE}, SGD)", 2)):
+        steps = iqm(*(expected_speedups(*pair) for pair in pairs))
+        grads = iqm(*(expected_speedups(*pair, cost=cost) for pair in pairs))
+        ratio = iqm(*(ours[:, -1] / theirs[:, -1] for ours, theirs in pairs))
+        np.testing.assert_allclose(found[name].speedup.mean, steps, rtol=1e-3)
+        np.testing.assert_allclose(found[name].speedup_grads.mean, grads, rtol=1e-3)
+        np.testing.assert_allclose(found[name].ratio.mean, ratio, rtol=1e-3)
+    wild = found["Wild"]
+    assert (wild.wins, wild.ties, wild.losses, wild.diverged) == (0, 0, 2, 1.0)
+    order = [float(s.speedup.mean) for s in found.values()]
+    assert order == sorted(order, reverse=True)
+
+
+def test_headline_names_the_winner_and_its_price(evaluation):
+    found = summary.standings(evaluation)
+    first, rest = summary.headline(evaluation, found)
+    best = next(s for s in found if s.optimizer != "Adam")
+    assert first.startswith(f"{HOSTILE} is the fastest: it needs")
+    assert f"{summary.factor(best.speedup.mean)} times fewer steps" in first
+    assert f"wins {best.wins}, ties {best.ties} and loses {best.losses} of 2 tasks" in rest
+    assert rest.endswith("None of its runs diverged.")
+
+
+@pytest.mark.parametrize(
+    "rate, words", [(0.01, "Tuned Adam is the fastest; SGD comes next"), (None, "No optimizer is")]
+)
+def test_headline_when_nothing_beats_the_reference(tmp_path, rate, words):
+    made = contenders(0)
+    entry, same = made["Adam"]
+    loss = same.loss if rate is None else descend(rate).astype(np.float32)
+    pair = {"Adam": (entry, same), "SGD": (entry, same._replace(loss=loss))}
+    write_task(tmp_path / "0", "task", pair)
+    write_index(tmp_path, ["0"])
+    evaluation = summary.load(tmp_path)
+    assert words in summary.headline(evaluation, summary.standings(evaluation))[0]
+
+
+def test_headline_says_when_the_fastest_diverges(tmp_path):
+    made = contenders(0)
+    entry, fast = made[HOSTILE]
+    loss = fast.loss.copy()
+    loss[0, -1] = np.inf  # one seed of 8: the interquartile mean drops it
+    made = {"Adam": made["Adam"], "SGD": made["SGD"], "Bold": (entry, fast._replace(loss=loss))}
+    write_task(tmp_path / "0", "task", made)
+    write_index(tmp_path, ["0"])
+    evaluation = summary.load(tmp_path)
+    first, rest = summary.headline(evaluation, summary.standings(evaluation))
+    assert first.startswith("Bold is the fastest")
+    assert first.endswith(", but 12% of its runs diverged.")
+    assert "Of those that never diverged, SGD comes first, with a speed-up of 0." in rest
+
+
+def test_without_the_reference_there_is_no_speedup(tmp_path):
+    write_task(tmp_path / "0", "task", {"SGD": contenders(0)["SGD"]})
+    write_index(tmp_path, ["0"])
+    evaluation = summary.load(tmp_path)
+    assert summary.standings(evaluation) == []
+    assert "nothing was compared" in summary.headline(evaluation, [])[0]
+    assert "Tuned Adam was not run" in " ".join(tables.caveats(evaluation))
+    assert tables.row_columns(summary.rows(evaluation.tasks[0])) == [
+        "optimizer", "final test loss", "accuracy", "diverged",
+    ]  # fmt: skip
+
+
+def test_caveats_name_few_seeds_and_unfinished_tasks(folder, evaluation, tmp_path):
+    assert tables.caveats(evaluation) == ["Not finished, and not in this report: 2-third."]
+    entry, arrays = contenders(0)["Adam"]
+    few = arrays._replace(loss=arrays.loss[:2], accuracy=arrays.accuracy[:2])
+    write_task(tmp_path / "0", "task", {"Adam": (entry, few)})
+    write_index(tmp_path, ["0"])
+    assert "Only 2 seeds" in tables.caveats(summary.load(tmp_path))[0]
+
+
+def test_an_optimizer_left_out_of_a_task_is_marked(tmp_path):
+    made = contenders(0)
+    write_task(tmp_path / "0", "all", made)
+    write_task(tmp_path / "1", "some", {"Adam": made["Adam"], "SGD": made["SGD"]})
+    write_index(tmp_path, ["0", "1"])
+    evaluation = summary.load(tmp_path)
+    assert "| Wild (1 of 2 tasks) |" in tables.markdown(evaluation)
+    first, _ = summary.headline(evaluation, summary.standings(evaluation))
+    assert "SGD" in first and HOSTILE not in first  # the winner has run on all tasks
+
+
+def test_a_folder_without_curves_is_an_error(tmp_path):
+    write_index(tmp_path, ["0"])
+    with pytest.raises(ValueError, match="no finished task"):
+        summary.load(tmp_path)
+    records.write_json(tmp_path / "evaluation.json", {"format": 1})
+    with pytest.raises(ValueError, match="format 1"):
+        summary.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(1.234, "1.23"), (12.6, "13"), (0.0432, "0.043"), (0.0, "0"), (np.inf, "∞"), (np.nan, "–")],
+)
+def test_factors_have_about_two_digits(value, text):
+    assert summary.factor(value) == text
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.12345, "0.1235"),
+        (0, "0.0000"),
+        (1e-6, "1.0e-06"),
+        (2e12, "2.0e+12"),
+        (np.inf, "not finite"),
+    ],
+)
+def test_losses_far_off_show_their_order_of_magnitude(value, text):
+    assert tables.loss_text(value) == text
