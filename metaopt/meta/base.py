@@ -1,12 +1,12 @@
 """What all meta-training methods share: one contract, and the loss of one inner run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from metaopt.base import Key, LearnedOptimizer, Split, TaskFamily, Theta
+from metaopt.base import Key, LearnedOptimizer, Params, Split, TaskFamily, Theta
 from metaopt.rollouts import mean_loss, unroll_sampled
 
 
@@ -34,6 +34,33 @@ class Start(NamedTuple):
     task_params: Any
     params: Any
     key: Key
+
+
+def as_groups(families: TaskFamily | Sequence[TaskFamily]) -> tuple[TaskFamily, ...]:
+    """One family or several (a mixture of structures), as the groups of a meta-batch."""
+    return (families,) if isinstance(families, TaskFamily) else tuple(families)
+
+
+def check_serves(
+    name: str, lopt: LearnedOptimizer, groups: Sequence[TaskFamily], theta: Theta
+) -> None:
+    """Raises `ValueError` unless `theta` fits the tasks of every group; computes nothing."""
+    if not groups:
+        raise ValueError(f"{name}: families is empty; give at least one TaskFamily.")
+
+    def begin(family):
+        k_task, k_init = jax.random.split(jax.random.key(0))
+        params = family.task(family.sample(k_task)).init(k_init)
+        return lopt.apply(theta, num_steps=1).init(params)
+
+    for index, family in enumerate(groups):
+        try:
+            jax.eval_shape(lambda family=family: begin(family))
+        except ValueError as error:
+            place = f"task group {index + 1} of {len(groups)}"
+            raise ValueError(
+                f"{name}: one theta must serve every task group, but not {place}: {error}"
+            ) from None
 
 
 def starts(family: TaskFamily, keys: Key) -> Start:
@@ -68,7 +95,7 @@ def inner_run(
       The loss after `num_steps` steps over `eval_batches` mini-batches of `split`, and the mean
       training loss along the way. NaN counts as +inf in the first.
     """
-    k_train, k_eval = jax.random.split(start.key)
+    k_train, _ = jax.random.split(start.key)
     task, tx = family.task(start.task_params), lopt.apply(theta, num_steps=num_steps)
     params, _, trajectory = unroll_sampled(
         tx,
@@ -78,7 +105,26 @@ def inner_run(
         lambda t: task.sample(jax.random.fold_in(k_train, t), ()),
         num_steps,
     )
-    return mean_loss(task.loss, params, task.sample(k_eval, (eval_batches,), split)), trajectory
+    return held_out_loss(family, start, params, eval_batches, split), trajectory
+
+
+def held_out_loss(
+    family: TaskFamily, start: Start, params: Params, eval_batches: int, split: Split = "valid"
+) -> jax.Array:
+    """Mean loss of `params` on the mini-batches that every run from `start` is judged on."""
+    _, k_eval = jax.random.split(start.key)
+    task = family.task(start.task_params)
+    return mean_loss(task.loss, params, task.sample(k_eval, (eval_batches,), split))
+
+
+def loss_unit(start_loss: jax.Array) -> jax.Array:
+    """What losses are divided by, so that the tasks of a mixture weigh alike.
+
+    That is the size of the loss before the first step; where it is no measure, 1e-8 stands for 0
+    and 1 for what is not finite. Made for losses above 0 (of others the sign is kept).
+    """
+    unit = jnp.maximum(jnp.abs(start_loss), 1e-8)
+    return jnp.where(jnp.isfinite(unit), unit, 1.0)
 
 
 def check_theta(name: str, theta: Theta) -> None:

@@ -1,5 +1,6 @@
 """Truncated back-propagation through the inner run, Adam on theta after every window."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,78 +9,70 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
-from metaopt.meta.base import MetaTrainer, check_theta, starts
+from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
+from metaopt.meta.updates import population_metrics
+from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
 from metaopt.rollouts import unroll
 from metaopt.trees import all_finite
 
 
 @dataclass(frozen=True, kw_only=True)
-class TBPTTConfig:
-    """Settings of truncated back-propagation.
+class TBPTTConfig(WindowsConfig):
+    """Settings of truncated back-propagation; those of its windows are in `WindowsConfig`.
 
     Attributes:
-      rollout: steps of an inner run, after which it starts afresh; a multiple of `truncation`.
-      truncation: steps per window, i.e. per meta-update.
-      tasks: inner runs side by side, whose gradients are averaged.
       lr: learning rate of Adam on theta.
       clip: bound on the norm of the meta-gradient; 0 leaves it as it is.
       second_order: differentiate through the gradients that the optimizer sees.
     """
 
-    rollout: int = 100
-    truncation: int = 20
-    tasks: int = 1
     lr: float = 1e-3
     clip: float = 0.0
     second_order: bool = False
 
     def __post_init__(self):
-        for name in ("rollout", "truncation", "tasks"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"TBPTTConfig.{name} must be at least 1, got {getattr(self, name)}."
-                )
-        if self.rollout % self.truncation:
-            raise ValueError(
-                f"TBPTTConfig.rollout ({self.rollout}) must be a multiple of "
-                f"truncation ({self.truncation})."
-            )
+        super().__post_init__()
         if not self.lr >= 0 or self.clip < 0:
             raise ValueError(
                 f"TBPTTConfig.lr and clip must not be negative, got {self.lr} and {self.clip}."
             )
 
 
-class InnerRun(NamedTuple):
-    """An inner run between two windows.
-
-    Attributes: task_params: of its task; params, state: of the optimizee; step: int32 [].
-    """
-
-    task_params: Any
-    params: Any
-    state: Any
-    step: jax.Array
-
-
 class TBPTTState(NamedTuple):
-    """Attributes: theta; optimizer: Adam's state; runs: `InnerRun` with leading axis [tasks]."""
+    """State between two windows.
+
+    Attributes: theta; optimizer: Adam's state; runs, phases: one `InnerRun` and one `Phase` with
+    leading axis [tasks] per task group; update: meta-updates made, int32 [].
+    """
 
     theta: Theta
     optimizer: Any
-    runs: InnerRun
+    runs: tuple[InnerRun, ...]
+    phases: tuple[Phase, ...]
+    update: jax.Array
 
 
-def tbptt(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig) -> MetaTrainer:
+def tbptt(
+    lopt: LearnedOptimizer, families: TaskFamily | Sequence[TaskFamily], config: TBPTTConfig
+) -> MetaTrainer:
     """Truncated back-propagation through time.
 
     The loss of a window is the mean over its steps of the training losses (each on its own
     mini-batch), the one after its last update included. Params and optimizer state are carried
     to the next window as constants. A run that turned non-finite, or reached its end, starts
-    afresh; a non-finite meta-gradient changes nothing.
+    afresh; a non-finite meta-gradient changes nothing, and all its runs count as `non_finite`.
+
+    Args:
+      lopt: what is trained.
+      families: where its tasks come from; of several (networks or data sets of different
+        structure) `config.tasks` runs each go side by side.
+      config: see `TBPTTConfig`.
+
+    Raises: ValueError: at `init`: theta is empty, not float32, or does not fit every family.
 
     References: Andrychowicz et al. 2016 and their released code; LGL2O, section 4.
     """
+    groups = as_groups(families)
     optimizer = optax.apply_if_finite(
         optax.chain(
             optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
@@ -87,20 +80,69 @@ def tbptt(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig) -> Me
         ),
         max_consecutive_errors=jnp.iinfo(jnp.int32).max,
     )
-
-    def begin(start, theta):
-        """Theta enters a run through the optimizer's initial memory."""
-        state = lopt.apply(theta, num_steps=config.rollout).init(start.params)
-        return InnerRun(start.task_params, start.params, state, step=jnp.zeros([], jnp.int32))
+    group_starts = lambda key: [
+        starts(family, keys)
+        for family, keys in zip(
+            groups, jax.random.split(key, (len(groups), config.tasks)), strict=True
+        )
+    ]
 
     def init(key, theta):
         check_theta("tbptt", theta)
-        fresh = starts(family, jax.random.split(key, config.tasks))
-        runs = jax.vmap(begin, in_axes=(0, None))(fresh, theta)
-        return TBPTTState(theta, optimizer.init(theta), runs)
+        check_serves("tbptt", lopt, groups, theta)
+        length = jnp.asarray(config.rollout, jnp.int32)
+        runs = [
+            jax.vmap(
+                lambda start, family=family: begin(lopt, family, config, theta, start, length)
+            )(fresh)
+            for family, fresh in zip(groups, group_starts(key), strict=True)
+        ]
+        ended = Phase(jnp.full(config.tasks, length), jnp.zeros(config.tasks, jnp.int32))
+        update = jnp.zeros([], jnp.int32)
+        return TBPTTState(theta, optimizer.init(theta), tuple(runs), (ended,) * len(groups), update)
 
-    def window_loss(theta, start, run):
-        run = optax.tree.where(run.step == 0, begin(start, theta), run)
+    def mean_window_loss(theta, fresh, state: TBPTTState):
+        outcomes = [
+            jax.vmap(_window(lopt, family, config), in_axes=(None, 0, 0, 0, None))(
+                theta, start, run, phase, state.update
+            )
+            for family, start, run, phase in zip(
+                groups, fresh, state.runs, state.phases, strict=True
+            )
+        ]
+        losses, runs, phases = zip(*outcomes, strict=True)
+        losses = jnp.concatenate(losses)
+        return jnp.mean(losses), (losses, runs, phases)
+
+    def step(key, state: TBPTTState):
+        grad, (losses, runs, phases) = jax.grad(mean_window_loss, has_aux=True)(
+            state.theta, group_starts(key), state
+        )
+        updates, opt_state = optimizer.update(grad, state.optimizer, state.theta)
+        # Back-propagation can fail where all losses are fine: then no run has helped.
+        finite = jnp.isfinite(losses) & all_finite(grad)
+        metrics = {
+            **population_metrics(losses, jnp.isfinite(losses)),
+            "non_finite": jnp.sum(~finite),
+            "grad_norm": optax.tree.norm(grad),
+            "lr": jnp.asarray(config.lr),
+            "num_steps": jnp.mean(jnp.concatenate([phase.length for phase in phases])),
+            "inner_steps": jnp.array(config.truncation * config.tasks * len(groups)),
+        }
+        theta = optax.apply_updates(state.theta, updates)
+        return TBPTTState(theta, opt_state, runs, phases, state.update + 1), metrics
+
+    return MetaTrainer(init, step, lambda state: state.theta)
+
+
+def _window(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig):
+    """``(theta, start, run, phase, update) -> loss, run, phase`` after one window."""
+
+    def window(theta, start, run: InnerRun, phase: Phase, update):
+        fresh = phase.left == 0
+        new = new_phase(config, jax.random.fold_in(start.key, 1), update)
+        phase = optax.tree.where(fresh, new, phase)
+        run = optax.tree.where(fresh, begin(lopt, family, config, theta, start, phase.length), run)
         task = family.task(run.task_params)
         batches = task.sample(start.key, (config.truncation + 1,))
         train, last = (
@@ -108,7 +150,7 @@ def tbptt(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig) -> Me
             jax.tree.map(lambda a: a[-1], batches),
         )
         params, state, losses = unroll(
-            lopt.apply(theta, num_steps=config.rollout),
+            lopt.apply(theta, num_steps=phase.length),
             run.params,
             run.state,
             task.loss,
@@ -116,28 +158,8 @@ def tbptt(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig) -> Me
             second_order=config.second_order,
         )
         final = task.loss(params, last)
-        step = (run.step + config.truncation) % config.rollout
-        step = jnp.where(all_finite(params, state, final), step, 0)
-        loss = (jnp.sum(losses) + final) / (config.truncation + 1)
-        return loss, InnerRun(run.task_params, params, state, step)
+        loss = (jnp.sum(losses) + final) / (config.truncation + 1) / run.unit
+        left = jnp.where(all_finite(params, state, final), phase.left - 1, 0)
+        return loss, run._replace(params=params, state=state), phase._replace(left=left)
 
-    def mean_window_loss(theta, fresh, runs):
-        losses, runs = jax.vmap(window_loss, in_axes=(None, 0, 0))(theta, fresh, runs)
-        return jnp.mean(losses), (losses, runs)
-
-    def step(key, state: TBPTTState):
-        fresh = starts(family, jax.random.split(key, config.tasks))
-        grad, (losses, runs) = jax.grad(mean_window_loss, has_aux=True)(
-            state.theta, fresh, state.runs
-        )
-        updates, opt_state = optimizer.update(grad, state.optimizer, state.theta)
-        finite = jnp.isfinite(losses)
-        metrics = {
-            "meta_loss": jnp.mean(losses, where=finite),
-            "non_finite": jnp.sum(~finite),
-            "grad_norm": optax.tree.norm(grad),
-            "inner_steps": jnp.array(config.truncation * config.tasks),
-        }
-        return TBPTTState(optax.apply_updates(state.theta, updates), opt_state, runs), metrics
-
-    return MetaTrainer(init, step, lambda state: state.theta)
+    return window

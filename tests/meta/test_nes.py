@@ -4,11 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from structures import falling, geometric
 
 from metaopt.base import LearnedOptimizer, Task, single
 from metaopt.meta import NESConfig, nes
-from metaopt.meta.nes import centered_ranks, decayed
-from metaopt.optimizers import sgd
+from metaopt.meta.strategies import GRADIENT, STRATEGIES
+from metaopt.meta.updates import centered_ranks, decayed
+from metaopt.optimizers import l3rs, sgd
+from metaopt.tasks import quadratic
 
 
 def probe(loss_of_theta):
@@ -83,20 +86,95 @@ def test_linear_loss_falls_at_the_rate_of_adam():
     np.testing.assert_allclose(moved, -0.5, rtol=0.02)  # Adam's step is lr where the sign is sure
 
 
+def test_sgd_steps_along_the_estimate_and_weight_decay_shrinks_theta():
+    slope = lambda theta: theta["y"]
+    for decay in (0.0, 2.0):
+        settings = {"optimizer": "sgd", "lr": 0.01, "half_life": 0, "weight_decay": decay}
+        theta, after, metrics, _ = train(slope, **settings)
+        moved = (flat(after) - (1 - 0.01 * decay) * flat(theta)) / -0.01
+        np.testing.assert_allclose(np.linalg.norm(moved), metrics["grad_norm"], rtol=1e-3)
+        # Of ranks of one coordinate: E[rank * noise] / sigma = 1 / (2 sqrt(pi)) / sigma, n large.
+        np.testing.assert_allclose(moved[-1], 0.5 / np.pi**0.5 / 0.05, rtol=0.5)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.filterwarnings("error")
+def test_every_strategy_moves_theta_beside_a_cliff(name):
+    """Some of the candidates are NaN; the others say where to go."""
+
+    def loss(theta):
+        far = jnp.sum((theta["x"] - jnp.arange(4.0)) ** 2)
+        return jnp.where(theta["y"] > 2.02, jnp.nan, theta["y"] + far)
+
+    theta, after, metrics, _ = train(loss, strategy=name, population=16, sigma=0.05, tasks=1)
+    assert np.isfinite(flat(after)).all()
+    assert (flat(after) != flat(theta)).any()
+    assert np.abs(flat(after) - flat(theta)).max() < 0.5
+    assert 0 < metrics["non_finite"] < 16
+    assert np.isfinite(metrics["meta_loss"])
+    assert ("grad_norm" in metrics) == ("lr" in metrics) == (name in GRADIENT)
+    if name != "GradientlessDescent":  # it draws from radii of its own
+        np.testing.assert_allclose(metrics["sigma"], 0.05, rtol=1e-5)
+        np.testing.assert_array_less(metrics["meta_loss_std"], 0.2)
+
+
+def test_unknown_and_unfit_strategies_are_named():
+    with pytest.raises(ValueError, match="Open_ES"):
+        NESConfig(strategy="OpenES")
+    with pytest.raises(ValueError, match=r"PersistentES.*meta\.pes"):
+        NESConfig(strategy="PersistentES")
+    with pytest.raises(ValueError, match="at least 4"):
+        NESConfig(strategy="ESMC", population=2)
+
+
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_non_finite_candidates_rank_worst_and_are_counted(bad):
+@pytest.mark.parametrize("objective", ["final", "trajectory", "normalised"])
+def test_non_finite_candidates_rank_worst_and_are_counted(bad, objective):
     cliff = lambda theta: jnp.where(theta["y"] > 2.0, bad, 1.0)
-    theta, after, metrics, _ = train(cliff, population=64)
+    settings = {"population": 64, "objective": objective, "min_steps": 2, "max_steps": 2}
+    theta, after, metrics, _ = train(cliff, **settings)
     assert after["y"] < theta["y"]
     assert np.isfinite(flat(after)).all()
     assert metrics["non_finite"] == 32  # of each antithetic pair just one falls off the cliff
-    assert metrics["meta_loss"] == 1.0
+    # The loss is 0 at the start and 1 after any step; a start of 0 counts as 1e-8.
+    expected = {"final": 1.0, "trajectory": 0.5, "normalised": 1e8}[objective]
+    np.testing.assert_allclose(metrics["meta_loss"], expected, rtol=1e-6)
 
 
-def test_a_generation_without_a_finite_candidate_leaves_theta():
-    theta, after, metrics, _ = train(lambda theta: jnp.nan * theta["y"], steps=2)
+@pytest.mark.parametrize("objective", ["final", "trajectory", "normalised"])
+def test_a_generation_without_a_finite_candidate_leaves_theta(objective):
+    void = lambda theta: jnp.nan * theta["y"]
+    settings = {"objective": objective, "min_steps": 2, "max_steps": 2}
+    theta, after, metrics, _ = train(void, steps=2, **settings)
     np.testing.assert_array_equal(flat(after), flat(theta))
     assert metrics["non_finite"] == 16
+    np.testing.assert_allclose(metrics["sigma"], 0.05)  # such generations do not age the schedule
+
+
+def test_a_mixture_of_structures_is_the_mean_over_its_groups():
+    (lopt, theta), families = geometric(), [falling(4.0, 3), falling(32.0, 5)]
+    measured = {}
+    for objective in ("final", "normalised"):
+        config = NESConfig(
+            population=2, tasks=2, min_steps=2, max_steps=2, sigma=1e-6, objective=objective
+        )
+        trainer = nes(lopt, families, theta, config)
+        state = trainer.init(jax.random.key(0), theta)
+        _, metrics = jax.jit(trainer.step)(jax.random.key(0), state)
+        measured[objective] = metrics["meta_loss"]
+        assert metrics["inner_steps"] == 2 * 2 * 2 * 2
+    np.testing.assert_allclose(measured["final"], (4.0 + 32.0) / 2 * 0.25, rtol=1e-4)
+    np.testing.assert_allclose(measured["normalised"], 0.25, rtol=1e-4)
+
+
+def test_a_theta_that_cannot_serve_all_structures_is_named():
+    lopt, first = l3rs(("sgd",)), quadratic(dim=3)
+    other = first._replace(init=lambda key: {"w": jnp.ones(3)})
+    theta = lopt.init(jax.random.key(0), jnp.zeros(3))
+    with pytest.raises(ValueError, match=r'task group 2 of 2.*variant="none"'):
+        nes(lopt, [single(first), single(other)], theta, NESConfig())
+    with pytest.raises(ValueError, match="families is empty"):
+        nes(lopt, [], theta, NESConfig())
 
 
 def test_sigma_and_rate_are_halved_smoothly():

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.base import Task, single
+from metaopt.base import LearnedOptimizer, Task, single, transformation
 from metaopt.meta import TBPTTConfig, tbptt
 from metaopt.optimizers import lstm
 from metaopt.rollouts import unroll
@@ -104,15 +104,15 @@ def test_one_update_is_adam_on_the_gradient_of_the_window(truncation):
     for i, (before, _, metrics) in enumerate(history):
         key = jax.random.split(jax.random.fold_in(jax.random.key(2), i), 1)[0]
         _, k_init, k_batches = jax.random.split(key, 3)
-        fresh = int(before.runs.step[0]) == 0
+        fresh = int(before.phases[0].left[0]) == 0
         assert fresh == (i * truncation % 6 == 0)
         x = task.init(k_init)
-        x = x if fresh else before.runs.params[0]
+        x = x if fresh else before.runs[0].params[0]
         batches = task.sample(k_batches, (truncation + 1,))
 
         def window(theta, fresh=fresh, x=x, before=before, batches=batches):
             tx = LOPT.apply(theta)
-            state = tx.init(x) if fresh else jax.tree.map(lambda s: s[0], before.runs.state)
+            state = tx.init(x) if fresh else jax.tree.map(lambda s: s[0], before.runs[0].state)
             y, _, losses = unroll(tx, x, state, task.loss, batches[:-1], second_order=False)
             return (jnp.sum(losses) + task.loss(y, batches[-1])) / (truncation + 1)
 
@@ -132,11 +132,11 @@ def test_rate_zero_changes_nothing_and_truncation_does_not_change_the_forward_ru
     short, _ = steps(TBPTTConfig(rollout=6, truncation=2, lr=0.0), task, 3, start)
     for a, b in zip(jax.tree.leaves(short[-1][1].theta), jax.tree.leaves(start), strict=True):
         np.testing.assert_array_equal(a, b)
-    x = short[0][1].runs.params[0]  # after the first window of the run
+    x = short[0][1].runs[0].params[0]  # after the first window of the run
     tx = LOPT.apply(start)
-    state = jax.tree.map(lambda s: s[0], short[0][1].runs.state)
+    state = jax.tree.map(lambda s: s[0], short[0][1].runs[0].state)
     whole, _, _ = unroll(tx, x, state, task.loss, jnp.zeros((4, 3)))
-    np.testing.assert_allclose(short[2][1].runs.params[0], whole, rtol=1e-6)
+    np.testing.assert_allclose(short[2][1].runs[0].params[0], whole, rtol=1e-6)
 
 
 def test_training_lowers_the_window_loss():
@@ -154,9 +154,26 @@ def test_a_diverged_run_starts_afresh_and_theta_stays_finite():
     history, _ = steps(TBPTTConfig(rollout=6, truncation=3), broken, 2, theta())
     _, state, metrics = history[-1]
     assert metrics["non_finite"] == 1
-    assert int(state.runs.step[0]) == 0
+    assert int(state.phases[0].left[0]) == 0
     for a, b in zip(jax.tree.leaves(state.theta), jax.tree.leaves(theta()), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_gradient_that_is_not_finite_is_counted_though_losses_are():
+    """sqrt has no derivative at 0, where the loss itself is fine."""
+
+    def apply(theta, *, num_steps=None):
+        move = lambda grads, state, params=None, **extra: (jnp.sqrt(0.0 * theta) * grads, state)
+        return transformation(lambda params: (), move)
+
+    lopt = LearnedOptimizer(lambda key, params: jnp.float32(1.0), apply)
+    trainer = tbptt(lopt, single(quadratic(dim=3)), TBPTTConfig(rollout=4, truncation=2, tasks=3))
+    state = trainer.init(jax.random.key(0), jnp.float32(1.0))
+    for i in range(2):
+        state, metrics = trainer.step(jax.random.key(i), state)
+        assert metrics["non_finite"] == 3
+        assert np.isfinite(metrics["meta_loss"])
+    assert trainer.theta(state) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""Inner runs cut into windows: how long they are, where they stand, how they begin."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.base import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.meta.base import Start, held_out_loss, loss_unit
+
+UNIT_BATCHES = 4  # mini-batches of the loss before the first step, where losses are normalised
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowsConfig:
+    """Settings of inner runs that meta-updates see window by window.
+
+    Attributes:
+      rollout: steps of the longest inner run, after which it starts afresh.
+      truncation: steps per window, i.e. per meta-update; lengths of runs are multiples of it.
+      tasks: inner runs side by side per task group, whose losses are averaged.
+      lengths: "fixed": all runs take `rollout` steps; "log_uniform": each draws its own, from
+        `min_rollout` to `rollout`; "curriculum": runs begun at meta-update 0 take `min_rollout`
+        steps, growing evenly in the logarithm to `rollout` at meta-update `curriculum`.
+      min_rollout: steps of the shortest run where lengths are not fixed.
+      curriculum: meta-updates over which runs grow.
+      normalised: divide losses by the loss before the run's first step, so that the tasks of a
+        mixture weigh alike.
+    """
+
+    rollout: int = 100
+    truncation: int = 20
+    tasks: int = 1
+    lengths: Literal["fixed", "log_uniform", "curriculum"] = "fixed"
+    min_rollout: int = 20
+    curriculum: int = 1000
+    normalised: bool = False
+
+    def __post_init__(self):
+        where = type(self).__name__
+        for name in ("rollout", "truncation", "tasks", "min_rollout", "curriculum"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("rollout",) if self.lengths == "fixed" else ("rollout", "min_rollout"):
+            if getattr(self, name) % self.truncation:
+                raise ValueError(
+                    f"{where}.{name} ({getattr(self, name)}) must be a multiple of "
+                    f"truncation ({self.truncation})."
+                )
+        if self.lengths != "fixed" and self.min_rollout > self.rollout:
+            raise ValueError(
+                f"{where}.min_rollout ({self.min_rollout}) must not be above "
+                f"rollout ({self.rollout})."
+            )
+
+
+class InnerRun(NamedTuple):
+    """An inner run between two windows.
+
+    Attributes: task_params: of its task; params, state: of the optimizee; unit: its losses are
+    divided by this.
+    """
+
+    task_params: Any
+    params: Any
+    state: Any
+    unit: jax.Array
+
+
+class Phase(NamedTuple):
+    """Attributes: length: steps of the run; left: windows until it starts afresh; int32."""
+
+    length: jax.Array
+    left: jax.Array
+
+
+def new_phase(config: WindowsConfig, key: Key, update: jax.Array) -> Phase:
+    """The phase of a run that begins at meta-update `update`; nothing here is static."""
+    low, high = config.min_rollout // config.truncation, config.rollout // config.truncation
+    if config.lengths == "fixed":
+        windows = jnp.asarray(high)
+    elif config.lengths == "log_uniform":
+        ends = jnp.log(jnp.array([low, high + 1.0]))
+        windows = jnp.floor(jnp.exp(jax.random.uniform(key, (), minval=ends[0], maxval=ends[1])))
+    else:
+        grown = jnp.minimum(update / config.curriculum, 1.0)
+        windows = jnp.round(low * (high / low) ** grown)
+    windows = jnp.clip(windows, min(low, high), high).astype(jnp.int32)
+    return Phase(length=windows * config.truncation, left=windows)
+
+
+def begin(
+    lopt: LearnedOptimizer,
+    family: TaskFamily,
+    config: WindowsConfig,
+    theta: Theta,
+    start: Start,
+    length: jax.Array,
+) -> InnerRun:
+    """The run before its first window; theta enters it through the optimizer's initial memory."""
+    state = lopt.apply(theta, num_steps=length).init(start.params)
+    unit = jnp.ones([])
+    if config.normalised:
+        unit = loss_unit(held_out_loss(family, start, start.params, UNIT_BATCHES, "train"))
+    return InnerRun(start.task_params, start.params, state, unit)
