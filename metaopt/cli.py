@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from metaopt.config import DATASETS, EvaluateJob, TrainJob, known
+from metaopt import datasets
+from metaopt.config import EvaluateJob, TrainJob
+from metaopt.datasets.sheet import contact_sheet
 
 
 @dataclass(frozen=True)
 class ReportJob:
-    """Draw the figures and the table of an evaluation.
+    """Draw an evaluation: report.html, summary.md and figures in its folder.
 
     Attributes:
       folder: the --out folder of `metaopt evaluate`.
@@ -31,15 +34,21 @@ class ReportJob:
 
 @dataclass(frozen=True)
 class DataJob:
-    """List the data sets that are there, or show one.
+    """List the data sets, prepare one from files, or show one.
 
     Attributes:
-      action: list, or show.
-      name: of the data set to show.
+      action: list, prepare or show.
+      name: of the data set to prepare or show; a name of your own for a set of your own.
+      source: prepare: the folder (or zip file) where the files lie.
+      overwrite: prepare: replace a set that is there.
+      out: show: where a picture of some examples is written (PNG); empty: nowhere.
     """
 
-    action: tyro.conf.Positional[Literal["list", "show"]] = "list"
+    action: tyro.conf.Positional[Literal["list", "prepare", "show"]] = "list"
     name: tyro.conf.Positional[str] = ""
+    source: Annotated[str, tyro.conf.arg(name="from")] = ""
+    overwrite: bool = False
+    out: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,12 @@ class BenchJob:
     """Measure speed as ratios within one run.
 
     Attributes:
-      what: step (optimizer updates against Adam's), guards (windows against their parts).
+      what: step (optimizer updates against Adam's), guards (windows against their parts), meta
+        (meta-training against bare SGD runs, and two processes against one).
       out: where the record is written as JSON; empty: nowhere.
     """
 
-    what: tyro.conf.Positional[Literal["step", "guards"]] = "step"
+    what: tyro.conf.Positional[Literal["step", "guards", "meta"]] = "step"
     out: str = ""
 
 
@@ -66,6 +76,8 @@ Command = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; a user's mistake is one line on stderr and exit code 2."""
+    if "" not in sys.path:  # a user's own task is a module of the folder they stand in
+        sys.path.insert(0, "")
     try:
         job = _parse(sys.argv[1:] if argv is None else argv)
         RUN[type(job)](job)
@@ -129,22 +141,50 @@ def _report(job: ReportJob) -> None:
 
 
 def _data(job: DataJob) -> None:
-    console = Console()
     if job.action == "list":
-        for name in DATASETS:
-            console.print(name)
-        return
-    known("data set", job.name, DATASETS)
-    data = DATASETS[job.name]()
+        _data_list(Console())
+    elif job.action == "prepare":
+        if not (job.name and job.source):
+            raise ValueError("give `metaopt data prepare NAME --from DIR`; DIR holds the files.")
+        made = datasets.prepare(job.name, job.source, overwrite=job.overwrite)
+        state = "prepared" if made.fresh else "already prepared (--overwrite True replaces it)"
+        print(f"{job.name}: {state} in {made.folder}" + (f"; {made.note}" if made.note else ""))
+    else:
+        data = datasets.load(job.name)
+        Console().print(_data_splits(data))
+        if job.out:
+            contact_sheet(data).save(job.out, "PNG")
+
+
+def _data_list(console: Console) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("name", "classes", "shape", "examples", "source", "state"):
+        wraps = column in ("examples", "source")  # so that 80 columns are enough
+        table.add_column(column, no_wrap=not wraps, min_width=9 if wraps else None)
+    commands = []
+    for name, spec in datasets.known().items():
+        state = datasets.state(name)
+        shape = "x".join(map(str, spec.shape))
+        examples = " + ".join(map(str, spec.examples.values()))
+        table.add_row(name, str(spec.num_classes), shape, examples, spec.source, state)
+        if state == "not prepared":
+            commands.append(f"{spec.command}   # DIR: {spec.files}")
+    console.print(table)
+    console.print(f"prepared sets lie in {datasets.data_root()}", soft_wrap=True, highlight=False)
+    for command in commands:
+        console.print(command, soft_wrap=True, highlight=False)
+
+
+def _data_splits(data: datasets.Dataset) -> Table:
     table = Table(title=data.name, title_justify="left")
     for column in ("split", "examples", "shape", "dtype", "per class"):
         table.add_column(column)
     for split, examples in data.splits.items():
-        counts = [int((examples["y"] == c).sum()) for c in range(data.num_classes)]
+        counts = np.bincount(examples["y"], minlength=data.num_classes)
         x = examples["x"]
         row = (split, len(x), x.shape[1:], x.dtype, " ".join(map(str, counts)))
         table.add_row(*map(str, row))
-    console.print(table)
+    return table
 
 
 def _bench(job: BenchJob) -> None:

@@ -1,74 +1,23 @@
-"""What a name means, and the frozen settings of each job; checked when they are built."""
+"""The frozen settings of each job; checked when they are built."""
 
 import dataclasses
-import difflib
-import importlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import flax.linen as nn
-import optax
 import tyro
 
-from metaopt import datasets, networks, optimizers, tasks
-from metaopt.base import Task, TaskFamily, single
-from metaopt.evaluation import Baseline
-from metaopt.meta import NESConfig, TBPTTConfig
+from metaopt.baselines import BASELINES
+from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
+from metaopt.names import known
+from metaopt.suites import SUITES
 
-
-def _mlp(data: datasets.Dataset, *hidden: int, batch_size: int, activation=nn.relu) -> Task:
-    net = networks.MLP((*hidden, data.num_classes), activation)
-    return tasks.classification(net, data, batch_size=batch_size)
-
-
-DATASETS: dict[str, Callable[[], datasets.Dataset]] = {
-    "digits": datasets.digits,
-    "moons": datasets.moons,
-    "circles": datasets.circles,
-    "spirals": datasets.spirals,
-}
-
-# Names -> constructors. A user's own task is named "package.module:function" instead.
-TASKS: dict[str, Callable[[], Task]] = {
-    "digits": lambda: _mlp(datasets.digits(), 32, batch_size=64),
-    "digits-wide": lambda: _mlp(datasets.digits(), 128, batch_size=64),
-    "digits-sigmoid": lambda: _mlp(datasets.digits(), 20, batch_size=128, activation=nn.sigmoid),
-    "moons": lambda: _mlp(datasets.moons(), 32, batch_size=64),
-    "circles": lambda: _mlp(datasets.circles(), 32, batch_size=64),
-    "spirals": lambda: _mlp(datasets.spirals(), 32, batch_size=64),
-    "quadratic": lambda: tasks.quadratic(dim=32, condition=100.0),
-}
-
-
-class SuiteTask(NamedTuple):
-    """A task of a suite. Attributes: title: for people; task: a name; num_steps: per run."""
-
-    title: str
-    task: str
-    num_steps: int
-
-
-SUITES: dict[str, tuple[SuiteTask, ...]] = {
-    "digits": (
-        SuiteTask("digits, as in meta-training (100 steps)", "digits", 100),
-        SuiteTask("ten times longer (1000 steps)", "digits", 1000),
-        SuiteTask("another problem: spirals (1000 steps)", "spirals", 1000),
-    ),
-}
-
-
-SCHEDULES: dict[str, Callable[[Any, int], optax.Schedule]] = {
-    "constant": lambda lr, num_steps: lambda count: lr,
-    "cosine": optimizers.cosine_decay,
-}
-ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-BASELINES: dict[str, Baseline] = {
-    "sgd": Baseline("SGD", optax.sgd, SCHEDULES, (0.03, 0.1, 0.3, 0.6, 1.0, 3.0)),
-    "adam": Baseline("Adam", optax.adam, SCHEDULES, ADAM_RATES),
-    "adamw": Baseline("AdamW", optax.adamw, SCHEDULES, ADAM_RATES),
-}
+UNBOUNDED = 10**9  # meta-updates of a run that only its minutes end
+# Fields of a `TrainJob` that may change when its run is resumed.
+WHERE_AND_HOW = (
+    *("out", "overwrite", "resume_changed", "tensorboard", "checkpoint_every", "minutes"),
+    *("population_chunk", "coordinator", "num_processes", "process_id"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,50 +26,100 @@ class TrainJob:
 
     Attributes:
       task: a built-in task, or your own as package.module:function (returns a metaopt.Task or
-        TaskFamily).
+        TaskFamily); several, separated by commas, are trained on together.
       learned: which optimizer.
       base: base optimizers of l3rs, separated by commas.
-      method: nes (evolution strategies) or tbptt (truncated back-propagation).
-      steps: meta-updates of the whole run.
+      variant: of l3rs: embedding fits networks with the same layers only; none, global any.
+      method: nes (evolution strategies), pes (persistent evolution strategies) or tbptt
+        (truncated back-propagation); docs/meta-training.md says which for what.
+      steps: meta-updates of the whole run; by default 300, or with minutes as many as fit.
+      minutes: the run ends after so long, the time of its earlier parts included; 0: no bound.
       nes: settings of --method nes.
+      pes: settings of --method pes.
       tbptt: settings of --method tbptt.
       validate_every: meta-updates between two validations; the best theta is exported.
+      checkpoint_every: meta-updates between two checkpoints, i.e. what a killed run may lose.
       warm_start: export or run folder whose theta is the start; empty: a fresh one.
       seed: fixes all randomness.
       out: folder of the run; an interrupted run goes on when the command is given again.
       overwrite: start afresh where the folder holds a run.
+      resume_changed: go on with a run whose configuration was another one.
+      tensorboard: write TensorBoard event files too (extra: metaopt-jax[tensorboard]).
+      population_chunk: candidates of nes that a device evaluates at a time, which bounds its
+        memory; 0: all of its share.
+      coordinator: auto joins the processes that Slurm, Open MPI or a TPU pod started; host:port
+        of process 0 joins those that are given it; none joins nothing.
+      num_processes: with host:port: how many processes there are.
+      process_id: with host:port: which one this is, from 0.
     """
 
     task: str = "digits"
     learned: Literal["l3rs", "lstm", "velo"] = "l3rs"
     base: str = "sgd,adam"
-    method: Literal["nes", "tbptt"] = "nes"
-    steps: int = 300
+    variant: Literal["embedding", "none", "per_layer", "global"] = "embedding"
+    method: Literal["nes", "pes", "tbptt"] = "nes"
+    steps: int | None = None
+    minutes: float = 0.0
     nes: NESConfig = field(default_factory=NESConfig)
+    pes: PESConfig = field(default_factory=PESConfig)
     tbptt: TBPTTConfig = field(default_factory=TBPTTConfig)
     validate_every: int = 25
+    checkpoint_every: int = 25
     warm_start: str = ""
     seed: int = 0
     out: Path = Path("runs/train")
     overwrite: bool = False
+    resume_changed: bool = False
+    tensorboard: bool = False
+    population_chunk: int = 0
+    coordinator: str = "auto"
+    num_processes: int | None = None
+    process_id: int | None = None
 
     def __post_init__(self):
-        for name in ("steps", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainJob.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("steps", "validate_every", "checkpoint_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"TrainJob.{name} must be at least 1, got {value}.")
+        for name in ("minutes", "population_chunk"):
+            if not getattr(self, name) >= 0:
+                value = getattr(self, name)
+                raise ValueError(f"TrainJob.{name} must not be negative, got {value}.")
+        if not self.tasks:
+            raise ValueError("TrainJob.task must name at least one task, got none.")
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names in `task`."""
+        return names(self.task)
+
+    @property
+    def max_steps(self) -> int:
+        """`steps`, or what stands for it where it is not given."""
+        return self.steps or (UNBOUNDED if self.minutes else 300)
+
+    @property
+    def horizon(self) -> tuple[int, int]:
+        """Steps of the shortest and of the longest inner run."""
+        if self.method == "nes":
+            return self.nes.min_steps, self.nes.max_steps
+        windows = self.pes if self.method == "pes" else self.tbptt
+        shortest = windows.rollout if windows.lengths == "fixed" else windows.min_rollout
+        return shortest, windows.rollout
 
     @property
     def optimizer_config(self) -> dict[str, Any]:
         """Keyword arguments of the optimizer's constructor, as plain JSON data."""
         if self.learned == "l3rs":
-            return {"base": [name.strip() for name in self.base.split(",") if name.strip()]}
+            chosen = {} if self.variant == "embedding" else {"variant": self.variant}
+            return {"base": names(self.base), **chosen}
         return {}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must share: all but where the run lies."""
-        settings = dataclasses.asdict(self)
-        for name in ("out", "overwrite", "nes" if self.method == "tbptt" else "tbptt"):
+        """What a resumed run must share: what decides which theta comes out."""
+        settings = dataclasses.asdict(self) | {"steps": self.max_steps}
+        unused = {"nes", "pes", "tbptt"} - {self.method}
+        for name in (*WHERE_AND_HOW, *unused):
             del settings[name]
         return settings
 
@@ -131,12 +130,14 @@ class EvaluateJob:
 
     Attributes:
       checkpoints: export or run folders; the folder's name is the optimizer's name in tables.
-      suite: which tasks.
+      suite: which tasks, and what is chosen here as None.
       baselines: tuned hand-crafted optimizers, separated by commas.
-      guards: guards put around each checkpoint, separated by commas; none: leave empty.
+      guards: guards put around each checkpoint, separated by commas; empty: none.
       fallback: the baseline that guards fall back to.
       seeds: runs per optimizer and task.
       tuning_seeds: runs per point of a baseline's grid.
+      num_steps: steps per run, instead of the suite's.
+      window: steps per window of guards, and mini-batches they decide on.
       workers: processes that share the tasks of the suite.
       out: folder of the records; what is already there is not run again.
       overwrite: run everything again.
@@ -144,17 +145,22 @@ class EvaluateJob:
 
     checkpoints: tyro.conf.Positional[tuple[Path, ...]] = ()
     suite: str = "digits"
-    baselines: str = "sgd,adam"
-    guards: str = "lgl2o,race"
-    fallback: str = "sgd"
-    seeds: int = 10
+    baselines: str | None = None
+    guards: str | None = None
+    fallback: str | None = None
+    seeds: int | None = None
     tuning_seeds: int = 3
+    num_steps: int | None = None
+    window: int = 10
     workers: int = 1
     out: Path = Path("runs/evaluation")
     overwrite: bool = False
 
     def __post_init__(self):
         known("suite", self.suite, SUITES)
+        for name in ("baselines", "guards", "fallback", "seeds"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(SUITES[self.suite], name))
         for name in names(self.baselines):
             known("baseline", name, BASELINES)
         if names(self.guards) and self.fallback not in names(self.baselines):
@@ -162,41 +168,12 @@ class EvaluateJob:
                 f"EvaluateJob.fallback must be one of the baselines ({self.baselines}), "
                 f"got {self.fallback!r}."
             )
-        for name in ("seeds", "tuning_seeds", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"EvaluateJob.{name} must be at least 1, got {getattr(self, name)}."
-                )
+        for name in ("seeds", "tuning_seeds", "num_steps", "window", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"EvaluateJob.{name} must be at least 1, got {value}.")
 
 
-def names(text: str) -> list[str]:
+def names(text: str | None) -> list[str]:
     """``"a, b"`` -> ``["a", "b"]``."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def known(kind: str, name: str, table: Sequence[str] | dict[str, Any]) -> None:
-    """Raises `ValueError` with the near matches unless `name` is in `table`."""
-    if name not in table:
-        near = difflib.get_close_matches(name, list(table), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(table)}."
-        raise ValueError(f"unknown {kind} {name!r}; {hint}")
-
-
-def task_family(name: str) -> TaskFamily:
-    """The tasks behind a built-in name or behind a user's ``package.module:function``."""
-    if ":" not in name:
-        known("task", name, TASKS)
-        return single(TASKS[name]())
-    module, _, function = name.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"task {name!r}: {error}. Give package.module:function.") from None
-    if isinstance(made, TaskFamily):
-        return made
-    if isinstance(made, Task):
-        return single(made)
-    raise ValueError(
-        f"task {name!r}: the function must return a metaopt.Task or metaopt.TaskFamily, "
-        f"got {type(made).__name__}."
-    )
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

@@ -7,9 +7,15 @@ import jax.numpy as jnp
 
 
 def all_finite(*trees: Any) -> jax.Array:
-    """True iff no leaf of the given trees holds NaN or inf (a scalar bool array)."""
-    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trees)]
-    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+    """True iff no leaf of the given trees holds NaN or inf (a scalar bool array).
+
+    By minimum and maximum, which propagate both. An element-wise test costs memory: XLA on CPUs
+    stores its bools, for all leaves at once.
+    """
+    leaves = [leaf for leaf in map(jnp.asarray, jax.tree.leaves(trees)) if leaf.size]
+    dtype = jnp.result_type(float)
+    extremes = [f(leaf).astype(dtype) for leaf in leaves for f in (jnp.min, jnp.max)]
+    return jnp.all(jnp.isfinite(jnp.stack(extremes))) if extremes else jnp.array(True)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

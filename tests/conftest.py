@@ -6,6 +6,7 @@ import os
 # `optimized` compile as users do. Set before JAX is imported, and inherited by child processes.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import jax
 import pytest
 
 import metaopt
-from metaopt import config
+from metaopt import catalog, datasets
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +24,12 @@ def compilation_cache():
     folder = Path(tempfile.gettempdir()) / f"metaopt-tests-{run}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Tuned baselines and pretrained networks of tests stay out of the user's cache."""
+    os.environ["METAOPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -39,4 +46,18 @@ def optimized(request):
 @pytest.fixture(scope="session")
 def digits() -> metaopt.Task:
     """The digits task of the main job: MLP 64-32-10, batch 64."""
-    return config.TASKS["digits"]()
+    return catalog.build("digits")
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """``real_data("mnist")``: a prepared set; where it is not prepared, the test is skipped."""
+
+    @functools.cache
+    def load(name: str) -> datasets.Dataset:
+        if datasets.state(name) == "not prepared":
+            command = datasets.known()[name].command
+            pytest.skip(f"{name} is not prepared in {datasets.data_root()}: give `{command}`")
+        return datasets.load(name)
+
+    return load

@@ -9,6 +9,7 @@ import optax
 
 from metaopt.base import Batch, LearnedOptimizer, LossFn, Params, transformation
 from metaopt.rollouts import check_window_call
+from metaopt.trees import all_finite
 
 
 class GuardInfo(NamedTuple):
@@ -130,7 +131,7 @@ def record(
 def score(losses: jax.Array, mask: jax.Array, point: Params) -> jax.Array:
     """Mean of the `losses` in `mask` at `point`; +inf unless it and all of `point` are finite."""
     mean = masked_mean(losses, mask)
-    return jnp.where(jnp.isfinite(mean) & finite(point), mean, jnp.inf)
+    return jnp.where(jnp.isfinite(mean) & all_finite(point), mean, jnp.inf)
 
 
 def masked_mean(losses: jax.Array, mask: jax.Array) -> jax.Array:
@@ -168,17 +169,6 @@ def keep_counts(state: Any, newer: Any) -> Any:
     return jax.tree_util.tree_map_with_path(choose, state, newer, is_leaf=moments)
 
 
-def finite(tree: Any) -> jax.Array:
-    """Whether no leaf holds NaN or inf, by minimum and maximum, which propagate both.
-
-    An element-wise test costs memory: XLA on CPUs stores its bools, for all leaves at once.
-    """
-    leaves = [leaf for leaf in map(jnp.asarray, jax.tree.leaves(tree)) if leaf.size]
-    dtype = jnp.result_type(float)
-    extremes = [f(leaf).astype(dtype) for leaf in leaves for f in (jnp.min, jnp.max)]
-    return jnp.all(jnp.isfinite(jnp.stack(extremes))) if extremes else jnp.array(True)
-
-
 def became_nonfinite(old: Any, new: Any) -> jax.Array:
     """Whether something that is finite in `old` is not finite in `new`.
 
@@ -186,21 +176,22 @@ def became_nonfinite(old: Any, new: Any) -> jax.Array:
     diagnostics and the undecided candidates of a nested guard.
     """
     opaque = lambda node: isinstance(node, GuardInfo | Work)
-    broken = jnp.array(False)
-    for before, after in zip(
-        *(jax.tree.leaves(tree, is_leaf=opaque) for tree in (old, new)), strict=True
-    ):
-        if opaque(after) or not jnp.issubdtype(jnp.result_type(after), jnp.inexact):
-            continue
-        # Element by element only where it must be: see `finite`.
-        broken |= jax.lax.cond(
-            finite(after),
-            lambda before, after: jnp.array(False),
-            lambda before, after: jnp.any(jnp.isfinite(before) & ~jnp.isfinite(after)),
-            before,
-            after,
-        )
-    return broken
+    leaves = [jax.tree.leaves(tree, is_leaf=opaque) for tree in (old, new)]
+    pairs = [
+        (before, after)
+        for before, after in zip(*leaves, strict=True)
+        if not opaque(after) and jnp.issubdtype(jnp.result_type(after), jnp.inexact)
+    ]
+    if not pairs:
+        return jnp.array(False)
+
+    def compared(pairs):
+        broken = [jnp.any(jnp.isfinite(before) & ~jnp.isfinite(after)) for before, after in pairs]
+        return jnp.any(jnp.stack(broken))
+
+    # Element by element only where it must be: see `all_finite`.
+    healthy = all_finite([after for _, after in pairs])
+    return jax.lax.cond(healthy, lambda pairs: jnp.array(False), compared, pairs)
 
 
 def without_new_nan(state: Any, otherwise: Any) -> Any:

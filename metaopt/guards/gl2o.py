@@ -10,7 +10,6 @@ from metaopt.guards.core import (
     Guard,
     GuardInfo,
     check_option,
-    finite,
     inner,
     keep_counts,
     new_info,
@@ -18,6 +17,7 @@ from metaopt.guards.core import (
     select,
     without_new_nan,
 )
+from metaopt.trees import all_finite
 
 Sequence = Literal["GS", "AA", "EMA", "RT", "RM"]
 SEQUENCES: tuple[Sequence, ...] = ("GS", "AA", "EMA", "RT", "RM")
@@ -155,8 +155,8 @@ def gl2o(
         r = measured(grad, probe)
         measure = _started(state.measure, measured(updates, z_step))
         # Written so that NaN rejects.
-        accepted = (r <= alpha * measure.threshold) & jnp.isfinite(r) & finite(y)
-        kept_start = ~accepted & ~finite(z)
+        accepted = (r <= alpha * measure.threshold) & jnp.isfinite(r) & all_finite(y)
+        kept_start = ~accepted & ~all_finite(z)
         winner = jnp.where(kept_start, -1, jnp.where(accepted, 0, 1))
 
         before = keep_counts(state.learned, y_state)

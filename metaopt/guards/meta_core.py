@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer, Params, Theta
-from metaopt.guards.core import became_nonfinite, finite, record, score, select
+from metaopt.guards.core import became_nonfinite, record, score, select
+from metaopt.trees import all_finite
 
 Objective = Literal["next", "validation"]
 
@@ -84,7 +85,7 @@ def decide(setting: Setting, state, params, proposals, ends, losses) -> tuple[Pa
     mask = jnp.ones(setting.n_c, bool)
     scores = []
     for pair, point, loss in zip(pairs, points, losses, strict=True):
-        broken = became_nonfinite(start.theta, pair.theta) | ~finite(pair.params)
+        broken = became_nonfinite(start.theta, pair.theta) | ~all_finite(pair.params)
         scores.append(jnp.where(broken, jnp.inf, score(loss, mask, point)))
     scores = jnp.stack(scores)
     kept_start = ~jnp.any(jnp.isfinite(scores[:3]))  # all proposals; AMG's 3 is the start

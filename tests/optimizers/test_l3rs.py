@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from metaopt.optimizers import BASES, Base, l3rs
+from metaopt.rollouts import unroll
 
 PARAMS = {
     "a": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)},
@@ -263,6 +264,22 @@ def test_the_papers_sets_of_bases_run(bases):
     params, _, state = run(lopt, random_theta(lopt), gradients(3))
     assert state.alpha.shape == (4, len(bases))
     assert np.isfinite(optax.tree.norm(params))
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_the_meta_gradient_is_finite_where_a_gradient_is_always_zero(base):
+    """A dead pixel: the second moment of its weight is 0, where sqrt has no derivative."""
+    lopt = l3rs((base,))
+    loss = lambda x, batch: jnp.sum((x[1:] - 1.0) ** 2)
+    start = jnp.arange(3.0)
+    theta = lopt.init(jax.random.key(0), start)
+
+    def final(theta):
+        tx = lopt.apply(theta, num_steps=3)
+        return loss(unroll(tx, start, tx.init(start), loss, jnp.zeros(3))[0], None)
+
+    gradient = jax.jit(jax.grad(final))(theta)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
 def test_errors_name_what_is_wrong():

@@ -1,22 +1,22 @@
 """The driver: an interrupted run ends as an uninterrupted one, and refuses what does not fit."""
 
+import gc
+import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt import config, jobs, meta
+from metaopt import catalog, jobs, meta, optimizers
 from metaopt.checkpoints import load
 from metaopt.config import TrainJob
 from metaopt.meta import NESConfig
-from metaopt.training import METRICS, read_metrics, train
+from metaopt.training import METRICS, STATES, driver, read_metrics, train
 
 SMALL = {
     "task": "quadratic",
@@ -28,8 +28,8 @@ SMALL = {
 
 
 def small_trainer():
-    lopt = config.optimizers.lstm(hidden=2)
-    family = config.task_family("quadratic")
+    lopt = optimizers.lstm(hidden=2)
+    family = catalog.family("quadratic")
     theta = lopt.init(jax.random.key(0), jnp.zeros(32))
     settings = NESConfig(population=4, tasks=1, min_steps=2, max_steps=2)
     return meta.nes(lopt, family, theta, settings), theta
@@ -113,34 +113,53 @@ def test_a_half_written_last_line_of_metrics_is_dropped(tmp_path):
     np.testing.assert_array_equal(read_metrics(tmp_path)["step"], np.arange(5))
 
 
-def test_killed_at_any_time_it_goes_on_to_the_same_theta(tmp_path):
-    """Kills the real command with SIGKILL, twice, then lets it finish."""
-    command = [sys.executable, "-m", "metaopt.cli", "train", "--task", "quadratic"]
-    command += ["--learned", "l3rs", "--base", "sgd", "--steps", "40", "--nes.population", "4"]
-    command += ["--nes.tasks", "1", "--nes.min-steps", "3", "--nes.max-steps", "5"]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+def test_a_changed_configuration_is_taken_when_asked_for(tmp_path):
+    old = {"task": "a", "nes": {"sigma": 0.1, "lr": 1.0}}
+    new = {"task": "a", "nes": {"sigma": 0.2, "lr": 1.0}, "seed": 3}
+    run(tmp_path, 2, config=old)
+    with pytest.raises(ValueError, match=r"\(nes.sigma: 0.1 -> 0.2, seed: None -> 3\)"):
+        run(tmp_path, 4, config=new)
+    with pytest.warns(UserWarning, match=r"changed configuration \(nes.sigma: 0.1 -> 0.2, seed"):
+        run(tmp_path, 4, config=new, resume_changed=True)
+    np.testing.assert_array_equal(read_metrics(tmp_path)["step"], np.arange(4))
+    run(tmp_path, 4, config=new)  # from now on this is the run's configuration
 
-    def start(out):
-        return subprocess.Popen(
-            [*command, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL
-        )
 
-    assert start(tmp_path / "whole").wait() == 0
-    killed = 0
-    for lines in (5, 28):
-        process = start(tmp_path / "killed")
-        metrics = tmp_path / "killed" / METRICS
-        while process.poll() is None:
-            if metrics.exists() and len(metrics.read_text().splitlines()) >= lines:
-                process.send_signal(signal.SIGKILL)
-                killed += 1
-                break
-            time.sleep(0.01)
-        process.wait()
-    assert killed == 2
-    assert start(tmp_path / "killed").wait() == 0
-    leaves_equal(load(tmp_path / "killed").theta, load(tmp_path / "whole").theta)
+def test_minutes_end_a_run_and_count_its_earlier_parts(tmp_path, monkeypatch):
+    """On a clock that advances one second per look: two looks per step."""
+    clock = types.SimpleNamespace(perf_counter=map(float, itertools.count()).__next__)
+    monkeypatch.setattr(driver, "time", clock)
+
+    def steps_after(seconds, steps=1000):
+        settings = {"minutes": seconds / 60, "validate_every": 1000, "checkpoint_every": 1000}
+        run(tmp_path, steps, **settings)
+        metrics = read_metrics(tmp_path)
+        assert not np.isnan(metrics["validation_loss"][-1])  # the last theta of a part competes
+        return len(metrics["step"])
+
+    assert steps_after(20) == 10
+    assert steps_after(20) == 10  # its time is used up
+    assert steps_after(31) == 16  # 11 seconds more
+    assert steps_after(1000, steps=20) == 20  # the number of steps is a bound too
+
+
+def test_negative_minutes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"minutes must not be negative, got -1"):
+        run(tmp_path, 2, minutes=-1.0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
+    whole, _ = run(tmp_path / "whole", 6, checkpoint_every=2)
+    run(tmp_path / "damaged", 4, checkpoint_every=2)
+    for path in (tmp_path / "damaged" / STATES / "4").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-8])
+    with pytest.warns(UserWarning, match=r"step 4 is damaged .* from step 2"):
+        parts, _ = run(tmp_path / "damaged", 6, checkpoint_every=2)
+    gc.collect()  # what orbax leaves behind after a failed read complains when it is collected
+    leaves_equal(whole, parts)
+    np.testing.assert_array_equal(read_metrics(tmp_path / "damaged")["step"], np.arange(6))
 
 
 def test_a_warm_start_must_fit(tmp_path):

@@ -1,0 +1,163 @@
+"""Which devices and processes share a meta-training, and how a population is spread over them."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+POPULATION, TASK = "population", "task"
+
+
+class Spread(NamedTuple):
+    """How a population is evaluated; the default is one device, all candidates at once.
+
+    Attributes:
+      mesh: devices with the axes `POPULATION` and `TASK` (see `mesh_for`); None: one device.
+      chunk: candidates that a device evaluates at a time, which bounds its memory; 0: all.
+    """
+
+    mesh: Mesh | None = None
+    chunk: int = 0
+
+
+EVERYTHING_HERE = Spread()
+
+
+def initialise(
+    coordinator: str = "auto", num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the processes of one meta-training; call it before anything else uses JAX.
+
+    Args:
+      coordinator: "auto" joins what Slurm, Open MPI or a TPU pod started as several processes and
+        does nothing elsewhere; "none" never joins; ``host:port`` is an address of process 0 that
+        all others reach.
+      num_processes, process_id: with ``host:port``: how many there are, and which one this is.
+
+    Raises: ValueError: arguments that do not fit together.
+    """
+    explicit = coordinator not in ("auto", "none")
+    if explicit != (num_processes is not None) or explicit != (process_id is not None):
+        raise ValueError(
+            "coordinator host:port, num_processes and process_id go together, got "
+            f"{coordinator!r}, {num_processes} and {process_id}."
+        )
+    if jax.distributed.is_initialized():
+        return
+    if not explicit:
+        if coordinator == "auto" and _started_in_parallel():
+            jax.distributed.initialize()
+        return
+    assert num_processes is not None and process_id is not None
+    if ":" not in coordinator:
+        raise ValueError(f"coordinator must be host:port, auto or none, got {coordinator!r}.")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"process_id must be 0 to {num_processes - 1} (num_processes - 1), got {process_id}."
+        )
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def _started_in_parallel() -> bool:
+    """Whether a launcher that JAX knows started more than one process."""
+    counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+    if any(int(os.environ.get(name) or 1) > 1 for name in counts):
+        return True
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    chips = Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
+    return chips and importlib.util.find_spec("libtpu") is not None
+
+
+def mesh_shape(population: int, tasks: int, count: int) -> tuple[int, int]:
+    """Sizes of the axes `POPULATION` and `TASK` that leave the least to the busiest of devices.
+
+    The population need not divide (a last, uneven share is filled up); the tasks must.
+    """
+    shapes = [(count // n, n) for n in range(1, count + 1) if count % n == 0 == tasks % n]
+    return min(shapes, key=lambda s: (-(-population // s[0]) * (tasks // s[1]), s[1]))
+
+
+def mesh_for(population: int, tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over which `evaluate` spreads so many candidates and tasks.
+
+    Args:
+      population: candidates of a generation.
+      tasks: tasks of a generation.
+      devices: default: those of all processes.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = mesh_shape(population, tasks, len(devices))
+    return jax.make_mesh(shape, (POPULATION, TASK), (AxisType.Auto,) * 2, devices=devices)
+
+
+def evaluate(
+    run: Callable[..., Any], population: Any, starts: Any, shared: Any, spread: Spread
+) -> Any:
+    """``run(candidate, start, shared)`` for all candidates and starts, each where it is assigned.
+
+    Every device makes the whole population from the key (noise is cheap beside an inner run) and
+    evaluates its own share, without a word to the others; then only the results are gathered.
+
+    Args:
+      run: a pure function, for example the loss of an inner run.
+      population: pytree of arrays ``[n, ...]``.
+      starts: pytree of arrays ``[tasks, ...]``.
+      shared: pytree that all runs share.
+      spread: over which devices, and how many candidates at a time.
+
+    Returns: the results as ``[n, tasks, ...]``, the same on every device.
+    """
+
+    def share(population, starts, shared):
+        each = jax.vmap(run, in_axes=(None, 0, None))
+        of_one = lambda candidate: each(candidate, starts, shared)
+        size = jax.tree.leaves(population)[0].shape[0]
+        if 0 < spread.chunk < size:
+            return jax.lax.map(of_one, population, batch_size=spread.chunk)
+        return jax.vmap(of_one)(population)
+
+    if (mesh := spread.mesh) is None:
+        return share(population, starts, shared)
+    here = NamedSharding(mesh, PartitionSpec())
+    size, tasks = (jax.tree.leaves(tree)[0].shape[0] for tree in (population, starts))
+    missing = -size % mesh.shape[POPULATION]
+    over_tasks = TASK if tasks % mesh.shape[TASK] == 0 else None
+    filled = jax.tree.map(
+        lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]) if missing else x,
+        jax.lax.with_sharding_constraint(population, here),
+    )
+    results = jax.shard_map(
+        share,
+        mesh=mesh,
+        in_specs=(PartitionSpec(POPULATION), PartitionSpec(over_tasks), PartitionSpec()),
+        out_specs=PartitionSpec(POPULATION, over_tasks),
+        check_vma=False,  # loop carries that begin as constants are fine: nothing is reduced here
+    )(filled, starts, shared)
+    results = jax.lax.with_sharding_constraint(results, here)
+    return jax.tree.map(lambda x: x[:size], results)
+
+
+def compiled_everywhere(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """`jax.jit` whose results lie whole on every device of `mesh`, so that all processes see them.
+
+    Arguments are numpy arrays that are equal in all processes, or results of such functions.
+    """
+    if mesh is None:
+        return jax.jit(fn)
+    return jax.jit(fn, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def anywhere(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set in any process; every process must ask."""
+    if jax.process_count() == 1:
+        return list(flags)
+    given = multihost_utils.process_allgather(np.array(flags))
+    return np.any(np.reshape(given, (-1, len(flags))), axis=0).tolist()

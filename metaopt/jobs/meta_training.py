@@ -1,0 +1,122 @@
+"""Meta-train a learned optimizer and export it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metaopt import catalog, checkpoints, devices, meta
+from metaopt.base import LearnedOptimizer, TaskFamily, Theta
+from metaopt.config import TrainJob
+from metaopt.training import train
+
+VALIDATION_RUNS = 8
+
+
+def meta_train(job: TrainJob) -> Path:
+    """Runs a `TrainJob` and returns the folder of the exported optimizer.
+
+    Of several processes each calls it with the same job, but for `process_id`.
+    """
+    devices.initialise(job.coordinator, job.num_processes, job.process_id)
+    families = [catalog.family(name) for name in job.tasks]
+    lopt = checkpoints.build(job.learned, job.optimizer_config, where="--learned")
+    k_theta, k_task, k_params = jax.random.split(jax.random.key(job.seed), 3)
+    params = families[0].task(families[0].sample(k_task)).init(k_params)
+    theta = _warm_theta(job, lopt.init(k_theta, params))
+    spread = devices.Spread(_mesh(job), job.population_chunk)
+    theta, loss = train(
+        _trainer(job, lopt, families, theta, spread),
+        theta,
+        steps=job.max_steps,
+        minutes=job.minutes,
+        seed=job.seed,
+        out=job.out,
+        config=_plain(job.identity),
+        validate=_validation(lopt, families, job.horizon[1]),
+        validate_every=job.validate_every,
+        checkpoint_every=job.checkpoint_every,
+        label=f"{job.learned} by {job.method} on {job.task}",
+        overwrite=job.overwrite,
+        resume_changed=job.resume_changed,
+        tensorboard=job.tensorboard,
+        mesh=spread.mesh,
+    )
+    if jax.process_index() > 0:  # process 0 exports
+        return job.out / "export"
+    trained = {**_plain(job.identity), "num_steps": list(job.horizon), "validation_loss": loss}
+    return checkpoints.save(job.out / "export", job.learned, job.optimizer_config, theta, trained)
+
+
+def _mesh(job: TrainJob):
+    """All devices; None where there is one, or where the method cannot use several."""
+    if jax.device_count() == 1:
+        return None
+    if job.method != "nes":
+        if jax.process_count() > 1:
+            raise ValueError(
+                f"--method {job.method} does not spread over processes; use nes, or start one "
+                "process (--coordinator none)."
+            )
+        return None
+    return devices.mesh_for(job.nes.population, job.nes.tasks)
+
+
+def _trainer(
+    job: TrainJob,
+    lopt: LearnedOptimizer,
+    families: list[TaskFamily],
+    theta: Theta,
+    spread: devices.Spread,
+) -> meta.MetaTrainer:
+    if job.method == "nes":
+        return meta.nes(lopt, families, theta, job.nes, spread)
+    if job.method == "pes":
+        return meta.pes(lopt, families, theta, job.pes)
+    return meta.tbptt(lopt, families, job.tbptt)
+
+
+def _validation(lopt: LearnedOptimizer, families: list[TaskFamily], num_steps: int):
+    """Mean held-out loss over runs from keys that meta-training never uses.
+
+    Of several families the losses are in units of the loss before the first step: those of one
+    family must not decide alone which theta is kept.
+    """
+    batches = 8
+
+    def group_loss(family, theta, key):
+        runs = meta.starts(family, jax.random.split(key, VALIDATION_RUNS))
+
+        def loss_of(start):
+            loss, _ = meta.inner_run(
+                lopt, family, theta, start, num_steps=num_steps, eval_batches=batches
+            )
+            if len(families) == 1:
+                return loss
+            return loss / meta.loss_unit(meta.held_out_loss(family, start, start.params, batches))
+
+        return jnp.mean(jax.vmap(loss_of)(runs))
+
+    def validate(theta, key):
+        return jnp.mean(jnp.stack([group_loss(family, theta, key) for family in families]))
+
+    return validate
+
+
+def _warm_theta(job: TrainJob, fresh: Theta) -> Theta:
+    if not job.warm_start:
+        return fresh
+    given = checkpoints.load(job.warm_start)
+    if (given.name, given.config) != (job.learned, job.optimizer_config):
+        raise ValueError(
+            f"warm_start: {job.warm_start} holds {given.name} {given.config}, but this run trains "
+            f"{job.learned} {job.optimizer_config}."
+        )
+    checkpoints.check_same_structure(f"warm_start: {job.warm_start}", fresh, given.theta)
+    return given.theta
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(settings, default=str))

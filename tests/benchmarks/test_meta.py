@@ -1,0 +1,79 @@
+"""The benchmark of meta-training measures what it says, on a small size (no claim on speed)."""
+
+import json
+import os
+import queue
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from metaopt import optimizers
+from metaopt.benchmarks import meta as bench
+
+TINY = bench.Workload(hidden=3, batch_size=4, population=2, tasks=2, num_steps=3)
+
+
+@pytest.fixture(scope="module")
+def record():
+    """Without the processes of the scaling part, whose time would be all compilation."""
+    speeds = {1: 2.0, 2: 3.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "LEARNED", {"l3rs": lambda: optimizers.l3rs(("sgd",))})
+        patch.setattr(bench, "_generations_per_second", lambda w, cores, n: speeds[len(cores)])
+        patch.setattr(os, "sched_getaffinity", lambda process: {4, 7}, raising=False)
+        return bench.run(workload=TINY, scaling=TINY, repeats=2, names=("l3rs",))
+
+
+def test_every_optimizer_is_measured_next_to_bare_sgd(record):
+    assert [row["optimizer"] for row in record["rows"]] == ["bare SGD", "l3rs"]
+    for row in record["rows"]:
+        assert min(value for name, value in row.items() if name != "optimizer") > 0
+    assert record["workload"]["num_steps"] == 3 and TINY.inner_steps == 2 * 2 * 3
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_one_process_is_compared_with_two(record):
+    measured = {"one_process": 2.0, "two_processes": 3.0, "ratio": 1.5}
+    assert record["scaling"] == {"workload": record["workload"], **measured}
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="processes cannot be kept to cores"
+)
+def test_a_worker_times_its_generations_on_its_core(monkeypatch):
+    monkeypatch.setattr(bench, "LEARNED", {"l3rs": lambda: optimizers.l3rs(("sgd",))})
+    asked, cores, results = [], os.sched_getaffinity(0), queue.SimpleQueue()
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *arguments: asked.append(arguments))
+    bench._worker(TINY, "unused", min(cores), 1, 0, 2, results)
+    assert asked == [(0, {min(cores)})]
+    assert results.get() > 0
+
+
+def test_the_table_names_every_optimizer_and_the_ratio(record):
+    console = Console(width=140, record=True)
+    console.print(bench.table(record))
+    text = " ".join(console.export_text().split())
+    words = ("784-3-10", "bare SGD", "l3rs", "of bare", "2 processes 3.00; ratio 1.50")
+    assert all(word in text for word in words)
+
+
+def test_the_bare_runs_are_plain_sgd():
+    """Of the first candidate and task, against a loop over the task's own batches."""
+    task = bench._task(TINY)
+    found = bench._bare(task, TINY)(jax.random.key(5))
+    k_init, k_train, k_eval = jax.random.split(jax.random.split(jax.random.key(5), 2)[0], 3)
+    params = task.init(k_init)
+    for t in range(3):
+        grads = jax.grad(task.loss)(params, task.sample(jax.random.fold_in(k_train, t), ()))
+        params = jax.tree.map(lambda p, g: p - np.float32(0.05) * g, params, grads)
+    assert found.shape == (2, 2)
+    batch = task.sample(k_eval, (1,), "valid")
+    expected = task.loss(params, jax.tree.map(lambda a: a[0], batch))
+    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-5)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match=r"no optimizer \['adem'\]; there are"):
+        bench.run(names=("adem",))

@@ -1,0 +1,126 @@
+"""Processes of a test, forked from one that has the library imported, so that a start is cheap.
+
+What they share: a small NES on quadratics whose optimizer learns one step size per coordinate, so
+that it is traced and compiled in a moment.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metaopt import devices, meta, tasks, training
+from metaopt.base import LearnedOptimizer, single, transformation
+
+DIM = 6
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["metaopt.training", "metaopt.meta", "metaopt.tasks", "optax"])
+
+
+def step_sizes() -> LearnedOptimizer:
+    """SGD whose theta are the logarithms of its step sizes, one per coordinate."""
+
+    def apply(theta, *, num_steps=None):
+        del num_steps
+        step = lambda g, state, params=None, **extra: (-jnp.exp(theta["log_lr"]) * g, state)
+        return transformation(optax.init_empty_state, step)
+
+    return LearnedOptimizer(lambda key, params: {"log_lr": jnp.full(DIM, -3.0)}, apply)
+
+
+def small_nes(spread=None, population=8, tasks_per_generation=4):
+    """(trainer, theta, validate)."""
+    lopt, family = step_sizes(), single(tasks.quadratic(DIM))
+    theta = lopt.init(jax.random.key(0), jnp.zeros(DIM))
+    config = meta.NESConfig(
+        population=population, tasks=tasks_per_generation, min_steps=3, max_steps=6
+    )
+    spread = spread or devices.Spread()
+    trainer = meta.nes(lopt, family, theta, config, spread)
+    return trainer, theta, lambda theta, key: jnp.sum((theta["log_lr"] + 1.0) ** 2)
+
+
+def train_small(out: Path, steps: int, *, spread=None, **settings):
+    """Trains it in folder `out`; the best theta."""
+    trainer, theta, validate = small_nes(spread)
+    given = {"config": {"a": 1}, "validate_every": 3, "checkpoint_every": 3, **settings}
+    mesh = spread.mesh if spread else None
+    return training.train(
+        trainer, theta, steps=steps, seed=0, out=out, validate=validate, mesh=mesh, **given
+    )
+
+
+def prepare(cache: Path | None, num_devices: int = 1) -> None:
+    """Sets this process up, before it computes anything."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    jax.config.update("jax_num_cpu_devices", num_devices)
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def all_devices(chunk: int = 0) -> devices.Spread:
+    return devices.Spread(devices.mesh_for(8, 4), chunk)
+
+
+def run_small(out: Path, steps: int, cache: Path, num_devices: int = 1, **settings):
+    """A child's whole life: `train_small` on all its devices; leaves ``best.npy`` in `out`."""
+    prepare(cache, num_devices)
+    best, _ = train_small(out, steps, spread=all_devices() if num_devices > 1 else None, **settings)
+    np.save(out / "best.npy", log_lr(best))
+
+
+def run_host(out: Path, steps: int, cache: Path, port: int, count: int, index: int):
+    """A child's whole life: one of `count` processes of one training."""
+    prepare(cache)
+    devices.initialise(f"localhost:{port}", count, index)
+    best, _ = train_small(out, steps, spread=all_devices())
+    if index == 0:
+        np.save(out / "best.npy", log_lr(best))
+    out.with_name(f"{out.name}.process-{index}").write_text(f"{len(jax.devices())} devices")
+
+
+def quietly(target, error_file: Path, *args, **kwargs):
+    """Calls `target`, with what it writes to stderr in a file."""
+    descriptor = os.open(error_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, sys.stderr.fileno())
+    target(*args, **kwargs)
+
+
+def start(target, *args, **kwargs):
+    """A started child that runs ``target(*args, **kwargs)``."""
+    child = CONTEXT.Process(target=target, args=args, kwargs=kwargs)
+    child.start()
+    return child
+
+
+def finish(*children, timeout: float = 300.0) -> list[int | None]:
+    """Waits for children and gives their exit codes."""
+    for child in children:
+        child.join(timeout)
+    return [child.exitcode for child in children]
+
+
+def final_checksum(out: Path) -> tuple[int, str]:
+    """(step, SHA-256 of the whole state) of the newest checkpoint, as its own record says."""
+    newest = max(int(p.name) for p in (out / training.STATES).iterdir() if p.name.isdigit())
+    facts = json.loads((out / training.STATES / str(newest) / "facts" / "metadata").read_text())
+    return newest, facts["sha256"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def log_lr(theta) -> np.ndarray:
+    return np.asarray(theta["log_lr"])

@@ -1,0 +1,253 @@
+"""Spread over devices and processes, a meta-training gives what it gives on one."""
+
+import re
+import shutil
+import signal
+import time
+
+import children
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metaopt import devices, jobs, training
+from metaopt.checkpoints import load
+from metaopt.config import UNBOUNDED, TrainJob
+from metaopt.jobs import meta_training
+from metaopt.meta import NESConfig
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """(cache folder, metrics, theta) of a run on one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    best, _ = children.train_small(folder / "run", STEPS)
+    return folder / "cache", training.read_metrics(folder / "run"), children.log_lr(best)
+
+
+def check_same(alone, out):
+    metrics = training.read_metrics(out)
+    for name in ("meta_loss", "meta_loss_best", "grad_norm", "validation_loss"):
+        np.testing.assert_allclose(metrics[name], alone[1][name], rtol=1e-5, err_msg=name)
+    falls = metrics["validation_loss"][[STEPS // 2 - 1, STEPS - 1]]
+    assert falls[1] < falls[0]  # so that the best theta is the last
+    np.testing.assert_allclose(np.load(out / "best.npy"), alone[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [3, 4, 8, 100])
+def test_chunks_of_the_population_give_what_the_whole_gives(chunk):
+    spread = devices.Spread(None, chunk)
+    whole, part = (children.small_nes(s) for s in (None, spread))
+    results = []
+    for trainer, theta, _ in (whole, part):
+        state = trainer.init(jax.random.key(0), theta)
+        results.append(trainer.step(jax.random.key(1), state))
+    for a, b in zip(*(jax.tree.leaves(r) for r in results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_chunk_bounds_what_a_device_holds():
+    """Every candidate works on 1000 x 1000 numbers; chunks of 2 of 16 need less than 4 of them."""
+
+    def run(theta, start, shared):
+        square = jnp.sin(theta * jnp.arange(1000.0)[:, None] + jnp.arange(1000.0))
+        return jnp.sum(jnp.linalg.matmul(square, square)[0]) + start + shared
+
+    def peak(chunk):
+        of = lambda p, s: devices.evaluate(run, p, s, jnp.zeros([]), devices.Spread(None, chunk))
+        compiled = jax.jit(of).lower(jnp.ones(16), jnp.ones(1)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    candidate = 4e6
+    assert peak(2) < 3 * 2 * candidate < 16 * candidate <= peak(0)
+
+
+def eight_devices(folder, cache):
+    """The same training on 8 devices, one candidate at a time; and what its devices exchange."""
+    children.prepare(cache, 8)
+    spread = children.all_devices(chunk=1)
+    best, _ = children.train_small(folder / "run", STEPS, spread=spread)
+    np.save(folder / "run" / "best.npy", children.log_lr(best))
+    trainer, theta, _ = children.small_nes(spread)
+    step = devices.compiled_everywhere(trainer.step, spread.mesh)
+    state = trainer.init(jax.random.key(0), theta)
+    text = step.lower(jax.random.key(1), state).compile().as_text()
+    (folder / "program.txt").write_text(text)
+    odd = devices.Spread(devices.mesh_for(5, 3, jax.devices()[:4]))
+    given = jnp.arange(5.0), jnp.arange(3.0) * 10, jnp.float32(100.0)
+    table = jax.jit(lambda *a: devices.evaluate(lambda p, s, c: p + s + c, *a, odd))(*given)
+    np.save(folder / "table.npy", table)
+
+
+@pytest.fixture(scope="module")
+def spread_run(alone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eight")
+    assert children.finish(children.start(eight_devices, folder, alone[0])) == [0]
+    return folder
+
+
+def test_eight_devices_give_what_one_gives(alone, spread_run):
+    check_same(alone, spread_run / "run")
+
+
+def test_only_fitness_values_cross_devices(spread_run):
+    """Of the compiled generation: no collective is larger than one loss per candidate and task."""
+    text = (spread_run / "program.txt").read_text()
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    sizes = []
+    for line in text.splitlines():
+        found = re.search(rf"= *\(?(\w+)\[([\d,]*)\].* ({kinds})(-start)?\(", line)
+        if found:
+            sizes.append(int(np.prod([int(n) for n in found[2].split(",") if n])))
+    assert sizes and max(sizes) <= 8 * 4
+
+
+def test_a_population_that_does_not_divide_is_filled_up(spread_run):
+    expected = np.arange(5.0)[:, None] + 10 * np.arange(3.0) + 100
+    np.testing.assert_array_equal(np.load(spread_run / "table.npy"), expected)
+
+
+def hosts(out, steps, cache, count):
+    """Exit codes of `count` processes, one device each, that train together in folder `out`."""
+    port = children.free_port()
+    args = (out, steps, cache, port, count)
+    return children.finish(
+        *[children.start(children.run_host, *args, index) for index in range(count)]
+    )
+
+
+@pytest.fixture(scope="module")
+def half_by_two_processes(alone, tmp_path_factory):
+    out = tmp_path_factory.mktemp("hosts") / "run"
+    assert hosts(out, STEPS // 2, alone[0], 2) == [0, 0]
+    return out
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_together_give_what_one_gives(alone, half_by_two_processes, tmp_path, count):
+    """The second half by 2 or 4 processes, all of which restore what 2 have saved."""
+    out = shutil.copytree(half_by_two_processes, tmp_path / "run")
+    assert hosts(out, STEPS, alone[0], count) == [0] * count
+    check_same(alone, out)
+    told = [(tmp_path / f"run.process-{index}").read_text() for index in range(count)]
+    assert told == [f"{count} devices"] * count
+
+
+def test_sigterm_to_one_process_ends_and_saves_them_all(alone, tmp_path):
+    out, port = tmp_path / "run", children.free_port()
+    args = (out, 1_000_000, alone[0], port, 2)
+    both = [children.start(children.run_host, *args, index) for index in range(2)]
+    while all(child.is_alive() for child in both) and not (out / training.METRICS).exists():
+        time.sleep(0.02)
+    time.sleep(0.5)
+    both[1].terminate()
+    assert children.finish(*both) == [128 + signal.SIGTERM] * 2
+    step, _ = children.final_checksum(out)
+    assert step == len(training.read_metrics(out)["step"]) > 0
+
+
+def test_a_run_moves_between_one_device_and_four(alone, tmp_path):
+    for steps, count in ((2, 1), (4, 4), (STEPS, 1)):
+        child = children.start(
+            children.run_small, tmp_path / "run", steps, alone[0], count, checkpoint_every=2
+        )
+        assert children.finish(child) == [0]
+    metrics = training.read_metrics(tmp_path / "run")
+    np.testing.assert_array_equal(metrics["step"], np.arange(STEPS))
+    np.testing.assert_allclose(metrics["grad_norm"], alone[1]["grad_norm"], rtol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "run" / "best.npy"), alone[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "population, tasks, count, shape",
+    [
+        (8, 4, 8, (8, 1)),
+        (32, 4, 3, (3, 1)),
+        (2, 4, 8, (2, 4)),
+        (4, 3, 8, (8, 1)),
+        (6, 4, 1, (1, 1)),
+    ],
+)
+def test_the_mesh_leaves_the_least_to_the_busiest_device(population, tasks, count, shape):
+    busiest = lambda p, t: -(-population // p) * (tasks // t)
+    possible = [(count // t, t) for t in range(1, count + 1) if count % t == 0 == tasks % t]
+    assert busiest(*shape) == min(busiest(*s) for s in possible)
+    assert devices.mesh_shape(population, tasks, count) == shape
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("localhost:1", None, None), "go together"),
+        (("auto", 2, 0), "go together"),
+        (("localhost", 2, 0), "host:port"),
+        (("localhost:1", 2, 2), "process_id must be 0 to 1"),
+    ],
+)
+def test_processes_that_do_not_fit_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        devices.initialise(*arguments)
+
+
+def test_one_process_joins_nothing(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    devices.initialise()
+    assert not jax.distributed.is_initialized() and jax.process_count() == 1
+
+
+JOB = {
+    "task": "quadratic",
+    "base": "sgd",
+    "steps": 3,
+    "nes": NESConfig(population=4, tasks=2, min_steps=3, max_steps=5),
+}
+
+
+def run_job(out, cache, **settings):
+    children.prepare(cache)
+    jobs.meta_train(TrainJob(**{**JOB, "out": out, **settings}))
+
+
+def test_the_command_in_two_processes_exports_what_one_exports(alone, tmp_path):
+    port, cache = children.free_port(), alone[0]
+    together = {"coordinator": f"localhost:{port}", "num_processes": 2}
+    both = [
+        children.start(run_job, tmp_path / "both", cache, process_id=index, **together)
+        for index in range(2)
+    ]
+    assert children.finish(*both) == [0, 0]
+    assert children.finish(children.start(run_job, tmp_path / "one", cache)) == [0]
+    exported = [load(tmp_path / name).theta for name in ("both", "one")]
+    for a, b in zip(*map(jax.tree.leaves, exported), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_what_may_change_between_the_parts_of_a_run():
+    """Where and how it is computed is not part of a run's identity; what is computed, is."""
+    one = TrainJob(**JOB)
+    moved = {"coordinator": "none", "population_chunk": 2, "minutes": 3.0, "checkpoint_every": 7}
+    assert TrainJob(**JOB, **moved).identity == one.identity
+    for other in ({"seed": 1}, {"steps": 4}, {"nes": NESConfig()}, {"task": "digits"}):
+        assert TrainJob(**{**JOB, **other}).identity != one.identity
+
+
+def test_minutes_alone_bound_a_run():
+    assert TrainJob().max_steps == 300
+    assert TrainJob(minutes=5.0).max_steps == UNBOUNDED
+    assert TrainJob(minutes=5.0, steps=10).max_steps == 10
+    with pytest.raises(ValueError, match=r"minutes must not be negative, got -1\.0"):
+        TrainJob(minutes=-1.0)
+    with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
+        TrainJob(checkpoint_every=0)
+
+
+@pytest.mark.parametrize("method", ["pes", "tbptt"])
+def test_methods_that_do_not_spread_say_so(method, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert meta_training._mesh(TrainJob(method=method)) is None
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=f"--method {method} does not spread over processes"):
+        meta_training._mesh(TrainJob(method=method))
