@@ -241,6 +241,8 @@ def factor(value: Any) -> str:
     value = float(value)
     if not np.isfinite(value):
         return "∞" if value > 0 else "–"
+    if value >= 1e4:
+        return f"{value:.0e}"
     return f"{value:.0f}" if value >= 10 else f"{value:.2f}" if value >= 0.095 else f"{value:.2g}"
 
 
