@@ -42,17 +42,21 @@ def _away_from_zero(updates, params):
 
 # sqrt has no derivative at 0, where the second moment of a coordinate whose gradient was always 0
 # (a dead pixel) is: back-propagation to b2 would be NaN. Far below eps^2, it changes no step.
-ROOT = {"eps_root": 1e-30}
+ROOT = 1e-30
 
 # Constants: optax's defaults; weight decay inside LAMB and Lion is 0, it is a base of its own.
 BASES: dict[str, Base] = {
     base.name: base
     for base in (
         Base("sgd", {}, lambda h: optax.sgd(1.0)),
-        Base("adam", _hyper(0.9, 0.999, 1e-8), lambda h: optax.adam(1.0, **_args(h), **ROOT)),
+        Base(
+            "adam", _hyper(0.9, 0.999, 1e-8), lambda h: optax.adam(1.0, **_args(h), eps_root=ROOT)
+        ),
         Base("adamax", _hyper(0.9, 0.999, 1e-8), lambda h: optax.adamax(1.0, **_args(h))),
         Base("lion", _hyper(0.9, 0.99), lambda h: optax.lion(1.0, **_args(h), weight_decay=0.0)),
-        Base("lamb", _hyper(0.9, 0.999, 1e-6), lambda h: optax.lamb(1.0, **_args(h), **ROOT)),
+        Base(
+            "lamb", _hyper(0.9, 0.999, 1e-6), lambda h: optax.lamb(1.0, **_args(h), eps_root=ROOT)
+        ),
         Base("weight_decay", {}, lambda h: optax.stateless(_away_from_zero)),
     )
 }
