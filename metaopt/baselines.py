@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,8 @@ import optax
 
 from metaopt import __version__, optimizers
 from metaopt.base import Key, Task, TaskFamily
-from metaopt.evaluation import Recorder, begin, run
+from metaopt.evaluation import Adjustable, Recorder, begin, losses, run
 from metaopt.records import Grid, read_grid, read_json, write_arrays, write_json
-from metaopt.rollouts import windowed
 
 Point = Mapping[str, Any]  # {"schedule": name, **arguments of the schedule}
 
@@ -75,21 +75,17 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
-def chosen(
-    baseline: Baseline, point: Point, head: str = ""
-) -> Callable[[int], optax.GradientTransformation]:
+def chosen(baseline: Baseline, point: Point, head: str = "") -> Adjustable:
     """``num_steps -> transformation`` for one point of the grid.
 
     Args:
       baseline, point: what to build.
       head: name of the read-out layer in the params, for a baseline that trains only this.
     """
-
-    def make(num_steps):
-        table = jnp.asarray(_rates(point, num_steps))
-        return _transformation(baseline, head)(table)
-
-    return make
+    return Adjustable(
+        _transformation(baseline.make, head if baseline.head_only else None),
+        lambda num_steps: jnp.asarray(_rates(point, num_steps)),
+    )
 
 
 def tune(
@@ -101,26 +97,28 @@ def tune(
     window: int = 10,
     measure_every: int = 1,
     head: str = "",
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], Grid]:
     """Grid search on the "valid" split: the lowest mean final loss over the seeds wins.
 
-    The whole grid is one program: a point is its table of learning rates.
+    The whole grid is one program: a point is its table of learning rates. After each window
+    `progress` is told how many there were.
 
     Returns:
       A record of the search as plain JSON data (inf stands for points that diverged), and the
       curves of every run.
     """
     seeds, number = len(keys), len(baseline.grid)
-    make = _transformation(baseline, head)
-    tables = jnp.asarray(np.stack([_rates(point, num_steps) for point in baseline.grid]))
+    tunable = [chosen(baseline, point, head) for point in baseline.grid]
     started = time.perf_counter()
     curves = run(
-        lambda table: windowed(make(table)),
-        jnp.repeat(tables, seeds, axis=0),
-        begin(task, keys, copies=number),
+        tunable[0].make,
+        [point.arrays(num_steps) for point in tunable],
+        begin(task, keys),
         Recorder("valid", measure_every),
         num_steps=num_steps,
         window=window,
+        progress=progress,
     )
     seconds = time.perf_counter() - started
     loss = curves.loss.reshape(number, seeds, -1)
@@ -138,17 +136,21 @@ def tune(
 
 
 def tune_cached(
-    folder: Path, task_name: str, baseline: Baseline, task: Task | TaskFamily, **settings: Any
+    folder: Path,
+    task_name: str,
+    baseline: Baseline,
+    task: Task | TaskFamily,
+    *,
+    keys: Key,
+    progress: Callable[[int], None] | None = None,
+    **settings: Any,
 ) -> tuple[dict[str, Any], Grid]:
     """`tune`, or what it found before on the same task with the same grid, keys and settings.
 
     A task is known by its name and by the losses at the starts of its runs, so that a search on
     data, or a network, that has changed since is not taken for this one.
     """
-    keys = settings["keys"]
-    starts = begin(task, keys)
-    measured = jax.jit(jax.vmap(lambda t, p: _valid_loss(starts.family, t, p)))
-    first = np.asarray(measured(starts.task_params, starts.params))
+    first = losses(begin(task, keys), "valid")
     identity = {
         "metaopt": __version__,
         "jax": jax.__version__,
@@ -157,7 +159,7 @@ def tune_cached(
         "grid": [dict(point) for point in baseline.grid],
         "baseline": baseline.label,
         "keys": np.asarray(jax.random.key_data(keys)).tolist(),
-        "settings": {name: value for name, value in settings.items() if name != "keys"},
+        "settings": settings,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     record_file, grid_file = folder / f"{digest}.json", folder / f"{digest}.npz"
@@ -165,15 +167,10 @@ def tune_cached(
         grid = read_grid(grid_file)
         if np.allclose(grid.loss[0, :, 0], first, rtol=1e-4):
             return read_json(record_file), grid
-    record, grid = tune(baseline, task, **settings)
+    record, grid = tune(baseline, task, keys=keys, progress=progress, **settings)
     write_arrays(grid_file, grid)
     write_json(record_file, record)  # last: it says that the search is whole
     return record, grid
-
-
-def _valid_loss(family: TaskFamily, task_params: Any, params: Any) -> jax.Array:
-    task = family.task(task_params)
-    return task.loss(params, task.whole("valid"))
 
 
 def _rates(point: Point, num_steps: int) -> np.ndarray:
@@ -184,13 +181,14 @@ def _rates(point: Point, num_steps: int) -> np.ndarray:
     return np.broadcast_to(np.asarray(schedule(counts), np.float32), counts.shape)  # type: ignore
 
 
-def _transformation(baseline: Baseline, head: str):
-    """``table of learning rates -> transformation``."""
+@lru_cache
+def _transformation(make: Callable[[optax.Schedule], Any], head: str | None):
+    """``table of learning rates -> transformation``; one function for one optimizer."""
 
-    def make(table):
-        tx = baseline.make(lambda count: table[jnp.minimum(count, len(table) - 1)])
-        if not baseline.head_only:
+    def from_table(table):
+        tx = make(lambda count: table[jnp.minimum(count, len(table) - 1)])
+        if head is None:
             return tx
         return optimizers.head_only(tx, lambda name: name.startswith(f"{head}/"))
 
-    return make
+    return from_table

@@ -8,7 +8,8 @@ import flax.linen as nn
 import numpy as np
 
 from metaopt import datasets, networks, tasks
-from metaopt.base import Task, TaskFamily, single
+from metaopt.base import SPLITS, Task, TaskFamily, single
+from metaopt.contracts import check_family, check_start, told
 from metaopt.datasets import Dataset
 from metaopt.files import cache_folder
 from metaopt.names import known
@@ -173,10 +174,19 @@ def build(name: str) -> Task | TaskFamily:
         return TASKS[name].make()
     module, _, function = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)()
+        make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"task {name!r}: {error}. Give package.module:function.") from None
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+        raise ValueError(f"task {name!r}: the module cannot be imported: {told(error)}") from error
+    try:
+        made = make()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"task {name!r}: {told(error)}") from error
     if isinstance(made, Task | TaskFamily):
+        checked = made if isinstance(made, TaskFamily) else single(made)
+        check_family(f"task {name!r}", checked, SPLITS)
+        check_start(f"task {name!r}", checked)
         return made
     raise ValueError(
         f"task {name!r}: the function must return a metaopt.Task or metaopt.TaskFamily, "

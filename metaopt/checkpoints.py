@@ -22,8 +22,10 @@ import optax
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from metaopt import __version__
+from metaopt import __version__, zoo
 from metaopt.base import LearnedOptimizer, Theta
+from metaopt.checks import short
+from metaopt.files import parse_json, read_plain
 from metaopt.optimizers import LEARNED
 from metaopt.trees import check_same_structure as check_same_structure
 
@@ -98,20 +100,21 @@ def save(
 
 
 def load(path: str | os.PathLike[str]) -> Exported:
-    """Reads an export folder, or the run folder of `metaopt train` that holds one.
+    """Reads an export folder, the run folder of `metaopt train` that holds one, or a zoo entry.
+
+    A name of `metaopt.zoo.names()` is that entry unless a folder of this name is there.
 
     Raises: CheckpointError: a missing, truncated, foreign or newer folder.
+
+    Examples:
+      >>> import tempfile
+      >>> theta = LEARNED["lstm"](hidden=4).init(jax.random.key(0), {"w": jnp.ones(3)})
+      >>> folder = save(f"{tempfile.mkdtemp()}/mine", "lstm", {"hidden": 4}, theta)
+      >>> tx = load(folder).apply(num_steps=100)  # an optax transformation
     """
-    folder = Path(path)
-    if not (folder / SPEC).exists() and (folder / "export" / SPEC).exists():
-        folder = folder / "export"
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: there is no such folder. Give one written by `metaopt train` or "
-            "`metaopt.save`."
-        )
+    folder = _export_folder(path)
     spec = _read_spec(folder / SPEC)
-    payload = _read_plain_file(folder / WEIGHTS)
+    payload = _read(folder / WEIGHTS)
     if hashlib.sha256(payload).hexdigest() != spec["sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS}: its checksum is not the one in {SPEC}; the file is truncated or "
@@ -121,8 +124,17 @@ def load(path: str | os.PathLike[str]) -> Exported:
         leaves = load_safetensors(payload)
     except Exception as error:
         raise CheckpointError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from None
-    theta = _rebuild(spec["theta"], leaves, folder / WEIGHTS)
     optimizer = build(spec["optimizer"], spec["config"], where=str(folder / SPEC))
+    try:
+        theta = _rebuild(spec["theta"], leaves, folder / WEIGHTS)
+        optimizer.apply(theta, num_steps=1)  # says whether it is a theta of this optimizer
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: theta does not fit {spec['optimizer']!r} as {SPEC} configures "
+            f"it: {error}"
+        ) from None
     return Exported(
         spec["optimizer"], spec["config"], optimizer, theta, spec["trained"], spec["sha256"]
     )
@@ -132,7 +144,7 @@ def build(name: str, config: Mapping[str, Any], *, where: str) -> LearnedOptimiz
     """`LEARNED[name](**config)` with errors that say where name and config came from."""
     if name not in LEARNED:
         raise CheckpointError(
-            f"{where}: unknown optimizer {name!r}; this version knows {', '.join(LEARNED)}."
+            f"{where}: unknown optimizer {short(name)}; this version knows {', '.join(LEARNED)}."
         )
     try:
         return LEARNED[name](**config)
@@ -198,6 +210,10 @@ def _rebuild(described: Any, leaves: Mapping[str, np.ndarray], where: Path) -> T
             raise CheckpointError(f"{where}: leaf {name!r} of the spec is missing.")
         if (found := _describe(leaves[name])) != node:
             raise CheckpointError(f"{where}: leaf {name!r} is {found}, but the spec says {node}.")
+        if not jnp.issubdtype(leaves[name].dtype, jnp.floating):
+            raise CheckpointError(
+                f"{where}: leaf {name!r} of theta is {found}; theta holds floating-point numbers."
+            )
         if not np.isfinite(leaves[name]).all():
             raise CheckpointError(f"{where}: leaf {name!r} holds NaN or inf.")
         used.add(name)
@@ -209,26 +225,48 @@ def _rebuild(described: Any, leaves: Mapping[str, np.ndarray], where: Path) -> T
     return theta
 
 
-def _read_plain_file(path: Path) -> bytes:
-    if path.is_symlink():
-        raise CheckpointError(f"{path}: is a symbolic link; an export holds plain files only.")
+def _export_folder(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"load: path must be a str or a pathlib.Path, got {short(path)}.")
+    folder = Path(path)
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+        if not (folder / SPEC).exists() and (folder / "export" / SPEC).exists():
+            return folder / "export"
+        found = folder.is_dir()
+    except OSError:  # a name that no folder can have
+        found = False
+    if not found and str(path) in zoo.names():
+        return zoo.folder(str(path))
+    if not found:
+        raise CheckpointError(
+            f"{str(folder)[:300]}: there is no such folder. Give one written by `metaopt train` or "
+            f"`metaopt.save`, or a name of the zoo ({', '.join(zoo.names())})."
+        )
+    return folder
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_plain(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _read_spec(path: Path) -> dict[str, Any]:
     try:
-        spec = json.loads(_read_plain_file(path).decode())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        spec = parse_json(_read(path))
+    except CheckpointError:
+        raise
+    except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
-    if not isinstance(spec, dict) or not isinstance(spec.get("format"), int):
+    if not isinstance(spec, dict) or type(spec.get("format")) is not int:
         raise CheckpointError(f"{path}: not the spec of a metaopt export (no format number).")
+    if spec["format"] < 1:
+        raise CheckpointError(f"{path}: there is no format {spec['format']}; formats begin at 1.")
     if spec["format"] > FORMAT:
         raise CheckpointError(
-            f"{path}: format {spec['format']} is newer than this version reads ({FORMAT}); it was "
-            f"written by metaopt {spec.get('metaopt')}. Upgrade metaopt-jax."
+            f"{path}: format {short(spec['format'])} is newer than this version reads ({FORMAT}); "
+            f"it was written by metaopt {short(spec.get('metaopt'))}. Upgrade metaopt-jax."
         )
     kinds = {"optimizer": str, "config": dict, "trained": dict, "theta": dict, "sha256": str}
     for field, kind in kinds.items():

@@ -1,4 +1,4 @@
-"""The command line: `metaopt train | evaluate | report | data | bench`."""
+"""The command line: `metaopt train | evaluate | report | data | zoo | bench`."""
 
 import contextlib
 import importlib
@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from metaopt import datasets
+from metaopt import datasets, zoo
 from metaopt.config import EvaluateJob, TrainJob
 from metaopt.datasets.sheet import contact_sheet
 
@@ -52,6 +52,21 @@ class DataJob:
 
 
 @dataclass(frozen=True)
+class ZooJob:
+    """List the trained optimizers that ship with the package, or show the card of one.
+
+    Attributes:
+      action: list or show.
+      name: of the optimizer to show.
+      names: list: one bare name a line.
+    """
+
+    action: tyro.conf.Positional[Literal["list", "show"]] = "list"
+    name: tyro.conf.Positional[str] = ""
+    names: tyro.conf.UseCounterAction[int] = 0  # a switch: the other booleans take a value
+
+
+@dataclass(frozen=True)
 class BenchJob:
     """Measure speed as ratios within one run.
 
@@ -70,6 +85,7 @@ Command = (
     | Annotated[EvaluateJob, tyro.conf.subcommand("evaluate")]
     | Annotated[ReportJob, tyro.conf.subcommand("report")]
     | Annotated[DataJob, tyro.conf.subcommand("data")]
+    | Annotated[ZooJob, tyro.conf.subcommand("zoo")]
     | Annotated[BenchJob, tyro.conf.subcommand("bench")]
 )
 
@@ -111,13 +127,14 @@ def _parse(argv: Sequence[str]) -> Any:
         for line in lines[1:]:
             if re.match(r"^[─╰]", line):
                 break
-            body.append(line)
+            if line.strip("-"):
+                body.append(line)
         message = re.sub(r"^Error parsing \S*(Job|dummy)\S*: ", "", " ".join(body)).rstrip(".?")
         raise ValueError(f"{message}. See metaopt {_command(argv)}--help.") from None
 
 
 def _command(argv: Sequence[str]) -> str:
-    known_commands = ("train", "evaluate", "report", "data", "bench")
+    known_commands = ("train", "evaluate", "report", "data", "zoo", "bench")
     return f"{argv[0]} " if argv and argv[0] in known_commands else ""
 
 
@@ -151,9 +168,9 @@ def _data(job: DataJob) -> None:
         print(f"{job.name}: {state} in {made.folder}" + (f"; {made.note}" if made.note else ""))
     else:
         data = datasets.load(job.name)
-        Console().print(_data_splits(data))
         if job.out:
             contact_sheet(data).save(job.out, "PNG")
+        Console().print(_data_splits(data))
 
 
 def _data_list(console: Console) -> None:
@@ -187,6 +204,44 @@ def _data_splits(data: datasets.Dataset) -> Table:
     return table
 
 
+def _zoo(job: ZooJob) -> None:
+    if job.action == "show":
+        _zoo_card(Console(), job.name)
+    elif job.names:
+        print("\n".join(zoo.names()))
+    else:
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("name", no_wrap=True)
+        table.add_column("what it is for")
+        for name in zoo.names():
+            table.add_row(name, zoo.card(name).about)
+        Console().print(table)
+        print('use one: metaopt.load("NAME").apply(num_steps=...)')
+
+
+def _zoo_card(console: Console, name: str) -> None:
+    card = zoo.card(name)
+    home = card.home
+    reached = ", ".join(f"{label} {loss:.3f}" for label, loss in home.baselines.items())
+    table = Table(title=name, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    rows = {
+        "about": card.about,
+        "trained": card.trained,
+        "command": card.command,
+        "horizon": card.horizon,
+        "at home": f"{home.task}, {home.num_steps} steps, {home.seeds} seeds: "
+        f"test loss {home.loss:.3f} (tuned {reached})",
+        "wins": "\n".join(card.wins),
+        "loses": "\n".join(card.loses),
+        "licence": card.licence,
+    }
+    for row in rows.items():
+        table.add_row(*row)
+    console.print(table)
+
+
 def _bench(job: BenchJob) -> None:
     bench = importlib.import_module(f"metaopt.benchmarks.{job.what}")
     record = bench.run()
@@ -201,6 +256,7 @@ RUN = {
     EvaluateJob: _evaluate,
     ReportJob: _report,
     DataJob: _data,
+    ZooJob: _zoo,
     BenchJob: _bench,
 }
 

@@ -8,10 +8,12 @@ from typing import Any, Literal
 import tyro
 
 from metaopt.baselines import BASELINES
+from metaopt.checks import check_fields, check_integer, check_number
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 from metaopt.names import known
-from metaopt.suites import SUITES
+from metaopt.suites import SUITES, fitted
 
+LARGEST_SEED = 2**32 - 1
 UNBOUNDED = 10**9  # meta-updates of a run that only its minutes end
 # Fields of a `TrainJob` that may change when its run is resumed.
 WHERE_AND_HOW = (
@@ -30,6 +32,8 @@ class TrainJob:
       learned: which optimizer.
       base: base optimizers of l3rs, separated by commas.
       variant: of l3rs: embedding fits networks with the same layers only; none, global any.
+      hidden: units of lstm (by default 20) or velo (512).
+      bank: parameter sets that velo mixes (by default 256).
       method: nes (evolution strategies), pes (persistent evolution strategies) or tbptt
         (truncated back-propagation); docs/meta-training.md says which for what.
       steps: meta-updates of the whole run; by default 300, or with minutes as many as fit.
@@ -57,6 +61,8 @@ class TrainJob:
     learned: Literal["l3rs", "lstm", "velo"] = "l3rs"
     base: str = "sgd,adam"
     variant: Literal["embedding", "none", "per_layer", "global"] = "embedding"
+    hidden: int | None = None
+    bank: int | None = None
     method: Literal["nes", "pes", "tbptt"] = "nes"
     steps: int | None = None
     minutes: float = 0.0
@@ -77,13 +83,17 @@ class TrainJob:
     process_id: int | None = None
 
     def __post_init__(self):
-        for name in ("steps", "validate_every", "checkpoint_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"TrainJob.{name} must be at least 1, got {value}.")
+        check_fields(self)
+        for name in ("hidden", "bank", "steps", "validate_every", "checkpoint_every"):
+            if (value := getattr(self, name)) is not None:
+                check_integer(f"TrainJob.{name}", value, 1)
         for name in ("minutes", "population_chunk"):
-            if not getattr(self, name) >= 0:
-                value = getattr(self, name)
-                raise ValueError(f"TrainJob.{name} must not be negative, got {value}.")
+            check_number(f"TrainJob.{name}", getattr(self, name), least=0)
+        check_number("TrainJob.seed", self.seed, least=0, most=LARGEST_SEED)
+        for name, served in {"hidden": ("lstm", "velo"), "bank": ("velo",)}.items():
+            if getattr(self, name) is not None and self.learned not in served:
+                of = " and ".join(served)
+                raise ValueError(f"TrainJob.{name} is a setting of {of}, not of {self.learned}.")
         if not self.tasks:
             raise ValueError("TrainJob.task must name at least one task, got none.")
 
@@ -112,14 +122,16 @@ class TrainJob:
         if self.learned == "l3rs":
             chosen = {} if self.variant == "embedding" else {"variant": self.variant}
             return {"base": names(self.base), **chosen}
-        return {}
+        sizes = {"hidden": self.hidden, "bank": self.bank}
+        return {name: size for name, size in sizes.items() if size is not None}
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share: what decides which theta comes out."""
         settings = dataclasses.asdict(self) | {"steps": self.max_steps}
         unused = {"nes", "pes", "tbptt"} - {self.method}
-        for name in (*WHERE_AND_HOW, *unused):
+        unset = {name for name in ("hidden", "bank") if settings[name] is None}
+        for name in (*WHERE_AND_HOW, *unused, *unset):
             del settings[name]
         return settings
 
@@ -157,6 +169,7 @@ class EvaluateJob:
     overwrite: bool = False
 
     def __post_init__(self):
+        check_fields(self)
         known("suite", self.suite, SUITES)
         for name in ("baselines", "guards", "fallback", "seeds"):
             if getattr(self, name) is None:
@@ -172,6 +185,8 @@ class EvaluateJob:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"EvaluateJob.{name} must be at least 1, got {value}.")
+        for task in SUITES[self.suite].tasks:
+            fitted(task, self.num_steps, self.window)
 
 
 def names(text: str | None) -> list[str]:

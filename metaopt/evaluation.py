@@ -1,8 +1,8 @@
 """Optimizers x seeds on one task: curves on the same initial params and mini-batches."""
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,27 @@ import numpy as np
 import optax
 
 from metaopt.base import Batch, Key, Params, Split, Task, TaskFamily, single
+from metaopt.programs import compiled
 from metaopt.records import Curves
 from metaopt.rollouts import mean_loss, windowed
 
 TRAIN_SAMPLE = 20  # mini-batches of the training split on which `train_loss` is measured
+EVALS = "gradient_evals"  # the field in which guards count them
+
+
+class Adjustable(NamedTuple):
+    """A transformation that is a function of arrays; for all of them it is compiled once.
+
+    Attributes:
+      make: ``arrays -> transformation``.
+      arrays: ``num_steps -> arrays``.
+    """
+
+    make: Callable[[Any], optax.GradientTransformation]
+    arrays: Callable[[int], Any]
+
+    def __call__(self, num_steps: int) -> optax.GradientTransformation:
+        return self.make(self.arrays(num_steps))
 
 
 class Recorder(NamedTuple):
@@ -25,14 +42,15 @@ class Recorder(NamedTuple):
       every: windows between two measurements.
       fields: of the optimizer's state, recorded after each window.
       train: also measure the loss on a fixed sample of the training split.
-      counts: the state counts its own ``gradient_evals`` (guards do); otherwise one a step.
+      guard: the optimizer is in window form, and its state counts its own ``gradient_evals``;
+        otherwise it takes single steps, of one gradient each.
     """
 
     split: Split = "test"
     every: int = 1
     fields: tuple[str, ...] = ()
     train: bool = False
-    counts: bool = False
+    guard: bool = False
 
 
 def evaluate(
@@ -47,6 +65,7 @@ def evaluate(
     guard: bool = False,
     diagnostics: Sequence[str] = (),
     measure_train: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Curves:
     """Runs an optimizer from each key, in windows of mini-batches, all seeds in one `vmap`.
 
@@ -65,21 +84,32 @@ def evaluate(
       guard: `make` gives a guard (window form) rather than a per-step transformation.
       diagnostics: fields of the optimizer's state to record after each window.
       measure_train: also measure the loss on a fixed sample of the training split.
+      progress: told the number of windows done, after each.
     """
-    tx: Any = make(num_steps) if guard else windowed(make(num_steps))
     recorder = Recorder(split, measure_every, tuple(diagnostics), measure_train, guard)
-    sizes = getattr(tx, "window", (window, window))
-    start = begin(task, keys)
-    return run(lambda _: tx, (), start, recorder, num_steps=num_steps, window=window, sizes=sizes)
+    start, sizes = begin(task, keys), (window, window)
+    if isinstance(make, Adjustable) and not guard:
+        tx_of, point = make.make, make.arrays(num_steps)
+    else:
+        tx: Any = make(num_steps)
+        tx_of, point = (lambda _: tx), ()
+        sizes = getattr(tx, "window", sizes) if guard else sizes
+    return run(
+        *(tx_of, [point], start, recorder),
+        num_steps=num_steps,
+        window=window,
+        sizes=sizes,
+        progress=progress,
+    )
 
 
 class Runs(NamedTuple):
-    """R runs at their start.
+    """S runs at their start.
 
     Attributes:
       family: the tasks.
-      task_params, params: which task a run is, and where it starts, ``[R, ...]``.
-      keys: of the mini-batches, ``[S]``; run r uses number ``r % S``.
+      task_params, params: which task a run is, and where it starts, ``[S, ...]``.
+      keys: of the mini-batches, ``[S]``.
     """
 
     family: TaskFamily
@@ -88,29 +118,44 @@ class Runs(NamedTuple):
     keys: Key
 
 
-def begin(task: Task | TaskFamily, keys: Key, *, copies: int = 1) -> Runs:
-    """The starts of ``copies * len(keys)`` runs; each copy of a seed starts alike."""
+def begin(task: Task | TaskFamily, keys: Key) -> Runs:
+    """The starts of the runs from ``keys [S]``."""
     family = task if isinstance(task, TaskFamily) else single(task)
-    starts = [_start(family, key) for key in keys]  # one by one: compiled for any number
-    task_params, params, k_batches = jax.tree.map(lambda *x: jnp.stack(x), *starts)
-    task_params, params = _tile((task_params, params), copies)
-    return Runs(family, task_params, params, k_batches)
+    return Runs(family, *_stacked([_start(family)(key) for key in keys]))
+
+
+def losses(runs: Runs, split: Split) -> np.ndarray:
+    """Those of the runs' params on a split, ``[S]``."""
+    return np.asarray(_measure(runs.family, split)(runs.task_params, runs.params, None)[0])
 
 
 def run(
     tx_of: Callable[[Any], Any],
-    points: Any,
+    points: Sequence[Any],
     runs: Runs,
     recorder: Recorder,
     *,
     num_steps: int,
     window: int,
     sizes: tuple[int, int] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Curves:
-    """Runs ``tx_of(point)``, in window form, from each start; `points` are arrays ``[R, ...]``.
+    """Runs ``tx_of(point)`` from each start, for each of P points (pytrees of arrays).
 
-    A window takes `window` optimizer steps and is given `sizes` training and validation
-    mini-batches (`window` of both unless told otherwise).
+    The points take the same mini-batches, window by window, through one program.
+
+    Args:
+      tx_of, points: the optimizers; a guard in window form if `recorder` says so.
+      runs: S starts.
+      recorder: what is recorded.
+      num_steps: steps per run.
+      window: optimizer steps per window.
+      sizes: training and validation mini-batches that a window is given; `window` of both unless
+        told otherwise.
+      progress: told the number of windows done, after each.
+
+    Returns:
+      Curves with P * S runs, point by point.
     """
     unit = window * recorder.every
     if num_steps < 1 or num_steps % unit:
@@ -118,110 +163,135 @@ def run(
             f"evaluate: num_steps must be a positive multiple of window={window} x "
             f"measure_every={recorder.every}, got {num_steps}."
         )
-    num_train, num_eval = sizes or (window, window)
-    number = jax.tree.leaves(runs.params)[0].shape[0]
-    copies = number // len(runs.keys)
-    init, advance = _programs(tx_of, runs.family, recorder)
-    measure = partial(_measure, runs.family, recorder.split)
-    draw = lambda count, keys: _tile(_draw(runs.family, count, runs.task_params, keys), copies)
+    sizes = sizes or (window, window)
+    init, advance = _programs(tx_of, runs.family, recorder.fields, recorder.guard)
+    measure = _measure(runs.family, recorder.split)
+    batches = _mini_batches(runs, num_steps // window, window, sizes, recorder.guard)
 
-    state = init(points, runs.params)
-    sample = draw(TRAIN_SAMPLE, runs.keys) if recorder.train else None
-    measured = [measure(runs.task_params, runs.params, sample)]
-    params, seen, seconds = runs.params, [], [0.0]
-    window_keys = jax.vmap(lambda k: jax.random.split(k, (num_steps // window, 2)))(runs.keys)
-    for index in range(num_steps // window):
-        k_train, k_eval = window_keys[:, index, 0], window_keys[:, index, 1]
-        batches = [draw(window, k_train), draw(num_eval, k_eval)]
-        if num_train > window:  # those of the steps come first, the same for all optimizers
-            more = draw(num_train - window, jax.vmap(lambda k: jax.random.fold_in(k, 1))(k_train))
-            batches[0] = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), batches[0], more)
-        arguments = (points, runs.task_params, params, state, *batches)
-        if not index:
-            jax.block_until_ready(advance(*arguments))  # compiles, outside of the clock
-        jax.block_until_ready(batches)
+    params = [runs.params] * len(points)
+    states = [init(point, runs.params) for point in points]
+    sample = _drawn(runs, TRAIN_SAMPLE, runs.keys) if recorder.train else None
+    measured = [[measure(runs.task_params, runs.params, sample)] * len(points)]
+    seen, seconds = [], [0.0]
+    for done, given in enumerate(batches, start=1):
+        shared = jax.block_until_ready((runs.task_params, *given))
+        if done == 1:  # compiles, outside of the clock
+            jax.block_until_ready(advance(points[0], params[0], states[0], *shared))
         started = time.perf_counter()
-        params, state, fields = jax.block_until_ready(advance(*arguments))
-        seconds.append((time.perf_counter() - started) / number)
+        after = [advance(*own, *shared) for own in zip(points, params, states, strict=True)]
+        params, states, fields = map(list, zip(*jax.block_until_ready(after), strict=True))
+        seconds.append((time.perf_counter() - started) / len(points) / len(runs.keys))
         seen.append(fields)
-        if (index + 1) % recorder.every == 0:
-            measured.append(measure(runs.task_params, params, sample))
+        if done % recorder.every == 0:
+            measured.append([measure(runs.task_params, p, sample) for p in params])
+        if progress:
+            progress(done)
     return _curves(measured, seen, np.cumsum(seconds), recorder, window)
 
 
-def _programs(tx_of: Callable[[Any], Any], family: TaskFamily, recorder: Recorder):
-    """Compiled over all runs: a first state, one window."""
+def _mini_batches(
+    runs: Runs, num_windows: int, window: int, sizes: tuple[int, int], guard: bool
+) -> Iterator[tuple[Batch, Batch]]:
+    """Training and validation mini-batches ``[S, n, ...]`` of each window, the latter of guards."""
+    keys = jax.vmap(lambda key: jax.random.split(key, (num_windows, 2)))(runs.keys)
+    for index in range(num_windows):
+        k_train, k_eval = keys[:, index, 0], keys[:, index, 1]
+        train = _drawn(runs, window, k_train)
+        if sizes[0] > window:  # those of the steps come first, the same for all optimizers
+            more = jax.vmap(lambda k: jax.random.fold_in(k, 1))(k_train)
+            more = _drawn(runs, sizes[0] - window, more)
+            train = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), train, more)
+        yield train, _drawn(runs, sizes[1], k_eval) if guard else None
 
-    def advance(point, task_params, params, state, train_batches, eval_batches):
-        updates, state = tx_of(point).update(
-            None,
-            state,
-            params,
-            loss_fn=family.task(task_params).loss,
-            train_batches=train_batches,
-            eval_batches=eval_batches,
-        )
-        params = optax.apply_updates(params, updates)
-        names = (*recorder.fields, *(("gradient_evals",) if recorder.counts else ()))
-        return params, state, {name: optax.tree.get(state, name) for name in names}
 
-    init = lambda point, params: tx_of(point).init(params)
-    return tuple(jax.jit(jax.vmap(program)) for program in (init, advance))
+def _drawn(runs: Runs, number: int, keys: Key) -> Batch:
+    """So many training mini-batches for each run, ``[S, number, ...]``."""
+    draw = _draw(runs.family, number)
+    task_params = [jax.tree.map(lambda x, i=i: x[i], runs.task_params) for i in range(len(keys))]
+    return _stacked([draw(*one) for one in zip(task_params, keys, strict=True)])
 
 
 def _curves(measured, seen, seconds, recorder: Recorder, window: int) -> Curves:
-    loss, accuracy, train = (
-        np.stack(x, axis=1) for x in zip(*jax.device_get(measured), strict=True)
-    )
-    seen = jax.device_get(seen)
+    """`measured`, `seen`: per time and point, arrays ``[S]`` and fields ``[S, ...]``."""
+    whole = lambda parts: np.stack([np.concatenate(points) for points in parts], axis=1)
+    measured, seen = jax.device_get((measured, seen))
+    metric = lambda i: whole([[point[i] for point in points] for points in measured])
+    field = lambda name: whole([[point[name] for point in points] for points in seen])
     windows = window * np.arange(1, len(seen) + 1)
-    state = {name: np.stack([s[name] for s in seen], axis=1) for name in recorder.fields}
     evals = windows
-    if recorder.counts:  # the same for all seeds, but for a guard that grows its window
-        evals = np.array([np.max(s["gradient_evals"]) for s in seen])
+    if recorder.guard:  # the same for all seeds, but for a guard that grows its window
+        evals = np.max(field(EVALS), axis=0)
     at = slice(None, None, recorder.every)
     from_zero = lambda x: np.concatenate([[0], x])[at]
     return Curves(
         steps=from_zero(windows), grad_evals=from_zero(evals), seconds=seconds[at],
-        loss=loss, accuracy=accuracy, train_loss=train, windows=windows, state=state,
+        loss=metric(0), accuracy=metric(1), train_loss=metric(2), windows=windows,
+        state={name: field(name) for name in recorder.fields},
     )  # fmt: skip
 
 
-# What does not depend on the optimizer is compiled once per task. Random bits take XLA longer to
-# compile than the optimizers that are compared, and under `vmap` longer still.
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _measure(family: TaskFamily, split: Split, task_params: Any, params: Params, sample: Any):
-    """Loss and accuracy on a split, and the loss on a sample of another, ``[R]`` each."""
+# Compilation is most of a short evaluation, so that programs are used again wherever they can be:
+# what does not depend on the optimizer once per task, and what does once for all points of a grid.
 
-    def one(task_params, params, sample):
+
+@lru_cache(maxsize=8)
+def _programs(
+    tx_of: Callable[[Any], Any], family: TaskFamily, fields: tuple[str, ...], guard: bool
+):
+    """Compiled over all seeds: a first state, one window."""
+    names = (*fields, *((EVALS,) if guard else ()))
+    window_form = lambda point: tx_of(point) if guard else windowed(tx_of(point))
+
+    def init(point, params):
+        return window_form(point).init(params)
+
+    def advance(point, params, state, task_params, train_batches, eval_batches):
+        tx: Any = window_form(point)
+        loss_fn = family.task(task_params).loss
+        batches = {"train_batches": train_batches, "eval_batches": eval_batches}
+        updates, state = tx.update(None, state, params, loss_fn=loss_fn, **batches)
+        params = optax.apply_updates(params, updates)
+        return params, state, {name: optax.tree.get(state, name) for name in names}
+
+    over_seeds = (None, 0, 0, 0, 0, 0)
+    return compiled(jax.vmap(init, (None, 0))), compiled(jax.vmap(advance, over_seeds))
+
+
+@lru_cache(maxsize=8)
+def _measure(family: TaskFamily, split: Split):
+    """Loss and accuracy on a split, and the loss on a sample of another, ``[S]`` each."""
+
+    def measure(task_params, params, sample):
         task = family.task(task_params)
         whole = task.whole(split)
         accuracy = task.accuracy(params, whole) if task.accuracy else jnp.nan
         train = jnp.nan if sample is None else mean_loss(task.loss, params, sample)
         return task.loss(params, whole), jnp.asarray(accuracy), jnp.asarray(train)
 
-    return jax.vmap(one)(task_params, params, sample)
+    return compiled(jax.vmap(measure))
 
 
-@partial(jax.jit, static_argnums=0)
-def _start(family: TaskFamily, key: Key) -> tuple[Any, Params, Key]:
-    """A task, its initial params, and a key for the rest of the run."""
-    k_task, k_init, k_rest = jax.random.split(key, 3)
-    task_params = family.sample(k_task)
-    return task_params, family.task(task_params).init(k_init), k_rest
+@lru_cache(maxsize=8)
+def _start(family: TaskFamily):
+    """``key -> `` a task, its initial params, and a key for the rest of the run."""
+
+    def start(key: Key) -> tuple[Any, Params, Key]:
+        k_task, k_init, k_rest = jax.random.split(key, 3)
+        task_params = family.sample(k_task)
+        return task_params, family.task(task_params).init(k_init), k_rest
+
+    return compiled(start)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _draw(family: TaskFamily, number: int, task_params: Any, keys: Key) -> Batch:
-    """`number` training mini-batches per key, ``[S, number, ...]``."""
-    task_params = jax.tree.map(lambda x: x[: len(keys)], task_params)
-    draw = lambda pair: family.task(pair[0]).sample(pair[1], (number,))
-    return jax.lax.map(draw, (task_params, keys))
+@lru_cache(maxsize=8)
+def _draw(family: TaskFamily, number: int):
+    """``(task_params, key) ->`` so many training mini-batches, ``[number, ...]``."""
 
+    def draw(task_params: Any, key: Key) -> Batch:
+        return family.task(task_params).sample(key, (number,))
 
-@partial(jax.jit, static_argnums=1)
-def _tile(tree: Any, copies: int) -> Any:
-    """``[S, ...] -> [copies * S, ...]``."""
-    return jax.tree.map(lambda x: jnp.tile(x, (copies, *[1] * (x.ndim - 1))), tree)
+    return compiled(draw)

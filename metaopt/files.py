@@ -1,7 +1,12 @@
-"""Files that are never seen half-written, and where what can be made again is kept."""
+"""Files that are never seen half-written, files of unknown origin, and where caches are kept."""
 
+import json
 import os
+import stat
 from pathlib import Path
+from typing import Any
+
+LARGEST = 1 << 30  # bytes; far above every file that metaopt writes
 
 
 def write_whole(path: Path, payload: bytes) -> None:
@@ -10,6 +15,44 @@ def write_whole(path: Path, payload: bytes) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(payload)
     os.replace(part, path)
+
+
+def read_plain(path: Path, most: int = LARGEST) -> bytes:
+    """The bytes of a plain file that anyone may have written.
+
+    Raises: ValueError: it is missing, a link, a pipe, a device, or larger than `most` bytes.
+    """
+    try:
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            raise ValueError(f"{path}: is a symbolic link; put the file itself in its place.")
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path}: is not a plain file; put the file itself in its place.")
+        if status.st_size > most:
+            raise ValueError(f"{path}: its {status.st_size} bytes are too many; at most {most}.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def parse_json(payload: bytes) -> Any:
+    """The JSON in UTF-8 that `payload` holds.
+
+    Raises: ValueError: it is something else, nested too deeply, or has a key twice.
+    """
+    try:
+        return json.loads(payload.decode(), object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:80]!r} occurs twice")
+    return found
 
 
 def cache_folder() -> Path:

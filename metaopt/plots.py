@@ -1,5 +1,6 @@
 """Summaries of records -> figures for papers. Imports no JAX."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from metaopt.records import CurveRecord
 from metaopt.statistics import Interval
@@ -142,7 +144,9 @@ def curves_figure(
             axis.set_visible(False)
         for axis, panel in zip(axes.flat, panels, strict=False):
             _curves(axis, panel, looks)
-            axis.set(title=_plain(panel.title), xlabel=xlabel, ylabel=ylabel)
+            title = textwrap.fill(panel.title, 44, break_long_words=False)
+            axis.set(title=_plain(title), xlabel=xlabel, ylabel=ylabel)
+            axis.xaxis.set_major_locator(MaxNLocator(5))
         handles = [
             Line2D([], [], color=looks[n][0], ls=looks[n][1], lw=1.8, label=_plain(n))
             for n in names

@@ -13,17 +13,27 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from metaopt.files import write_whole
+from metaopt.checks import check_choice, check_file_name, check_json
+from metaopt.files import LARGEST, parse_json, read_plain, write_whole
 
 FORMAT = 2
 INDEX, RECORD = "evaluation.json", "record.json"
 ALL = "all"  # in `TaskRecord.left_out`: the task itself could not be run
 
 Kind = Literal["baseline", "learned", "guarded"]
+_INDEX = {"job": dict, "tasks": [str]}
+_RECORD = {
+    **{"title": str, "task": str, "num_steps": int, "window": int, "tuned": {str: dict}},
+    "left_out": {str: str},
+    "velodrome": dict,
+}
+_CURVE = {"file": str, "kind": str, "learned": str, "guard": str, "fallback": str}
+_CURVE |= {"layers": [str], "bases": [str]}
+_AXES = {"lambda_": 3, "alpha": 4}  # of the states that reports draw, by the names of L3RS
 
 
 class Curves(NamedTuple):
@@ -122,29 +132,72 @@ def read_curves(path: Path) -> Curves:
     """Reads the curves that `write_arrays` wrote."""
     arrays = _read_arrays(path, Curves)
     states = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
+    _check_axes(path, arrays, "loss", 2)
+    shape, windows = arrays["loss"].shape, len(np.atleast_1d(arrays["windows"]))
+    _check_steps(path, arrays, ("steps", "grad_evals", "seconds"))
+    for name in ("accuracy", "train_loss"):
+        _check(
+            path, arrays[name].shape == shape, f"{name} of {arrays[name].shape}, loss of {shape}"
+        )
+    for name, state in states.items():
+        fits = state.shape[:2] == (shape[0], windows) and _AXES.get(name, state.ndim) == state.ndim
+        _check(path, fits, f"state {name} of {state.shape} for {windows} windows")
     return Curves(**{name: arrays[name] for name in Curves._fields[:-1]}, state=states)
 
 
 def read_grid(path: Path) -> Grid:
     """Reads the grid that `write_arrays` wrote."""
     arrays = _read_arrays(path, Grid)
+    _check_axes(path, arrays, "loss", 3)
+    _check_steps(path, arrays, ("steps",))
     return Grid(**{name: arrays[name] for name in Grid._fields})
 
 
 def _read_arrays(path: Path, kind: type[Curves] | type[Grid]) -> dict[str, np.ndarray]:
     """All arrays of an npz file that holds the fields of `kind`."""
+    payload = read_plain(path)
     try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
+                raise ValueError(f"they would expand to more than {LARGEST} bytes")
+        with np.load(io.BytesIO(payload), allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
         missing = set(kind._fields) - {"state"} - arrays.keys()
         if missing:
             raise ValueError(f"no {', '.join(sorted(missing))}")
-    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"{name} holds {array.dtype}, no real numbers")
+    except Exception as error:  # numpy and zipfile raise whatever damaged bytes lead them to
         raise ValueError(
-            f"{path}: not the arrays of a {kind.__name__} ({error}); run the evaluation again "
-            "with --overwrite True."
+            f"{path}: not the arrays of a {kind.__name__} ({str(error)[:300]}); run the evaluation "
+            "again with --overwrite True."
         ) from None
     return arrays
+
+
+def _check_axes(path: Path, arrays: dict[str, np.ndarray], name: str, axes: int) -> None:
+    shape = arrays[name].shape
+    _check(path, len(shape) == axes and 0 not in shape, f"{name} of {shape}, not of {axes} axes")
+
+
+def _check_steps(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
+    """One entry per measurement of the loss, none below the one before."""
+    number = arrays["loss"].shape[-1]
+    for name in names:
+        array = arrays[name]
+        fits = array.shape == (number,) and bool(np.all(np.diff(array) >= 0))
+        _check(
+            path, fits and bool(np.isfinite(array).all()), f"{name} is not {number} growing numbers"
+        )
+
+
+def _check(path: Path, fits: bool, problem: str) -> None:
+    if not fits:
+        raise ValueError(
+            f"{path}: its arrays do not fit together: {problem}; run the evaluation again with "
+            "--overwrite True."
+        )
 
 
 def write_record(folder: Path, record: TaskRecord) -> None:
@@ -158,15 +211,24 @@ def read_record(folder: Path) -> TaskRecord | None:
     """Reads a task's record, or None where the task has not begun."""
     if not (folder / RECORD).exists():
         return None
-    plain = read_json(folder / RECORD)
+    plain, path = read_json(folder / RECORD), folder / RECORD
     try:
         curves = {}
         for name, entry in plain.pop("curves").items():
             known = CurveRecord(**entry)
             curves[name] = known._replace(layers=tuple(known.layers), bases=tuple(known.bases))
-        return TaskRecord(**plain, curves=curves)
+        record = TaskRecord(**plain, curves=curves)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / RECORD}: not a record of format {FORMAT}: {error}.") from None
+        raise ValueError(f"{path}: not a record of format {FORMAT}: {error}.") from None
+    check_json(f"{path}: record", plain, _RECORD)
+    check_json(f"{path}: velodrome.speedup", record.velodrome.get("speedup", {}), {str: float})
+    for name, entry in curves.items():
+        where = f"{path}: curves.{name[:80]}"
+        fields = {**entry._asdict(), "layers": list(entry.layers), "bases": list(entry.bases)}
+        check_json(where, fields, _CURVE)
+        check_file_name(f"{where}.file", entry.file)
+        check_choice(f"{where}.kind", entry.kind, get_args(Kind))
+    return record
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -175,12 +237,23 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder}: holds no {INDEX}; give the --out folder of `metaopt evaluate`."
         )
-    index = read_json(folder / INDEX)
+    index, path = read_json(folder / INDEX), folder / INDEX
+    check_json(f"{path}: index", index, dict)
     if index.get("format") != FORMAT:
         raise ValueError(
-            f"{folder / INDEX}: records of format {index.get('format')}, but this version reads "
+            f"{path}: records of format {index.get('format')}, but this version reads "
             f"{FORMAT}; run the evaluation again with --overwrite True."
         )
+    check_json(f"{path}: index", index, _INDEX)
+    check_json(f"{path}: environment", index.get("environment", {}), dict)
+    check_json(f"{path}: training", index.get("training", {}), {str: {str: [float | None]}})
+    for name, metrics in index.get("training", {}).items():
+        if len({len(values) for values in metrics.values()}) > 1:
+            raise ValueError(f"{path}: training.{name[:80]} has metrics of different lengths.")
+    for name in index["tasks"]:
+        check_file_name(f"{path}: each entry of tasks", name)
+    if len(set(index["tasks"])) < len(index["tasks"]):
+        raise ValueError(f"{path}: tasks must differ, got {', '.join(index['tasks'])[:300]}.")
     return index
 
 
@@ -191,7 +264,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Reads JSON; a broken file is an error that names it."""
+    payload = read_plain(path)
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return parse_json(payload)
+    except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error}).") from None

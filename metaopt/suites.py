@@ -21,6 +21,25 @@ class SuiteTask(NamedTuple):
     velodrome: str = ""
 
 
+def fitted(task: SuiteTask, num_steps: int | None, window: int) -> SuiteTask:
+    """`task` with another number of steps, if given, and measurements that fit into it.
+
+    Its windows need not be a multiple of `measure_every`: then it is measured more often.
+
+    Raises: ValueError: the steps are not whole windows of `window` steps.
+    """
+    steps = task.num_steps if num_steps is None else num_steps
+    if steps % window:
+        lower = steps - steps % window
+        choices = " or ".join(str(n) for n in (lower, lower + window) if n)
+        raise ValueError(
+            f"{task.title}: {steps} steps are not whole windows of {window}; give another "
+            f"--window, or --num-steps {choices}."
+        )
+    often = max(n for n in range(1, task.measure_every + 1) if steps // window % n == 0)
+    return task._replace(num_steps=steps, measure_every=often)
+
+
 class Suite(NamedTuple):
     """Tasks, and what they are compared with unless told otherwise.
 

@@ -31,7 +31,12 @@ def leaf_names(tree: Any) -> list[str]:
 def check_float_tree(where: str, tree: Any) -> None:
     """Raises `ValueError` unless every leaf is a real floating-point array."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        dtype = jnp.asarray(leaf).dtype
+        try:
+            dtype = jnp.asarray(leaf).dtype
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{where}: leaf {path_name(path)!r} is a {type(leaf).__name__}, no array."
+            ) from None
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"{where}: leaf {path_name(path)!r} has dtype {dtype}, but only real "

@@ -13,7 +13,7 @@ TRAIN += ["--nes.tasks", "1", "--nes.min-steps", "4", "--nes.max-steps", "4"]
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "Expected one of {train, evaluate, report, data, bench}"),
+        ([], "Expected one of {train, evaluate, report, data, zoo, bench}"),
         (["trian"], "trian"),
         (["train", "--stepz", "4"], "--stepz"),
         (["train", "--steps", "many"], "invalid literal for int"),

@@ -9,34 +9,48 @@ import pytest
 import metaopt
 
 ROOT = Path(metaopt.__file__).parent
-BASE = {"base", "trees", "rollouts"}
+BASE = {"base", "checks", "trees", "rollouts"}
 # What each module or package may import of metaopt ("" is the package itself: its version).
 ALLOWED = {
     "base": set(),
     "trees": {"base"},
     "names": set(),
-    "datasets": {"base", "names"},
+    "zoo": {"files", "names"},
+    "checks": set(),
+    "datasets": {"base", "checks", "names"},
     "networks": set(),
-    "tasks": {"base", "trees", "datasets", "networks"},
-    "rollouts": {"base", "trees"},
-    "optimizers": {"base", "trees"},
+    "tasks": {"base", "checks", "trees", "datasets", "networks"},
+    "rollouts": {"base", "checks", "trees"},
+    "contracts": {"base", "rollouts", "trees"},
+    "optimizers": {"base", "checks", "trees"},
     "guards": BASE,
-    "meta": BASE | {"devices", "names"},
-    "checkpoints": {"", "base", "trees", "optimizers"},
+    "meta": BASE | {"contracts", "devices", "names"},
+    "checkpoints": {"", "zoo", "base", "checks", "files", "trees", "optimizers"},
     "files": set(),
     "train_state": set(),
     "devices": set(),
-    "training": {"base", "devices", "files", "meta"},
-    "records": {"files"},
-    "evaluation": {*BASE, "records"},
+    "training": {"base", "checks", "devices", "files", "meta", "programs"},
+    "records": {"checks", "files"},
+    "programs": set(),
+    "evaluation": {*BASE, "programs", "records"},
     "pretraining": {"", "base", "datasets", "files", "rollouts", "tasks"},
-    "catalog": {"base", "datasets", "files", "names", "networks", "pretraining", "tasks"},
+    "catalog": {
+        "base",
+        "contracts",
+        "datasets",
+        "files",
+        "names",
+        "networks",
+        "pretraining",
+        "tasks",
+    },
+    "hub": {"checkpoints", "files"},
     "suites": set(),
     "baselines": {"", "base", "evaluation", "optimizers", "records", "rollouts"},
     "contenders": {"base", "checkpoints", "guards", "optimizers", "records", "rollouts"},
     "statistics": set(),
     "plots": {"records", "statistics"},
-    "config": {"baselines", "meta", "names", "suites"},
+    "config": {"baselines", "checks", "meta", "names", "suites"},
     "jobs": {
         *(
             "",
@@ -52,10 +66,10 @@ ALLOWED = {
         *("evaluation", "files", "meta", "names", "records", "statistics", "suites"),
         *("training", "trees"),
     },
-    "report": {"files", "plots", "records", "statistics"},
+    "report": {"checks", "files", "plots", "records", "statistics"},
     "benchmarks": BASE
     | {"datasets", "devices", "networks", "tasks", "optimizers", "guards", "meta"},
-    "cli": {"config", "datasets", "jobs", "report", "benchmarks"},
+    "cli": {"zoo", "config", "datasets", "jobs", "report", "benchmarks"},
 }
 
 

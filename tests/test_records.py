@@ -13,7 +13,13 @@ from metaopt.records import CurveRecord, Curves, Grid, TaskRecord
 def test_curves_and_grids_come_back_as_they_were(tmp_path):
     rng = np.random.default_rng(0)
     curves = Curves(
-        *(np.arange(3), np.arange(3), rng.random(3), rng.random((2, 3)), rng.random((2, 3))),
+        *(
+            np.arange(3),
+            np.arange(3),
+            np.sort(rng.random(3)),
+            rng.random((2, 3)),
+            rng.random((2, 3)),
+        ),
         train_loss=np.full((2, 3), np.nan),
         windows=np.array([5, 10]),
         state={"alpha": rng.random((2, 2, 4, 2)), "accepted": np.array([[True, False]] * 2)},

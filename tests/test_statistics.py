@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 
 from metaopt.statistics import (
     cost_to_reach,
@@ -42,6 +42,16 @@ def test_interval_covers_the_true_mean_in_most_samples():
     interval = mean_interval(samples)
     covered = np.mean((interval.low < 0) & (0 < interval.high))
     assert 0.90 < covered < 0.97
+
+
+def test_interval_of_a_mean_is_the_percentile_bootstrap_of_scipy():
+    values = np.random.default_rng(2).lognormal(size=(7, 3, 2))
+    interval = mean_interval(values, resamples=20_000)
+    expected = bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(3)
+    ).confidence_interval
+    np.testing.assert_allclose(interval.low, expected.low, rtol=0.02)
+    np.testing.assert_allclose(interval.high, expected.high, rtol=0.02)
 
 
 @pytest.mark.parametrize("values", [np.ones((1, 4)), np.ones((5, 4))])

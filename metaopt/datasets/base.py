@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.base import Batch, Split
+from metaopt.base import SPLITS, Batch, Split
+from metaopt.checks import check_number, short
 
 
 class Dataset(NamedTuple):
@@ -27,9 +28,27 @@ class Dataset(NamedTuple):
 
 def check(data: Dataset) -> Dataset:
     """Returns `data` if every split is usable, or raises `ValueError` with the split's name."""
+    if not isinstance(data, Dataset):
+        raise ValueError(f"data must be a Dataset, got {short(data)}; see metaopt.datasets.")
+    if set(data.splits) != set(SPLITS):
+        raise ValueError(
+            f"data set {data.name!r}: its splits must be {', '.join(SPLITS)}, got "
+            f"{', '.join(data.splits) or 'none'}; split_in_three makes them."
+        )
+    check_number(f"data set {data.name!r}: scale", data.scale)
     for split, examples in data.splits.items():
         where = f"data set {data.name!r}, split {split!r}"
+        for key in ("x", "y"):
+            if key not in examples:
+                raise ValueError(f"{where}: lacks {key!r}.")
         x, y = np.asarray(examples["x"]), np.asarray(examples["y"])
+        if x.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: inputs must be numbers, got {x.dtype}.")
+        if not x.ndim or y.ndim != 1:
+            raise ValueError(
+                f"{where}: inputs must be [n, ...] and labels must be [n], got shapes "
+                f"{x.shape} and {y.shape}."
+            )
         if len(x) == 0:
             raise ValueError(f"{where}: it is empty; give at least one example.")
         if len(x) != len(y):

@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from metaopt.checks import check_file_name, check_json
 from metaopt.datasets.examples import Example, Reading
 
 FOLDER, MANIFEST = "decoded", "manifest.json"
+CONTENT = {"shape": [int], "class_names": [str], "examples": {str: int}, "note": str}
+CONTENT |= {"source": {str: str}, "arrays": {str: str}}
 Arrays = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> images [n, H, W, C], labels [n]
 
 
@@ -59,9 +62,13 @@ def seal(folder: Path, source: Path, reading: Reading) -> None:
 def manifest(folder: Path) -> dict[str, Any] | None:
     """What `seal` wrote, or None where it is not there or not whole."""
     try:
-        return json.loads((folder / FOLDER / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        content = json.loads((folder / FOLDER / MANIFEST).read_text())
+        check_json(MANIFEST, content, CONTENT)
+        for name in (*content["source"], *content["arrays"]):
+            check_file_name(MANIFEST, name)
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
+    return content
 
 
 def check_source(folder: Path, fix: str) -> None:

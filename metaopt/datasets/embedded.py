@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from metaopt.checks import check_integer, check_number
 from metaopt.datasets.base import Dataset, split_in_three
 
 
@@ -20,6 +21,7 @@ def moons(n: int = 2000, *, noise: float = 0.15, seed: int = 0) -> Dataset:
     """scikit-learn's two moons, ``[n, 2]``, two classes."""
     from sklearn.datasets import make_moons
 
+    _check("moons", n, noise)
     x, y = map(np.asarray, make_moons(n, noise=noise, random_state=seed))
     return split_in_three("moons", x.astype(np.float32), y, 2, seed=seed)
 
@@ -28,12 +30,16 @@ def circles(n: int = 2000, *, noise: float = 0.08, factor: float = 0.5, seed: in
     """scikit-learn's two circles, ``[n, 2]``, two classes."""
     from sklearn.datasets import make_circles
 
+    _check("circles", n, noise)
+    check_number("circles: factor", factor, least=0, below=1)
     x, y = map(np.asarray, make_circles(n, noise=noise, factor=factor, random_state=seed))
     return split_in_three("circles", x.astype(np.float32), y, 2, seed=seed)
 
 
 def spirals(n: int = 2000, *, turns: float = 1.5, noise: float = 0.02, seed: int = 0) -> Dataset:
     """Two interleaved spirals of `turns` turns inside the unit disc, ``[n, 2]``, two classes."""
+    _check("spirals", n, noise)
+    check_number("spirals: turns", turns)
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 2
     radius = np.sqrt(rng.uniform(0.0, 1.0, n))  # points are equally dense along the arc
@@ -41,3 +47,8 @@ def spirals(n: int = 2000, *, turns: float = 1.5, noise: float = 0.02, seed: int
     x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     x = x + noise * rng.standard_normal((n, 2))
     return split_in_three("spirals", x.astype(np.float32), y, 2, seed=seed)
+
+
+def _check(name: str, n: int, noise: float) -> None:
+    check_integer(f"{name}: n", n, 1)
+    check_number(f"{name}: noise", noise, least=0)

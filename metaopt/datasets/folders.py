@@ -8,6 +8,7 @@ the classes themselves lie at the top.
 import difflib
 import io
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ SPLITS |= {"test": "test"}
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}
 LARGEST_FILE = 64 << 20  # bytes of one image file
 GRAY = ("1", "L")
+UNREADABLE = (OSError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
 ANNOTATIONS = "val_annotations.txt"
 
 
@@ -193,7 +195,10 @@ def _opened(files: Files, path: str) -> Iterator[Image.Image]:
     try:
         with files.open(path) as file:
             payload = io.BytesIO(file.read())
-        with Image.open(payload, formats=tuple(set(FORMATS.values()))) as image:
+        with warnings.catch_warnings():  # the size is checked before anything is decoded
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(payload, formats=tuple(set(FORMATS.values())))
+        with image:
             yield image
-    except (OSError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{where}: no readable image ({error}); replace or remove it.") from None

@@ -43,6 +43,8 @@ def read(files: Files, spec: Spec) -> Reading | None:
                 f"{len(images)} images of {found[split, 'images']}; get both files again."
             )
     shape = arrays["train", "images"].shape[1:]
+    if 0 in shape:
+        raise ValueError(f"{files.where}/{found['train', 'images']}: images of no size, {shape}.")
     if arrays["test", "images"].shape[1:] != shape:
         raise ValueError(
             f"{files.where}/{found['test', 'images']}: images of "

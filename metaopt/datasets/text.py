@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.base import Split
+from metaopt.checks import short
 
 LEAST = 1000  # characters
 
@@ -32,6 +33,11 @@ def from_string(name: str, text: str, vocabulary: str = "") -> Text:
     if len(text) < LEAST:
         raise ValueError(f"text {name!r}: needs at least {LEAST} characters, got {len(text)}.")
     vocabulary = vocabulary or "".join(sorted(set(text)))
+    if unknown := sorted(set(text) - set(vocabulary)):
+        raise ValueError(
+            f"text {name!r}: holds {short(''.join(unknown))}, not in the vocabulary; leave them "
+            "out or add them."
+        )
     number = {character: index for index, character in enumerate(vocabulary)}
     tokens = jnp.asarray(np.array([number[c] for c in text], np.int32))
     first, second = int(0.8 * len(text)), int(0.9 * len(text))

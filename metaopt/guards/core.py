@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import Batch, LearnedOptimizer, LossFn, Params, transformation
-from metaopt.rollouts import check_window_call
+from metaopt.checks import check_choice, check_integer, short
+from metaopt.rollouts import check_window_call, scalar
 from metaopt.trees import all_finite
 
 
@@ -75,6 +76,7 @@ class Guard(optax.GradientTransformationExtraArgs):
         a guard that is a per-step transformation itself.
     """
 
+    update: Callable[..., tuple[Any, Any]]  # type: ignore  # optax's wants gradients, not None
     window: tuple[int, int]
     process: Process | str | None
 
@@ -148,7 +150,7 @@ def select(winner: jax.Array, candidates: Sequence[Any], otherwise: Any) -> Any:
 
 def batch_losses(loss_fn: LossFn, params: Params, batches: Batch) -> jax.Array:
     """Losses of `params` on each of ``batches [C, ...]``, as ``[C]`` of the default float type."""
-    losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, batches)
+    losses = jax.vmap(scalar(loss_fn), in_axes=(None, 0))(params, batches)
     return losses.astype(jnp.result_type(float))
 
 
@@ -235,15 +237,13 @@ def inner(name: str, role: str, tx: Any) -> optax.GradientTransformationExtraArg
 
 def check_option(name: str, option: str, value: str, allowed: Sequence[str]) -> None:
     """Raises `ValueError` unless `value` is one of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name}: {option} must be one of {', '.join(allowed)}, got {value!r}.")
+    check_choice(f"{name}: {option}", value, allowed)
 
 
 def check_sizes(name: str, n_t: int, n_c: int, *, least: int = 1) -> None:
     """Raises `ValueError` unless a window of n_t and n_c mini-batches is possible."""
     for key, value, lowest in (("n_t", n_t, least), ("n_c", n_c, 1)):
-        if value < lowest:
-            raise ValueError(f"{name}: {key} must be at least {lowest}, got {value}.")
+        check_integer(f"{name}: {key}", value, lowest)
 
 
 def check_window(
@@ -256,6 +256,10 @@ def check_window(
         raise ValueError(
             f"{name}: update is missing {', '.join(missing)}; call update(None, state, params, "
             "loss_fn=..., train_batches=..., eval_batches=...)."
+        )
+    if not callable(loss_fn):
+        raise ValueError(
+            f"{name}: loss_fn must be a function (params, batch) -> loss, got {short(loss_fn)}."
         )
     return _leading_axis(name, "train_batches", train_batches), _leading_axis(
         name, "eval_batches", eval_batches

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer, Params, Theta
+from metaopt.checks import check_callable, check_fields, check_integer, short
 from metaopt.guards.core import (
     Guard,
     GuardInfo,
@@ -59,10 +60,9 @@ class Adaptive:
     cap: int = 160
 
     def __post_init__(self):
-        if self.rule not in ("std", "sem", "paired"):
-            raise ValueError(f"Adaptive: rule must be std, sem or paired, got {self.rule!r}.")
-        if self.growth < 2:
-            raise ValueError(f"Adaptive: growth must be at least 2, got {self.growth}.")
+        check_fields(self)
+        check_integer("Adaptive: growth", self.growth, 2)
+        check_integer("Adaptive: cap", self.cap, 2)
 
     def max_scale(self, n_t: int, n_c: int) -> int:
         """The largest factor on both sizes."""
@@ -151,12 +151,22 @@ def lgl2o(
       ValueError: an option out of range; `params`, `loss_fn` or batches missing, `updates` given,
         or windows of another size.
 
+    Examples:
+      >>> guard = lgl2o(optax.lion(1e-2), optax.sgd(0.1), n_t=5, n_c=2)
+      >>> state = guard.init(jnp.ones(3))
+      >>> int(state.info.windows), int(state.info.winner)  # no decision yet
+      (0, -1)
+
     References: LGL2O (arXiv 2201.12426), Algorithms 1 and 2, appendix H; docs/guards/lgl2o.md.
     """
     check_sizes("lgl2o", n_t, n_c)
     check_option("lgl2o", "on_reject", on_reject, ("rollback", "advance", "reset"))
     check_option("lgl2o", "fallback_on_reject", fallback_on_reject, ("advance", "rollback"))
     check_option("lgl2o", "memory", memory, ("carry", "fresh"))
+    if average is not None:
+        check_callable("lgl2o: average", average)
+    if not isinstance(adaptive, Adaptive | None):
+        raise ValueError(f"lgl2o: adaptive must be an Adaptive, got {short(adaptive)}.")
     txs = (inner("lgl2o", "learned", learned), inner("lgl2o", "fallback", fallback))
 
     def init_fn(params):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer, Theta
+from metaopt.checks import check_number
 from metaopt.guards.core import (
     Guard,
     batch_losses,
@@ -30,7 +31,7 @@ from metaopt.guards.meta_core import (
     points_of,
 )
 from metaopt.guards.meta_stream import meta_process
-from metaopt.rollouts import unroll
+from metaopt.rollouts import scalar, unroll
 from metaopt.trees import check_float_tree
 
 
@@ -58,12 +59,12 @@ def meta_guard(
         )
     check_float_tree(f"{name}: theta", theta)
     for key, lr in {"lr_params": lr_params, "lr_theta": lr_theta}.items():
-        if lr < 0:
-            raise ValueError(f"{name}: {key} must not be negative, got {lr}.")
+        check_number(f"{name}: {key}", lr, least=0)
 
     def make(theta):
         return inner(name, "learned", learned.apply(theta, num_steps=num_steps))
 
+    make(theta)  # what is wrong with it is said now, not inside of the first window
     rates = Pair(lr_params, lr_theta)
     setting = Setting(method, learned, make, make_state, n_t, n_c, rates, second_order, objective)
     window = (2 * n_t + (objective == "next"), n_c)
@@ -91,6 +92,7 @@ def _window_update(setting: Setting, window: tuple[int, int]):
     ):
         del extra_args
         lengths = check_window(method.name, updates, params, loss_fn, train_batches, eval_batches)
+        loss_fn = scalar(loss_fn)
         check_lengths(method.name, lengths, window)
         cut = lambda start, stop: jax.tree.map(lambda leaf: leaf[start:stop], train_batches)
 

@@ -82,6 +82,11 @@ def race(
       ValueError: no fallback, an option out of range; `params`, `loss_fn` or batches missing,
         `updates` given, or windows of another size.
 
+    Examples:
+      >>> guard = race(optax.lion(1e-2), optax.adam(1e-3), n_t=5, n_c=2)
+      >>> guard.window  # mini-batches for `metaopt.windows`
+      (5, 2)
+
     References: ours; docs/guards/race.md.
     """
     check_sizes("race", n_t, n_c)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.base import Batch
+from metaopt.checks import check_integer, short
 
 Size = int | Callable[[], Any]
 
@@ -28,13 +29,23 @@ def windows(iterator: Iterable[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[B
 
     Raises:
       ValueError: a size below 1, or mini-batches that do not stack.
+
+    Examples:
+      >>> batches = [np.full((8, 3), i) for i in range(7)]
+      >>> for train, held_out in windows(batches, 2, 1):
+      ...     print(train.shape, held_out.shape)
+      (2, 8, 3) (1, 8, 3)
+      (2, 8, 3) (1, 8, 3)
     """
+    if not isinstance(iterator, Iterable):
+        raise ValueError(f"windows: iterator must be an iterable, got {short(iterator)}.")
     stream = iter(iterator)
 
     def cut():
         while True:
-            sizes = [int(n() if callable(n) else n) for n in (n_t, n_c)]
-            _check(sizes)
+            given = [n() if callable(n) else n for n in (n_t, n_c)]
+            _check(given)
+            sizes = [int(n) for n in given]
             batches = list(islice(stream, sum(sizes)))
             if len(batches) < sum(sizes):
                 return
@@ -44,7 +55,9 @@ def windows(iterator: Iterable[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[B
     return cut()
 
 
-def _check(sizes: list[int]) -> None:
+def _check(sizes: list[Any]) -> None:
+    for size in sizes:
+        check_integer("windows: n_t and n_c", size)
     if any(size < 1 for size in sizes):
         raise ValueError(f"windows: n_t and n_c must be at least 1, got {sizes}.")
 
@@ -60,4 +73,10 @@ def _stack(batches: list[Batch]) -> Batch:
         on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
         return jnp.stack(leaves) if on_device else np.stack(leaves)
 
+    structures = {jax.tree.structure(batch) for batch in batches}
+    if len(structures) > 1:
+        raise ValueError(
+            "windows: mini-batches of a window must have one structure, got "
+            f"{' and '.join(map(str, structures))}."
+        )
     return jax.tree.map(stack, *batches)

@@ -21,11 +21,15 @@ def meta_train(job: TrainJob) -> Path:
     Of several processes each calls it with the same job, but for `process_id`.
     """
     devices.initialise(job.coordinator, job.num_processes, job.process_id)
-    families = [catalog.family(name) for name in job.tasks]
     lopt = checkpoints.build(job.learned, job.optimizer_config, where="--learned")
+    warm = _warm_start(job)
+    families = [catalog.family(name) for name in job.tasks]
     k_theta, k_task, k_params = jax.random.split(jax.random.key(job.seed), 3)
     params = families[0].task(families[0].sample(k_task)).init(k_params)
-    theta = _warm_theta(job, lopt.init(k_theta, params))
+    theta = lopt.init(k_theta, params)
+    if warm is not None:
+        checkpoints.check_same_structure(f"warm_start: {job.warm_start}", theta, warm)
+        theta = warm
     spread = devices.Spread(_mesh(job), job.population_chunk)
     theta, loss = train(
         _trainer(job, lopt, families, theta, spread),
@@ -105,16 +109,16 @@ def _validation(lopt: LearnedOptimizer, families: list[TaskFamily], num_steps: i
     return validate
 
 
-def _warm_theta(job: TrainJob, fresh: Theta) -> Theta:
+def _warm_start(job: TrainJob) -> Theta | None:
+    """The theta to start from, if one is named."""
     if not job.warm_start:
-        return fresh
+        return None
     given = checkpoints.load(job.warm_start)
     if (given.name, given.config) != (job.learned, job.optimizer_config):
         raise ValueError(
             f"warm_start: {job.warm_start} holds {given.name} {given.config}, but this run trains "
             f"{job.learned} {job.optimizer_config}."
         )
-    checkpoints.check_same_structure(f"warm_start: {job.warm_start}", fresh, given.theta)
     return given.theta
 
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.base import Key, LearnedOptimizer, Params, Split, TaskFamily, Theta
+from metaopt.base import Key, LearnedOptimizer, Params, Split, Task, TaskFamily, Theta
+from metaopt.contracts import check_family
 from metaopt.rollouts import mean_loss, unroll_sampled
 
 
@@ -38,7 +39,7 @@ class Start(NamedTuple):
 
 def as_groups(families: TaskFamily | Sequence[TaskFamily]) -> tuple[TaskFamily, ...]:
     """One family or several (a mixture of structures), as the groups of a meta-batch."""
-    return (families,) if isinstance(families, TaskFamily) else tuple(families)
+    return (families,) if isinstance(families, Task | TaskFamily) else tuple(families)
 
 
 def check_serves(
@@ -47,6 +48,12 @@ def check_serves(
     """Raises `ValueError` unless `theta` fits the tasks of every group; computes nothing."""
     if not groups:
         raise ValueError(f"{name}: families is empty; give at least one TaskFamily.")
+    for index, family in enumerate(groups):
+        if not isinstance(family, TaskFamily):
+            raise ValueError(
+                f"{name}: families[{index}] must be a TaskFamily, got a {type(family).__name__}; "
+                "of a Task metaopt.single(task) makes one."
+            )
 
     def begin(family):
         k_task, k_init = jax.random.split(jax.random.key(0))
@@ -54,6 +61,7 @@ def check_serves(
         return lopt.apply(theta, num_steps=1).init(params)
 
     for index, family in enumerate(groups):
+        check_family(f"{name}: families[{index}]", family)
         try:
             jax.eval_shape(lambda family=family: begin(family))
         except ValueError as error:

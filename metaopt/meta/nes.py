@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
+from metaopt.checks import check_fields, check_integer, check_number
 from metaopt.devices import EVERYTHING_HERE, Spread, evaluate
 from metaopt.meta.base import (
     MetaTrainer,
@@ -60,6 +61,7 @@ class NESConfig:
     eval_batches: int = 4
 
     def __post_init__(self):
+        check_fields(self)
         if self.strategy in UNFIT:
             raise ValueError(f"NESConfig.strategy {self.strategy}: {UNFIT[self.strategy]}.")
         known("NESConfig.strategy", self.strategy, STRATEGIES)
@@ -72,20 +74,15 @@ class NESConfig:
                 f"NESConfig.population must be at least 4 for ESMC, got {self.population}."
             )
         for name in ("tasks", "min_steps", "eval_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"NESConfig.{name} must be at least 1, got {getattr(self, name)}.")
+            check_integer(f"NESConfig.{name}", getattr(self, name), 1)
         for name in ("sigma", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"NESConfig.{name} must be positive, got {getattr(self, name)}.")
+            check_number(f"NESConfig.{name}", getattr(self, name), above=0)
+        for name in ("half_life", "weight_decay"):
+            check_number(f"NESConfig.{name}", getattr(self, name), least=0)
         if self.max_steps < self.min_steps:
             raise ValueError(
                 f"NESConfig.max_steps ({self.max_steps}) must not be below "
                 f"min_steps ({self.min_steps})."
-            )
-        if self.half_life < 0 or self.weight_decay < 0:
-            raise ValueError(
-                "NESConfig.half_life and weight_decay must not be negative, got "
-                f"{self.half_life} and {self.weight_decay}."
             )
 
 
@@ -124,6 +121,8 @@ def nes(
 
     References: Salimans et al. 2017; L3RS, section 3.4.
     """
+    if not isinstance(config, NESConfig):
+        raise ValueError(f"nes: config must be a NESConfig, got a {type(config).__name__}.")
     check_theta("nes", theta)
     groups = as_groups(families)
     check_serves("nes", lopt, groups, theta)

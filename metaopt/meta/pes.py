@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
+from metaopt.checks import check_number
 from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
 from metaopt.meta.strategies import persistent
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
@@ -52,13 +53,9 @@ class PESConfig(WindowsConfig):
                 f"PESConfig.population must be even (antithetic pairs), got {self.population}."
             )
         for name in ("sigma", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"PESConfig.{name} must be positive, got {getattr(self, name)}.")
+            check_number(f"PESConfig.{name}", getattr(self, name), above=0)
         for name in ("half_life", "weight_decay", "clip", "clip_difference"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"PESConfig.{name} must not be negative, got {getattr(self, name)}."
-                )
+            check_number(f"PESConfig.{name}", getattr(self, name), least=0)
 
 
 class PESState(NamedTuple):
@@ -105,6 +102,8 @@ def pes(
 
     References: Vicol, Metz, Sohl-Dickstein 2021 (arXiv 2112.13835).
     """
+    if not isinstance(config, PESConfig):
+        raise ValueError(f"pes: config must be a PESConfig, got a {type(config).__name__}.")
     check_theta("pes", theta)
     groups = as_groups(families)
     check_serves("pes", lopt, groups, theta)

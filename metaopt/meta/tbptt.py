@@ -60,7 +60,12 @@ def tbptt(
     The loss of a window is the mean over its steps of the training losses (each on its own
     mini-batch), the one after its last update included. Params and optimizer state are carried
     to the next window as constants. A run that turned non-finite, or reached its end, starts
-    afresh; a non-finite meta-gradient changes nothing, and all its runs count as `non_finite`.
+    afresh.
+
+    The meta-gradient is the mean of those of single runs, of the finite ones: a run whose loss or
+    gradient is not finite counts as `non_finite` and moves nothing. Runs that begin all together
+    (the first ones do) are cut short, each elsewhere, so that from then on all phases of a run are
+    present in every meta-update: where the ends of long runs diverge, their beginnings still teach.
 
     Args:
       lopt: what is trained.
@@ -101,26 +106,19 @@ def tbptt(
         update = jnp.zeros([], jnp.int32)
         return TBPTTState(theta, optimizer.init(theta), tuple(runs), (ended,) * len(groups), update)
 
-    def mean_window_loss(theta, fresh, state: TBPTTState):
+    def step(key, state: TBPTTState):
         outcomes = [
-            jax.vmap(_window(lopt, family, config), in_axes=(None, 0, 0, 0, None))(
-                theta, start, run, phase, state.update
+            jax.vmap(_window_and_gradient(lopt, family, config), (None, 0, 0, 0, None, 0))(
+                state.theta, start, run, phase, state.update, _places(phase)
             )
             for family, start, run, phase in zip(
-                groups, fresh, state.runs, state.phases, strict=True
+                groups, group_starts(key), state.runs, state.phases, strict=True
             )
         ]
-        losses, runs, phases = zip(*outcomes, strict=True)
+        losses, grads, runs, phases = zip(*outcomes, strict=True)
         losses = jnp.concatenate(losses)
-        return jnp.mean(losses), (losses, runs, phases)
-
-    def step(key, state: TBPTTState):
-        grad, (losses, runs, phases) = jax.grad(mean_window_loss, has_aux=True)(
-            state.theta, group_starts(key), state
-        )
+        finite, grad = finite_mean(losses, jax.tree.map(lambda *g: jnp.concatenate(g), *grads))
         updates, opt_state = optimizer.update(grad, state.optimizer, state.theta)
-        # Back-propagation can fail where all losses are fine: then no run has helped.
-        finite = jnp.isfinite(losses) & all_finite(grad)
         metrics = {
             **population_metrics(losses, jnp.isfinite(losses)),
             "non_finite": jnp.sum(~finite),
@@ -135,12 +133,33 @@ def tbptt(
     return MetaTrainer(init, step, lambda state: state.theta)
 
 
-def _window(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig):
-    """``(theta, start, run, phase, update) -> loss, run, phase`` after one window."""
+def finite_mean(losses: jax.Array, grads: Theta) -> tuple[jax.Array, Theta]:
+    """Which runs have a finite loss and gradient ``[n]``, and the mean gradient of those.
 
-    def window(theta, start, run: InnerRun, phase: Phase, update):
+    NaN where there is none. Gradients are masked one by one, since back-propagation can fail where
+    the loss is fine, and no `where` on losses keeps a NaN out of the gradient of their mean.
+    """
+    finite = jnp.isfinite(losses) & jax.vmap(all_finite)(grads)
+
+    def mean(g):
+        kept = jnp.where(finite.reshape(-1, *[1] * (g.ndim - 1)), g, 0.0)
+        return jnp.sum(kept, axis=0) / jnp.sum(finite)
+
+    return finite, jax.tree.map(mean, grads)
+
+
+def _places(phases: Phase) -> jax.Array:
+    """Where runs ``[n]`` that begin now stand in a queue: 0, or if all begin, 0, 1, ..., n - 1."""
+    return jnp.where(jnp.all(phases.left == 0), jnp.arange(phases.left.size), 0)
+
+
+def _window_and_gradient(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig):
+    """One window: ``(theta, start, run, phase, update, place) -> loss, gradient, run, phase``."""
+
+    def loss_of(theta, start, run: InnerRun, phase: Phase, update, place):
         fresh = phase.left == 0
         new = new_phase(config, jax.random.fold_in(start.key, 1), update)
+        new = new._replace(left=new.left - place * new.left // config.tasks)
         phase = optax.tree.where(fresh, new, phase)
         run = optax.tree.where(fresh, begin(lopt, family, config, theta, start, phase.length), run)
         task = family.task(run.task_params)
@@ -156,10 +175,15 @@ def _window(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig):
             task.loss,
             train,
             second_order=config.second_order,
+            remat=True,
         )
         final = task.loss(params, last)
         loss = (jnp.sum(losses) + final) / (config.truncation + 1) / run.unit
         left = jnp.where(all_finite(params, state, final), phase.left - 1, 0)
-        return loss, run._replace(params=params, state=state), phase._replace(left=left)
+        return loss, (run._replace(params=params, state=state), phase._replace(left=left))
+
+    def window(*arguments):
+        (loss, carried), grad = jax.value_and_grad(loss_of, has_aux=True)(*arguments)
+        return loss, grad, *carried
 
     return window

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.base import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.checks import check_fields, check_integer
 from metaopt.meta.base import Start, held_out_loss, loss_unit
 
 UNIT_BATCHES = 4  # mini-batches of the loss before the first step, where losses are normalised
@@ -38,10 +39,10 @@ class WindowsConfig:
     normalised: bool = False
 
     def __post_init__(self):
+        check_fields(self)
         where = type(self).__name__
         for name in ("rollout", "truncation", "tasks", "min_rollout", "curriculum"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{where}.{name} must be at least 1, got {getattr(self, name)}.")
+            check_integer(f"{where}.{name}", getattr(self, name), 1)
         for name in ("rollout",) if self.lengths == "fixed" else ("rollout", "min_rollout"):
             if getattr(self, name) % self.truncation:
                 raise ValueError(

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metaopt.checks import short
+
 
 class Base(NamedTuple):
     """A base optimizer.
@@ -64,7 +66,7 @@ BASES: dict[str, Base] = {
 
 def resolve(bases: Sequence[str | Base | optax.GradientTransformation]) -> tuple[Base, ...]:
     """Names, `Base`s and plain optax transformations (nothing meta-learned) as `Base`s."""
-    if isinstance(bases, str) or not len(bases):
+    if not isinstance(bases, list | tuple) or not bases:
         raise ValueError(f"l3rs: base must be a sequence of at least one optimizer, got {bases!r}.")
     resolved = []
     for index, base in enumerate(bases):
@@ -73,6 +75,11 @@ def resolve(bases: Sequence[str | Base | optax.GradientTransformation]) -> tuple
                 raise ValueError(f"l3rs: unknown base {base!r}; known are {', '.join(BASES)}.")
             base = BASES[base]
         elif not isinstance(base, Base):
+            if not isinstance(base, optax.GradientTransformation):
+                raise ValueError(
+                    f"l3rs: base {index} must be a name, a Base or an optax transformation, got "
+                    f"{short(base)}."
+                )
             tx = base
             base = Base(f"user_{index}", {}, lambda h, tx=tx: tx)
         resolved.append(base)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from metaopt.checks import check_integer
+
 _TINY = 1e-30  # keeps log and its derivative finite at a gradient of exactly zero
 
 
@@ -61,6 +63,6 @@ def check_num_steps(name: str, num_steps: jax.Array | int | None) -> jax.Array |
         raise ValueError(
             f"{name}: the horizon is needed: apply(theta, num_steps=K), K = steps of the whole run."
         )
-    if not isinstance(num_steps, Tracer) and num_steps <= 0:
-        raise ValueError(f"{name}: num_steps must be positive, got {num_steps}.")
+    if not isinstance(num_steps, Tracer):
+        check_integer(f"{name}: num_steps", num_steps, 1)
     return num_steps

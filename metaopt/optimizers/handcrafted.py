@@ -8,11 +8,17 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer
+from metaopt.checks import check_callable, check_number
 from metaopt.trees import leaf_names
 
 
 def power_decay(lr: float = 3.0, tau: float = 50_000.0, power: float = 1.5) -> optax.Schedule:
-    """``lr / (t / tau + 1)^power`` with t = 0 at the first step (LGL2O, appendix E)."""
+    """``lr / (t / tau + 1)^power`` with t = 0 at the first step (LGL2O, appendix E).
+
+    Examples:
+      >>> float(power_decay(4.0, tau=10.0, power=2.0)(10))
+      1.0
+    """
     return lambda count: lr / (count / tau + 1.0) ** power
 
 
@@ -25,6 +31,8 @@ def handcrafted(
       make: ``num_steps -> transformation``; the horizon serves schedules that end (cosine).
     """
 
+    check_callable("handcrafted: make", make)
+
     def apply(theta, *, num_steps=None):
         del theta
         return optax.with_extra_args_support(make(num_steps))
@@ -36,6 +44,11 @@ def sgd(
     lr: float = 3.0, *, tau: float | None = 50_000.0, momentum: float | None = None
 ) -> LearnedOptimizer:
     """SGD with LGL2O's decay ``lr / (t / tau + 1)^1.5``; ``tau=None`` keeps the rate constant."""
+    _check_rate("sgd", lr)
+    if tau is not None:
+        check_number("sgd: tau", tau, above=0)
+    if momentum is not None:
+        check_number("sgd: momentum", momentum, least=0, below=1)
     schedule = lr if tau is None else power_decay(lr, tau)
     return handcrafted(lambda num_steps: optax.sgd(schedule, momentum=momentum))
 
@@ -43,6 +56,11 @@ def sgd(
 def cosine_decay(lr: Any, num_steps: Any) -> optax.Schedule:
     """From lr to zero along half a cosine. Unlike optax's, lr and num_steps may be traced."""
     return lambda count: lr * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(count / num_steps, 1.0)))
+
+
+def _check_rate(name: str, lr: Any) -> None:
+    if not isinstance(lr, jax.Array):  # of traced ones nothing is known
+        check_number(f"{name}: lr", lr, least=0)
 
 
 def _rate(lr: Any, schedule: str, num_steps: Any) -> Any:
@@ -57,6 +75,7 @@ def _rate(lr: Any, schedule: str, num_steps: Any) -> Any:
 
 def adam(lr: Any = 1e-3, *, schedule: str = "constant") -> LearnedOptimizer:
     """Adam with a constant rate, or a cosine that reaches zero at `num_steps`."""
+    _check_rate("adam", lr)
     return handcrafted(lambda num_steps: optax.adam(_rate(lr, schedule, num_steps)))
 
 
@@ -64,6 +83,8 @@ def adamw(
     lr: Any = 1e-3, *, weight_decay: float = 1e-4, schedule: str = "constant"
 ) -> LearnedOptimizer:
     """AdamW: Adam with decoupled weight decay."""
+    _check_rate("adamw", lr)
+    check_number("adamw: weight_decay", weight_decay)
     return handcrafted(
         lambda num_steps: optax.adamw(_rate(lr, schedule, num_steps), weight_decay=weight_decay)
     )
@@ -81,6 +102,8 @@ def head_only(
 
     Raises: ValueError: at `init` and `update`, where no leaf is part of the head.
     """
+
+    check_callable("head_only: is_head", is_head)
 
     def labels(params):
         names = leaf_names(params)

@@ -1,7 +1,8 @@
 """L3RS: a small network per layer that mixes the directions of base optimizers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer, transformation
+from metaopt.checks import check_callable, check_integer, check_number
 from metaopt.optimizers.bases import Base, resolve
 from metaopt.optimizers.features import (
     absolute_time,
@@ -18,9 +20,9 @@ from metaopt.optimizers.features import (
     relative_time,
     safe_log,
 )
+from metaopt.optimizers.l3rs_layers import Variant, check_layers, check_parts, layers_of
 from metaopt.trees import all_finite, check_float_tree, check_same_structure, leaf_names
 
-Variant = Literal["embedding", "none", "per_layer", "global"]
 EMA_SETS: dict[str, tuple[float, ...]] = {
     "three": (0.5, 0.9, 0.99),
     "one": (0.9,),
@@ -117,13 +119,14 @@ def l3rs(
         raise ValueError(
             f"l3rs: variant must be embedding, none, per_layer or global, got {variant!r}."
         )
-    if isinstance(ema, str) and ema not in EMA_SETS:
-        raise ValueError(f"l3rs: ema must be decays or one of {', '.join(EMA_SETS)}, got {ema!r}.")
-    decays = EMA_SETS[ema] if isinstance(ema, str) else tuple(ema)
-    if any(not 0.0 <= gamma < 1.0 for gamma in decays):
-        raise ValueError(f"l3rs: ema decays must lie in [0, 1), got {decays}.")
-    if lambda_0 <= 0:
-        raise ValueError(f"l3rs: lambda_0 must be positive, got {lambda_0}.")
+    decays = _decays(ema)
+    if not isinstance(hidden, list | tuple):
+        raise ValueError(f"l3rs: hidden must be a sequence of layer sizes, got {hidden!r}.")
+    for units in hidden:
+        check_integer("l3rs: each entry of hidden", units, 1)
+    check_integer("l3rs: embedding_dim", embedding_dim, 1)
+    check_number("l3rs: lambda_0", lambda_0, above=0)
+    check_callable("l3rs: layer_names", layer_names)
     gammas = jnp.asarray(decays, jnp.float32)
     net = LayerNet(tuple(hidden), 1 + len(bases))
     num_features = 3 * len(decays) + len(TIME_POINTS) + len(TIME_SCALES) + len(bases)
@@ -131,7 +134,7 @@ def l3rs(
 
     def init(key, params):
         k_net, k_embedding = jax.random.split(key)
-        names = _layers(layer_names(params), params)[0]
+        names = layers_of(layer_names(params), params)[0]
         inputs = jnp.zeros((1, num_features))
         theta: dict[str, Any] = {
             "base": {
@@ -149,6 +152,16 @@ def l3rs(
             table = 0.1 * jax.random.normal(k_embedding, (len(names), embedding_dim))
             theta["embedding"] = dict(zip(names, table, strict=True))
         return theta
+
+    @cache
+    def net_shapes():
+        inputs = jnp.zeros((1, num_features))
+        return jax.eval_shape(lambda: net.init(jax.random.key(0), inputs))["params"]
+
+    def check_theta(theta):
+        embedding = jax.ShapeDtypeStruct((embedding_dim,), jnp.float32)
+        base = {b.name: dict(b.hyper) for b in bases}
+        check_parts(theta, base, net_shapes(), embedding, variant)
 
     def outputs(theta, names, shared, per_layer) -> Any:
         """Network outputs ``[L, 1 + P]`` from features ``[S]`` of the run and ``[L, F]``."""
@@ -168,12 +181,13 @@ def l3rs(
 
     def apply(theta, *, num_steps=None):
         horizon = check_num_steps("l3rs", num_steps)
+        check_theta(theta)
         txs = [optax.with_extra_args_support(b.make(theta["base"].get(b.name, {}))) for b in bases]
 
         def init_fn(params):
             check_float_tree("l3rs", params)
-            names, _ = _layers(layer_names(params), params)
-            _check_layers(theta, names, variant)
+            names, _ = layers_of(layer_names(params), params)
+            check_layers(theta, names, variant)
             size = len(names)
             floats = optax.tree.cast(params, jnp.float32)
             return L3RSState(
@@ -195,7 +209,7 @@ def l3rs(
                     "l3rs: update needs the loss: update(grads, state, params, value=loss)."
                 )
             check_same_structure("l3rs: gradients, compared with params", params, updates)
-            names, index = _layers(layer_names(params), params)
+            names, index = layers_of(layer_names(params), params)
             if len(names) != len(state.lambda_):
                 raise ValueError(
                     f"l3rs: got {len(names)} layers for the state of {len(state.lambda_)}; use the "
@@ -245,24 +259,13 @@ def l3rs(
     return LearnedOptimizer(init, apply)
 
 
-def _layers(leaf_layers: list[str], params: Any) -> tuple[list[str], list[int]]:
-    """Layer names in order of first appearance, and the layer index of every leaf."""
-    if len(leaf_layers) != len(jax.tree.leaves(params)):
-        raise ValueError(
-            f"l3rs: layer_names gave {len(leaf_layers)} names for "
-            f"{len(jax.tree.leaves(params))} leaves; give one per leaf."
-        )
-    names = list(dict.fromkeys(leaf_layers))
-    return names, [names.index(name) for name in leaf_layers]
-
-
-def _check_layers(theta: Any, names: list[str], variant: Variant) -> None:
-    known = {"embedding": theta.get("embedding"), "per_layer": theta["net"]}.get(variant)
-    if known is not None and (missing := [name for name in names if name not in known]):
-        raise ValueError(
-            f"l3rs: theta was made for layers {sorted(known)}, but params also has {missing}. "
-            'Meta-train on this structure, map names with `layer_names`, or use variant="none".'
-        )
+def _decays(ema: str | Sequence[float]) -> tuple[float, ...]:
+    if isinstance(ema, str) and ema not in EMA_SETS:
+        raise ValueError(f"l3rs: ema must be decays or one of {', '.join(EMA_SETS)}, got {ema!r}.")
+    decays = EMA_SETS[ema] if isinstance(ema, str) else tuple(ema)
+    for gamma in decays:
+        check_number("l3rs: each of the ema decays", gamma, least=0, below=1)
+    return decays
 
 
 def _layer_norms(tree: Any, index: list[int], num_layers: int) -> jax.Array:

@@ -1,5 +1,7 @@
 """The coordinate-wise LSTM optimizer (L2O)."""
 
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -9,8 +11,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from metaopt.base import LearnedOptimizer, transformation
+from metaopt.checks import check_integer, check_number
 from metaopt.optimizers.features import log_sign
-from metaopt.trees import all_finite, check_float_tree
+from metaopt.trees import all_finite, check_float_tree, check_same_structure
 
 
 class LSTMState(NamedTuple):
@@ -110,13 +113,19 @@ def lstm(
       gradient changes nothing but a counter. Its state holds ``2 * layers * hidden`` floats per
       parameter.
 
+    Examples:
+      >>> learned = lstm(hidden=4, layers=1)
+      >>> params = {"w": jnp.ones(3)}
+      >>> tx = learned.apply(learned.init(jax.random.key(0), params))
+      >>> tx.init(params).memory[0][0].shape  # [hidden, coordinates]
+      (4, 3)
+
     References: Andrychowicz et al. 2016, sections 2-3 and appendix A; LGL2O, section 4.
     """
     for name, value in {"hidden": hidden, "layers": layers}.items():
-        if value < 1:
-            raise ValueError(f"lstm: {name} must be at least 1, got {value}.")
-    if p <= 0:
-        raise ValueError(f"lstm: p must be positive, got {p}.")
+        check_integer(f"lstm: {name}", value, 1)
+    check_number("lstm: p", p, above=0)
+    check_number("lstm: scale", scale)
     net = CoordinateLSTM(hidden)
 
     def init(key, params):
@@ -126,8 +135,20 @@ def lstm(
         columns = jax.tree.map(jnp.transpose, memory)
         return {"net": net.init(key, jnp.zeros((2, 1)), columns)["params"], "memory": memory}
 
+    @cache
+    def expected():
+        return jax.eval_shape(lambda: init(jax.random.key(0), None))
+
+    def check_theta(theta):
+        memory = theta.get("memory") if isinstance(theta, Mapping) else None
+        found = len(memory) if isinstance(memory, tuple | list) else 0
+        if found != layers:
+            raise ValueError(f"lstm: theta has a memory of {found} layers, but layers={layers}.")
+        check_same_structure(f"lstm: theta, with hidden={hidden}", expected(), theta)
+
     def apply(theta, *, num_steps=None):
         del num_steps  # this optimizer does not know its horizon
+        check_theta(theta)
 
         def init_fn(params):
             check_float_tree("lstm", params)

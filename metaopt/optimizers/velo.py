@@ -1,6 +1,5 @@
 """The VeLO-style hypernetwork optimizer: an LSTM per tensor writes an MLP for each parameter."""
 
-import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import optax
 from jax.core import Tracer
 
 from metaopt.base import LearnedOptimizer, Theta, transformation
+from metaopt.checks import check_integer
 from metaopt.optimizers import velo_features as features
 from metaopt.optimizers.velo_import import check_theta
 from metaopt.optimizers.velo_networks import direction, init_theta, mix_bank, tensor_network
@@ -184,12 +184,7 @@ def _check_horizon(num_steps):
         )
     if isinstance(num_steps, Tracer):
         return
-    try:
-        whole = operator.index(num_steps)
-    except TypeError:
-        raise ValueError(f"velo: num_steps must be an integer, got {num_steps!r}.") from None
-    if whole < 1:
-        raise ValueError(f"velo: num_steps must be at least 1, got {whole}.")
+    check_integer("velo: num_steps", num_steps, 1)
 
 
 def _check_call(value, params):
@@ -239,8 +234,7 @@ def velo(hidden: int = 512, bank: int = 256, *, warn_past_horizon: bool = True) 
     References: Metz et al. 2022, "VeLO: Training Versatile Learned Optimizers by Scaling Up".
     """
     for name, size in {"hidden": hidden, "bank": bank}.items():
-        if size < 1:
-            raise ValueError(f"velo: {name} must be at least 1, got {size}.")
+        check_integer(f"velo: {name}", size, 1)
 
     def init(key, params):
         del params  # one theta serves trees of any structure

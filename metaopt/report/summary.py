@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metaopt.checks import check_file_name, check_json
 from metaopt.records import (
     ALL,
+    RECORD,
     CurveRecord,
     Curves,
     Grid,
@@ -29,6 +31,8 @@ from metaopt.statistics import (
 )
 
 REFERENCE = "Adam"  # what speed-ups are measured against: the tuned baseline of this name
+TUNED = {"point": dict, "grid": [dict], "loss": [float], "file": str, "seconds": float}
+TUNED |= {"seeds": int, "runs": int, "grad_evals": int}
 KINDS = ("baseline", "learned", "guarded")
 
 
@@ -119,12 +123,27 @@ def load(folder: Path) -> Evaluation:
             continue
         entries = sorted(record.curves.items(), key=lambda entry: KINDS.index(entry[1].kind))
         curves = {n: read_curves(folder / name / entry.file) for n, entry in entries}
-        grids = {n: read_grid(folder / name / t["file"]) for n, t in record.tuned.items()}
+        grids = {n: _grid(folder / name, n, tuned) for n, tuned in record.tuned.items()}
         tasks.append(TaskData(name, record, curves, grids))
     if not tasks:
         why = " ".join(refused.values()) or "run it again to resume."
         raise ValueError(f"{folder}: the evaluation has no finished task; {why}")
     return Evaluation(index, tasks, refused)
+
+
+def _grid(folder: Path, name: str, tuned: dict[str, Any]) -> Grid:
+    """The curves of a baseline's search, which are those of the points in its record."""
+    where = f"{folder / RECORD}: tuned.{name[:80]}"
+    check_json(where, tuned, TUNED)
+    check_file_name(f"{where}.file", tuned["file"])
+    grid = read_grid(folder / tuned["file"])
+    numbers = {len(tuned["grid"]), len(tuned["loss"]), len(grid.loss)}
+    if len(numbers) > 1:
+        raise ValueError(
+            f"{folder / tuned['file']}: its loss is of {len(grid.loss)} points, but {RECORD} lists "
+            f"{len(tuned['grid'])} in its grid and {len(tuned['loss'])} in its loss."
+        )
+    return grid
 
 
 def optimizers(evaluation: Evaluation) -> dict[str, CurveRecord]:

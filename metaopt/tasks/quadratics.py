@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.base import Batch, Split, Task
+from metaopt.checks import check_number
 from metaopt.tasks.scores import at_least_one
 
 
@@ -15,10 +16,16 @@ def quadratic(
     Eigenvalues h are spaced geometrically in ``[largest / condition, largest]``, so that
     L = `largest` and mu = ``largest / condition``. A batch is a vector ``[dim]`` of noise with
     standard deviation `noise`; `whole` is the noiseless one, whose minimum is 0 at 0.
+
+    Examples:
+      >>> task = quadratic(2, condition=4.0)
+      >>> float(task.loss(jnp.array([2.0, 1.0]), task.whole()))  # (4 / 4 + 1) / 2
+      1.0
     """
     at_least_one("quadratic", dim=dim)
-    if condition < 1.0:
-        raise ValueError(f"quadratic: condition must be >= 1, got {condition}.")
+    check_number("quadratic: condition", condition, least=1)
+    check_number("quadratic: noise", noise, least=0)
+    check_number("quadratic: largest", largest, above=0)
     h = largest * jnp.geomspace(1.0 / condition, 1.0, dim)
 
     def sample(key, shape, split: Split = "train") -> Batch:

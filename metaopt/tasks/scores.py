@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.base import Batch, Params
+from metaopt.checks import check_integer
 
 CHUNK = 1000  # examples of a whole split that go through a network at once
 
@@ -47,6 +48,6 @@ def in_chunks(mean: Callable[[Params, Batch], jax.Array]):
 
 
 def at_least_one(name: str, **arguments: int) -> None:
+    """Raises `ValueError` for the first argument that is no integer, or below 1."""
     for argument, value in arguments.items():
-        if value < 1:
-            raise ValueError(f"{name}: {argument} must be at least 1, got {value}.")
+        check_integer(f"{name}: {argument}", value, 1)

@@ -16,6 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from metaopt import devices
 from metaopt.base import Key, Theta
 from metaopt.meta.base import MetaTrainer
+from metaopt.meta.updates import strong
+from metaopt.programs import compiled as compiled_here
 from metaopt.training import folder as run_folder
 from metaopt.training import states
 from metaopt.training.logs import log
@@ -160,15 +162,17 @@ def _programs(
     # Raw key data: plain numpy arguments are what all processes can hand over alike.
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), 3))
     init_bits, validate_bits, step_bits = np.asarray(keys)
-    compiled = lambda fn: devices.compiled_everywhere(fn, mesh)
+    compiled = lambda fn: devices.compiled_everywhere(fn, mesh) if mesh else compiled_here(fn)
     wrap = jax.random.wrap_key_data
 
     def first(bits, theta):
         theta = jax.tree.map(jnp.asarray, theta)
-        return TrainState(trainer.init(wrap(bits), theta), theta, jnp.array(jnp.inf))
+        # A weakly typed infinity, or such a state, would make what follows compile twice.
+        return strong(TrainState(trainer.init(wrap(bits), theta), theta, jnp.array(jnp.inf)))
 
     def step(bits, index, state):
-        return trainer.step(jax.random.fold_in(wrap(bits), index), state)
+        state, metrics = trainer.step(jax.random.fold_in(wrap(bits), index), state)
+        return strong(state), metrics
 
     def keep_best(bits, state: TrainState):
         current = trainer.theta(state.trainer)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from metaopt import devices
-from metaopt.files import write_whole
+from metaopt.files import parse_json, read_plain, write_whole
 
 CONFIG, LOCK = "config.json", "lock"
 
@@ -63,7 +63,7 @@ def claim(
     text = json.dumps(dict(config), indent=1, sort_keys=True)
     path = folder / CONFIG
     if path.exists() and not overwrite:
-        changed = changes(json.loads(path.read_text()), json.loads(text))
+        changed = changes(_read(path), json.loads(text))
         if not changed:
             return
         told = ", ".join(changed)
@@ -78,6 +78,16 @@ def claim(
         if old.name != LOCK:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     write_whole(path, text.encode())
+
+
+def _read(path: Path) -> Any:
+    try:
+        return parse_json(read_plain(path))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not readable as JSON ({error}); choose another folder, or start afresh with "
+            "--overwrite True."
+        ) from None
 
 
 def changes(old: Any, new: Any, name: str = "") -> list[str]:

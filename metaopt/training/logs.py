@@ -14,7 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from metaopt.files import write_whole
+from metaopt.checks import check_json
+from metaopt.files import parse_json, read_plain, write_whole
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
@@ -53,14 +54,21 @@ def _metrics_file(path: Path, done: int):
     """Opens the metrics for appending, without lines of steps that will be taken again."""
     if path.exists():
         kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] < done:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue  # the last line of a killed run
+        for line in path.read_bytes().splitlines():
+            step = _step(line)
+            if step is not None and step < done:  # None: the last line of a killed run
+                kept.append(line.decode() + "\n")
         write_whole(path, "".join(kept).encode())
     return open(path, "a")
+
+
+def _step(line: bytes) -> int | None:
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
 
 
 @contextlib.contextmanager
@@ -111,7 +119,15 @@ def _progress(label: str, done: int, steps: int):
 
 def read_metrics(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The metrics of a run as one array per name, NaN where a step has none."""
-    lines = (Path(folder) / METRICS).read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    path = Path(folder) / METRICS
+    records = []
+    for number, line in enumerate(read_plain(path).splitlines(), start=1):
+        try:
+            records.append(parse_json(line))
+            check_json("metrics", records[-1], {str: float})
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}: not the metrics of a step ({error})."
+            ) from None
     names = {name for record in records for name in record}
     return {n: np.array([r.get(n, np.nan) for r in records], np.float64) for n in sorted(names)}

@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from metaopt import datasets, networks, tasks
+from metaopt.base import SPLITS
 from metaopt.datasets import Dataset, check, split_in_three
 
 
@@ -54,12 +55,11 @@ X, Y = np.zeros((12, 2), np.float32), np.zeros(12, np.int32)
     ],
 )
 def test_bad_data_is_named(x, y, match):
+    data = Dataset("mine", {split: {"x": x, "y": y} for split in SPLITS}, num_classes=2)
     with pytest.raises(ValueError, match=match):
-        check(Dataset("mine", {"train": {"x": x, "y": y}}, num_classes=2))
+        check(data)
     with pytest.raises(ValueError, match="'mine'"):
-        tasks.classification(
-            networks.MLP((2,)), Dataset("mine", {"train": {"x": x, "y": y}}, num_classes=2)
-        )
+        tasks.classification(networks.MLP((2,)), data)
 
 
 def test_too_few_examples_to_split_are_named():

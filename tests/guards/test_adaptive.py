@@ -119,7 +119,7 @@ def test_windows_errors():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rule": "var"}, "rule must be std, sem or paired, got 'var'"),
+        ({"rule": "var"}, "rule must be one of std, sem, paired, got 'var'"),
         ({"growth": 1}, "growth must be at least 2, got 1"),
         ({"cap": 9}, "cap must be at least n_t and n_c"),
         ({"n_c": 1}, "n_c must be at least 2 with adaptive sizes, got 1"),

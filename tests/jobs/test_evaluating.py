@@ -11,9 +11,10 @@ import pytest
 from metaopt import baselines, checkpoints, optimizers, suites
 from metaopt.catalog import TASKS, build
 from metaopt.cli import main
+from metaopt.config import EvaluateJob
 from metaopt.contenders import GUARDS, adversary, folder_name, guarded
 from metaopt.evaluation import evaluate
-from metaopt.jobs import evaluating
+from metaopt.jobs import comparing, evaluating
 from metaopt.records import read_curves, read_grid, read_index, read_record
 from metaopt.suites import SUITES, Suite, SuiteTask
 
@@ -99,7 +100,7 @@ def test_what_is_recorded_is_not_run_again(evaluation, monkeypatch):
     (lost / "record.json").write_text(json.dumps(record))
     ran = []
     monkeypatch.setattr(
-        evaluating, "evaluate", lambda make, *a, **k: ran.append(1) or evaluate(make, *a, **k)
+        comparing, "evaluate", lambda make, *a, **k: ran.append(1) or evaluate(make, *a, **k)
     )
     monkeypatch.setattr(baselines, "tune", lambda *a, **k: pytest.fail("tuned again"))
     assert main(arguments) == 0
@@ -189,5 +190,26 @@ def test_published_curves_are_compared_with(tmp_path, monkeypatch):
     nothing = np.zeros(2)
     curves = Curves(*(np.array([0, 100]), nothing, nothing, own, own, own, nothing, {}))
     record = TaskRecord("t", "t", 100, 10, {}, {}, {}, {})
-    evaluating._compare_with_velodrome(record, "reference", "mine", curves)
+    comparing._compare_with_velodrome(record, "reference", "mine", curves)
     np.testing.assert_allclose(record.velodrome["speedup"]["mine"], 6.0, rtol=1e-6)
+
+
+def test_steps_that_are_not_whole_windows_are_refused_before_anything_runs(tmp_path, capsys):
+    assert main(["evaluate", "--suite", "digits", "--num-steps", "4", "--out", str(tmp_path)]) == 2
+    assert "4 steps are not whole windows of 10" in (said := capsys.readouterr().err)
+    assert "--num-steps 10." in said
+    with pytest.raises(ValueError, match=r"25 steps .* --num-steps 20 or 30"):
+        EvaluateJob(suite="digits", num_steps=25)
+    with pytest.raises(ValueError, match=r"MLP on digits: 100 steps .* windows of 7"):
+        EvaluateJob(suite="small", window=7)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "num_steps, window, often", [(100, 10, 5), (70, 10, 1), (60, 10, 3), (40, 20, 2), (1000, 10, 5)]
+)
+def test_a_suite_is_measured_as_seldom_as_its_windows_allow(num_steps, window, often):
+    """Of 5 windows between two measurements, what divides the number of windows."""
+    job = EvaluateJob(suite="velodrome", num_steps=num_steps, window=window)
+    tasks = evaluating.suite_tasks(job)
+    assert [(t.num_steps, t.measure_every) for t in tasks] == [(num_steps, often)] * 2

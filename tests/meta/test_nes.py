@@ -1,14 +1,17 @@
 """NES: exact properties of ranks, estimator and schedules, on losses known in closed form."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from evosax.algorithms.distribution_based import distribution_based_algorithms
 from structures import falling, geometric
 
 from metaopt.base import LearnedOptimizer, Task, single
 from metaopt.meta import NESConfig, nes
-from metaopt.meta.strategies import GRADIENT, STRATEGIES
+from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT
 from metaopt.meta.updates import centered_ranks, decayed
 from metaopt.optimizers import l3rs, sgd
 from metaopt.tasks import quadratic
@@ -97,6 +100,16 @@ def test_sgd_steps_along_the_estimate_and_weight_decay_shrinks_theta():
         np.testing.assert_allclose(moved[-1], 0.5 / np.pi**0.5 / 0.05, rtol=0.5)
 
 
+def test_the_strategies_are_those_of_evosax_but_for_the_unfit_with_their_reasons():
+    there = set(distribution_based_algorithms)
+    assert set(UNFIT) <= there
+    assert sorted(STRATEGIES) == sorted(there - set(UNFIT))
+    assert set(GRADIENT) <= set(STRATEGIES)
+    for name, reason in UNFIT.items():
+        with pytest.raises(ValueError, match=re.escape(f"{name}: {reason}")):
+            NESConfig(strategy=name)
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.filterwarnings("error")
 def test_every_strategy_moves_theta_beside_a_cliff(name):
@@ -169,7 +182,10 @@ def test_a_mixture_of_structures_is_the_mean_over_its_groups():
 
 def test_a_theta_that_cannot_serve_all_structures_is_named():
     lopt, first = l3rs(("sgd",)), quadratic(dim=3)
-    other = first._replace(init=lambda key: {"w": jnp.ones(3)})
+    other = first._replace(
+        init=lambda key: {"w": jnp.ones(3)},
+        loss=lambda params, batch: first.loss(params["w"], batch),
+    )
     theta = lopt.init(jax.random.key(0), jnp.zeros(3))
     with pytest.raises(ValueError, match=r'task group 2 of 2.*variant="none"'):
         nes(lopt, [single(first), single(other)], theta, NESConfig())

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.base import LearnedOptimizer, Task, single, transformation
+from metaopt.base import LearnedOptimizer, Task, TaskFamily, single, transformation
 from metaopt.meta import TBPTTConfig, tbptt
 from metaopt.optimizers import lstm
 from metaopt.rollouts import unroll
@@ -174,6 +174,60 @@ def test_a_gradient_that_is_not_finite_is_counted_though_losses_are():
         assert metrics["non_finite"] == 3
         assert np.isfinite(metrics["meta_loss"])
     assert trainer.theta(state) == 1.0
+
+
+def rate(broken_after=None):
+    """Gradient descent at rate theta; after so many steps its updates are NaN."""
+
+    def apply(theta, *, num_steps=None):
+        def move(grads, count, params=None, **extra):
+            broken = 0.0 if broken_after is None else jnp.where(count < broken_after, 0.0, jnp.nan)
+            return jax.tree.map(lambda g: broken - theta * g, grads), count + 1
+
+        return transformation(lambda params: jnp.zeros([], jnp.int32), move)
+
+    return LearnedOptimizer(lambda key, params: jnp.float32(0.1), apply)
+
+
+def test_the_gradient_is_the_mean_over_the_finite_runs():
+    """Against gradients of single runs, taken by hand; every other task has a loss of NaN."""
+    plain = quadratic(dim=3)
+    family = TaskFamily(
+        lambda key: jnp.where(jax.random.bernoulli(key), 1.0, jnp.nan),
+        lambda scale: plain._replace(loss=lambda x, batch: scale * plain.loss(x, batch)),
+    )
+    trainer = tbptt(rate(), family, TBPTTConfig(rollout=4, truncation=4, tasks=6))
+    state = trainer.init(jax.random.key(0), jnp.float32(0.1))
+    after, metrics = jax.jit(trainer.step)(jax.random.key(3), state)
+    h, expected = np.geomspace(0.1, 1.0, 3), []
+    for key in jax.random.split(jax.random.key(3), 6):
+        k_task, k_init, k_batches = jax.random.split(key, 3)
+        if np.isnan(family.sample(k_task)):
+            continue
+        x, dx = np.asarray(plain.init(k_init), np.float64), np.zeros(3)  # dx: d x / d theta
+        slopes = []
+        for batch in np.asarray(plain.sample(k_batches, (5,)), np.float64):
+            gradient = h * x + batch
+            slopes.append(gradient @ dx)
+            x, dx = x - 0.1 * gradient, dx - gradient  # first order: gradients are constants
+        expected.append(np.mean(slopes))
+    assert 0 < len(expected) < 6
+    assert metrics["non_finite"] == 6 - len(expected)
+    np.testing.assert_allclose(metrics["grad_norm"], abs(np.mean(expected)), rtol=1e-4)
+    np.testing.assert_allclose(after.theta, 0.1 - 1e-3 * np.sign(np.mean(expected)), rtol=1e-4)
+
+
+def test_runs_end_one_after_another_and_so_theta_moves_where_long_runs_diverge():
+    """Every run turns NaN in its last window; there is always another that has not."""
+    config = TBPTTConfig(rollout=8, truncation=2, tasks=4, lr=1e-4)
+    trainer = tbptt(rate(broken_after=6), single(quadratic(dim=3)), config)
+    state, step = trainer.init(jax.random.key(0), jnp.float32(0.1)), jax.jit(trainer.step)
+    for i in range(12):
+        before = float(state.theta)
+        state, metrics = step(jax.random.fold_in(jax.random.key(1), i), state)
+        assert metrics["non_finite"] == (i >= 3)  # the first whole run ends with window 3
+        assert np.sum(np.asarray(state.phases[0].left) == 0) == 1
+        assert np.isfinite(metrics["grad_norm"]) and float(state.theta) != before
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ def test_the_optimizer_is_told_the_length_of_its_run_without_compiling_again(len
         after = state.phases[0]
         fresh = np.asarray(before.left) == 0
         np.testing.assert_array_equal(state.runs[0].params[:, 0], after.length)
-        expected = np.where(fresh, after.length // 2 - 1, np.asarray(before.left) - 1)
+        windows = np.asarray(after.length) // 2
+        if fresh.all():  # they end one after another
+            windows = windows - np.arange(3) * windows // 3
+        expected = np.where(fresh, windows - 1, np.asarray(before.left) - 1)
         np.testing.assert_array_equal(after.left, expected)
         np.testing.assert_allclose(metrics["num_steps"], np.mean(after.length))
         seen |= set(np.asarray(after.length).tolist())

@@ -290,7 +290,7 @@ def test_errors_name_what_is_wrong():
         tx.update(PARAMS, state, PARAMS)
     with pytest.raises(ValueError, match="params"):
         tx.update(PARAMS, state, value=1.0)
-    with pytest.raises(ValueError, match="num_steps must be positive, got 0"):
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         l3rs().apply(theta, num_steps=0)
     with pytest.raises(ValueError, match="num_steps=K"):
         l3rs().apply(theta)

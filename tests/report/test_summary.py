@@ -135,7 +135,8 @@ def test_without_the_reference_there_is_no_speedup(tmp_path):
 def test_caveats_name_few_seeds_and_unfinished_tasks(folder, evaluation, tmp_path):
     assert tables.caveats(evaluation) == ["Not finished, and not in this report: 2-third."]
     entry, arrays = contenders(0)["Adam"]
-    few = arrays._replace(loss=arrays.loss[:2], accuracy=arrays.accuracy[:2])
+    fields = ("loss", "accuracy", "train_loss")
+    few = arrays._replace(**{name: getattr(arrays, name)[:2] for name in fields})
     write_task(tmp_path / "0", "task", {"Adam": (entry, few)})
     write_index(tmp_path, ["0"])
     assert "Only 2 seeds" in tables.caveats(summary.load(tmp_path))[0]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from metaopt import datasets, networks, tasks
+from metaopt.base import SPLITS
 from metaopt.datasets import Dataset
 from metaopt.tasks.scores import CHUNK, negative_log_likelihood
 
@@ -60,7 +61,7 @@ def test_large_batches_are_averaged_in_parts():
     x, y = np.random.default_rng(0).normal(size=(2 * CHUNK, 2)), np.arange(2 * CHUNK) % 2
     split = {"x": jnp.asarray(x, jnp.float32), "y": jnp.asarray(y)}
     task = tasks.classification(
-        networks.MLP((2,)), Dataset("mine", dict.fromkeys(("train", "test"), split), 2)
+        networks.MLP((2,)), Dataset("mine", dict.fromkeys(SPLITS, split), 2)
     )
     params = task.init(jax.random.key(0))
     w = jax.tree.map(lambda a: np.asarray(a, np.float64), params["Dense_0"])

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import json
+import re
 import subprocess
 import sys
 import types
@@ -15,7 +16,7 @@ import pytest
 from metaopt import catalog, jobs, meta, optimizers
 from metaopt.checkpoints import load
 from metaopt.config import TrainJob
-from metaopt.meta import NESConfig
+from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 from metaopt.training import METRICS, STATES, driver, read_metrics, train
 
 SMALL = {
@@ -27,16 +28,23 @@ SMALL = {
 }
 
 
-def small_trainer():
+def small_trainer(method="nes"):
     lopt = optimizers.lstm(hidden=2)
     family = catalog.family("quadratic")
     theta = lopt.init(jax.random.key(0), jnp.zeros(32))
-    settings = NESConfig(population=4, tasks=1, min_steps=2, max_steps=2)
-    return meta.nes(lopt, family, theta, settings), theta
+    windows = {"rollout": 4, "truncation": 2}
+    trainer = {
+        "nes": lambda: meta.nes(
+            lopt, family, theta, NESConfig(population=4, tasks=1, min_steps=2, max_steps=2)
+        ),
+        "pes": lambda: meta.pes(lopt, family, theta, PESConfig(population=4, **windows)),
+        "tbptt": lambda: meta.tbptt(lopt, family, TBPTTConfig(tasks=2, **windows)),
+    }[method]()
+    return trainer, theta
 
 
-def run(out, steps, **kwargs):
-    trainer, theta = small_trainer()
+def run(out, steps, *, method="nes", **kwargs):
+    trainer, theta = small_trainer(method)
     validate = lambda theta, key: sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(theta))
     settings = {"config": {"a": 1}, "validate": validate, "validate_every": 2, **kwargs}
     return train(trainer, theta, steps=steps, seed=0, out=out, **settings)
@@ -56,6 +64,17 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path):
     one, two = (read_metrics(tmp_path / name) for name in ("whole", "parts"))
     np.testing.assert_array_equal(one["step"], np.arange(8))
     np.testing.assert_array_equal(one["meta_loss"], two["meta_loss"])
+
+
+@pytest.mark.parametrize("method", ["nes", "pes", "tbptt"])
+def test_a_run_compiles_each_program_once_and_so_does_its_resumption(tmp_path, caplog, method):
+    """Whether the state is the first one, that of a step or validation, or one that was saved."""
+    for steps, expected in ((4, ["first", "keep_best", "step"]), (8, ["keep_best", "step"])):
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            run(tmp_path, steps, method=method)
+        compiled = re.findall(r"Compiling jit\((first|step|keep_best)\)", caplog.text)
+        assert sorted(compiled) == expected
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):

@@ -1,0 +1,49 @@
+"""How far an evaluation is: a bar per task on a terminal, a line per optimizer elsewhere."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from multiprocessing import parent_process
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+# (name, optimizers left, this one included) -> what is told the number of windows it has done
+Begin = Callable[[str, int], Callable[[int], None]]
+
+
+@contextlib.contextmanager
+def progress(title: str, windows: int, console: Console | None = None) -> Iterator[Begin]:
+    """Yields what is called when an optimizer begins; see `Begin`.
+
+    Args:
+      title: of the task.
+      windows: of each optimizer; what the bar counts.
+      console: default: stderr. No terminal, or a worker process beside others, gets lines.
+    """
+    console = console or Console(stderr=True, soft_wrap=True)
+    if not console.is_terminal or parent_process() is not None:
+        yield lambda name, left: _line(console, f"{title}: {name}")
+        return
+    bar = Progress(
+        TextColumn("{task.fields[title]}", style="dim", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+    )
+    task = bar.add_task("", total=None, title=title)
+
+    def begin(name: str, left: int) -> Callable[[int], None]:
+        done = bar.tasks[0].completed
+        bar.update(task, description=name, total=done + left * windows)
+        return lambda count: bar.update(task, completed=done + count)
+
+    with bar:
+        yield begin
+
+
+def _line(console: Console, text: str) -> Callable[[int], None]:
+    console.print(text, markup=False, highlight=False)
+    return lambda count: None

@@ -1,0 +1,283 @@
+"""`metaopt report` on evaluation folders that are damaged, foreign or hostile."""
+
+import io
+import json
+import os
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from evaluations import contenders, descend, write_index, write_task
+from refusals import bad_inputs, bomb, refused
+
+from metaopt.records import INDEX, RECORD
+from metaopt.report import page, report, summary
+
+TASK, OTHER, MARKER = "0-first", "1-second", "executed"
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    grid = np.stack([descend(0.1), descend(0.3)])
+    for name in (TASK, OTHER):
+        write_task(folder / name, name, contenders(0), {"SGD": ([0.1, 0.3], grid)})
+    write_index(folder, [TASK, OTHER])
+    return folder
+
+
+def raw(name, payload):
+    payload = payload if isinstance(payload, bytes) else payload.encode()
+    return lambda folder: (folder / name).write_bytes(payload)
+
+
+def part(name, keep):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:keep])
+
+
+def edited(name, change):
+    """Applies ``change`` to the parsed JSON of a file."""
+
+    def spoil(folder):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(change(content)))
+
+    return spoil
+
+
+def put(name, *path_and_value):
+    """Puts a value where the path of keys leads; the value DROP takes the key away."""
+    *path, last, value = path_and_value
+
+    def change(content):
+        inside = content
+        for key in path:
+            inside = inside[list(inside)[key] if isinstance(key, int) else key]
+        if value is DROP:
+            del inside[last]
+        else:
+            inside[last] = value
+        return content
+
+    return edited(name, change)
+
+
+DROP = object()
+index = lambda *where: put(INDEX, *where)
+record = lambda *where: put(f"{TASK}/{RECORD}", *where)
+CURVE = f"{TASK}/0.npz"  # of SGD
+GRID = f"{TASK}/tuning-SGD.npz"
+
+
+def arrays(name, **changes):
+    """Replaces arrays of an npz file; None takes one away."""
+
+    def spoil(folder):
+        with np.load(folder / name) as file:
+            content = {key: file[key] for key in file.files}
+        for key, change in changes.items():
+            if change is None:
+                del content[key]
+            else:
+                content[key] = change(content[key])
+        np.savez(folder / name, **content)
+
+    return spoil
+
+
+def member(name, payload):
+    """An npz with one member of such bytes."""
+
+    def spoil(folder):
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            archive.writestr("steps.npy", payload)
+
+    return spoil
+
+
+def objects(folder):
+    """An npy member that is a pickle: numpy would have to run it."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "|O", "fortran_order": False, "shape": (1,)}
+    )
+    member(CURVE, head.getvalue() + bomb(folder / MARKER))(folder)
+
+
+def huge_header():
+    head = io.BytesIO()
+    shape = (1 << 50,)
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "<f8", "fortran_order": False, "shape": shape}
+    )
+    return head.getvalue() + b"\0" * 64
+
+
+def zip_bomb(folder):
+    """A member that is 20 kB packed and 20 MB unpacked, and the header of 1 TB."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "<f8", "fortran_order": False, "shape": (1 << 37,)}
+    )
+    with zipfile.ZipFile(folder / CURVE, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("steps.npy", head.getvalue() + b"\0" * (20 << 20))
+
+
+def moved_out(name):
+    def spoil(folder):
+        target = folder / "outside"
+        os.replace(folder / name, target)
+        (folder / name).symlink_to(target)
+
+    return spoil
+
+
+def pipe(name):
+    def spoil(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return spoil
+
+
+BAD = {
+    "no index": (lambda f: (f / INDEX).unlink(), f"holds no {INDEX}"),
+    "an empty folder": (lambda f: [shutil.rmtree(f), f.mkdir()], f"holds no {INDEX}"),
+    "no folder": (shutil.rmtree, f"holds no {INDEX}"),
+    "a file": (lambda f: [shutil.rmtree(f), f.write_text("x")], f"holds no {INDEX}"),
+    "index empty": (raw(INDEX, ""), f"{INDEX}: not readable as JSON"),
+    "index half": (part(INDEX, 100), f"{INDEX}: not readable as JSON"),
+    "index not UTF-8": (raw(INDEX, b"\xff\xfe{}"), f"{INDEX}: not readable as JSON"),
+    "index deep": (raw(INDEX, "[" * 100_000), f"{INDEX}: not readable as JSON"),
+    "index a list": (raw(INDEX, "[]"), f"{INDEX}: "),
+    "index a string": (raw(INDEX, '"x"'), f"{INDEX}: "),
+    "index null": (raw(INDEX, "null"), f"{INDEX}: "),
+    "index a link": (moved_out(INDEX), f"{INDEX}: is a symbolic link"),
+    "index a pipe": (pipe(INDEX), f"{INDEX}: is not a plain file"),
+    "index of another format": (index("format", 99), f"{INDEX}: records of format 99"),
+    "index without a format": (index("format", DROP), f"{INDEX}: records of format None"),
+    "no tasks": (index("tasks", DROP), f"{INDEX}: .*tasks"),
+    "tasks a number": (index("tasks", 3), f"{INDEX}: .*tasks"),
+    "tasks a string": (index("tasks", TASK), f"{INDEX}: .*tasks"),
+    "tasks of numbers": (index("tasks", [1]), f"{INDEX}: .*tasks"),
+    "tasks empty": (index("tasks", []), "no finished task"),
+    "a task that climbs out": (index("tasks", ["../x"]), f"{INDEX}: .*'../x'"),
+    "a task at the root": (index("tasks", ["/etc"]), f"{INDEX}: .*'/etc'"),
+    "a task that is the folder": (index("tasks", ["."]), f"{INDEX}: .*'.'"),
+    "a task without a name": (index("tasks", [""]), f"{INDEX}: .*''"),
+    "a task twice": (index("tasks", [TASK, TASK]), f"{INDEX}: .*tasks"),
+    "only tasks that are not there": (index("tasks", ["9-ninth"]), "no finished task"),
+    "job a list": (index("job", [1]), f"{INDEX}: .*job"),
+    "no job": (index("job", DROP), f"{INDEX}: .*job"),
+    "environment a string": (index("environment", "x"), f"{INDEX}: .*environment"),
+    "training a list": (index("training", [1]), f"{INDEX}: .*training"),
+    "training of words": (
+        index("training", {"L2O": {"step": ["a"], "meta_loss": ["b"]}}),
+        f"{INDEX}: .*training",
+    ),
+    "training of two lengths": (
+        index("training", {"L2O": {"step": [1, 2], "meta_loss": [1.0]}}),
+        f"{INDEX}: .*training",
+    ),
+    "record empty": (raw(f"{TASK}/{RECORD}", ""), f"{RECORD}: not readable as JSON"),
+    "record half": (part(f"{TASK}/{RECORD}", 300), f"{RECORD}: not readable as JSON"),
+    "record a pickle": (
+        lambda f: (f / TASK / RECORD).write_bytes(bomb(f / MARKER)),
+        f"{RECORD}: not readable as JSON",
+    ),
+    "record a list": (raw(f"{TASK}/{RECORD}", "[]"), f"{RECORD}: not a record"),
+    "record a link": (moved_out(f"{TASK}/{RECORD}"), f"{RECORD}: is a symbolic link"),
+    "record without curves": (record("curves", DROP), f"{RECORD}: not a record"),
+    "record without a title": (record("title", DROP), f"{RECORD}: not a record"),
+    "record with more": (record("extra", 1), f"{RECORD}: not a record"),
+    "title a number": (record("title", 3), f"{RECORD}: .*title"),
+    "num_steps a string": (record("num_steps", "60"), f"{RECORD}: .*num_steps"),
+    "window a list": (record("window", [5]), f"{RECORD}: .*window"),
+    "curves a list": (record("curves", [1]), f"{RECORD}: not a record"),
+    "curve without a file": (record("curves", 0, "file", DROP), f"{RECORD}: not a record"),
+    "curve's file a number": (record("curves", 0, "file", 3), f"{RECORD}: .*file"),
+    "curve's file climbs out": (record("curves", 0, "file", "../x.npz"), f"{RECORD}: .*'../x.npz'"),
+    "curve's file at the root": (
+        record("curves", 0, "file", "/etc/passwd"),
+        f"{RECORD}: .*'/etc/passwd'",
+    ),
+    "curve's file missing": (record("curves", 0, "file", "none.npz"), "none.npz: cannot be read"),
+    "curve of an unknown kind": (record("curves", 0, "kind", "magic"), f"{RECORD}: .*kind"),
+    "curve's kind a number": (record("curves", 0, "kind", 1), f"{RECORD}: .*kind"),
+    "layers a number": (record("curves", 0, "layers", 3), f"{RECORD}: not a record"),
+    "layers of numbers": (record("curves", 2, "layers", [1, 2]), f"{RECORD}: .*layers"),
+    "guard a list": (record("curves", 0, "guard", ["race"]), f"{RECORD}: .*guard"),
+    "tuned a list": (record("tuned", [1]), f"{RECORD}: .*tuned"),
+    "tuned without a file": (record("tuned", "SGD", "file", DROP), f"{RECORD}: .*file"),
+    "tuned's file climbs out": (
+        record("tuned", "SGD", "file", "../../g.npz"),
+        f"{RECORD}: .*g.npz",
+    ),
+    "tuned without a grid": (record("tuned", "SGD", "grid", DROP), f"{RECORD}: .*grid"),
+    "tuned without a point": (record("tuned", "SGD", "point", DROP), f"{RECORD}: .*point"),
+    "tuned's loss a word": (record("tuned", "SGD", "loss", ["a", "b"]), f"{RECORD}: .*loss"),
+    "left_out a list": (record("left_out", ["SGD"]), f"{RECORD}: .*left_out"),
+    "velodrome a string": (record("velodrome", "x"), f"{RECORD}: .*velodrome"),
+    "velodrome's speedup a list": (record("velodrome", {"speedup": [1]}), f"{RECORD}: .*velodrome"),
+    "curves empty file": (raw(CURVE, b""), "0.npz: not the arrays of a Curves"),
+    "curves half": (part(CURVE, 700), "0.npz: not the arrays of a Curves"),
+    "curves a link": (moved_out(CURVE), "0.npz: is a symbolic link"),
+    "curves a pipe": (pipe(CURVE), "0.npz: is not a plain file"),
+    "curves a pickle": (
+        lambda f: (f / CURVE).write_bytes(bomb(f / MARKER)),
+        "0.npz: not the arrays of a Curves",
+    ),
+    "curves a pickle in an npz": (objects, "0.npz: not the arrays of a Curves"),
+    "an array of 8 PB": (member(CURVE, huge_header()), "0.npz: not the arrays of a Curves"),
+    "an array that unpacks a thousandfold": (zip_bomb, "0.npz: not the arrays of a Curves"),
+    "a member that is no array": (member(CURVE, b"hello"), "0.npz: not the arrays of a Curves"),
+    "steps missing": (arrays(CURVE, steps=None), "0.npz: .*no steps"),
+    "loss missing": (arrays(CURVE, loss=None), "0.npz: .*no loss"),
+    "loss of one axis": (arrays(CURVE, loss=lambda a: a[0]), "0.npz: .*loss"),
+    "loss shorter than steps": (
+        arrays(CURVE, loss=lambda a: a[:, :-1]),
+        "0.npz: .*steps is not 12",
+    ),
+    "loss without seeds": (arrays(CURVE, loss=lambda a: a[:0]), "0.npz: .*loss"),
+    "loss of words": (arrays(CURVE, loss=lambda a: a.astype(str)), "0.npz: .*loss"),
+    "loss complex": (arrays(CURVE, loss=lambda a: a.astype(complex)), "0.npz: .*loss"),
+    "steps backwards": (arrays(CURVE, steps=lambda a: a[::-1]), "0.npz: .*steps"),
+    "steps of words": (arrays(CURVE, steps=lambda a: a.astype(str)), "0.npz: .*steps"),
+    "steps empty": (arrays(CURVE, steps=lambda a: a[:0]), "0.npz: .*steps"),
+    "accuracy shorter": (arrays(CURVE, accuracy=lambda a: a[:2]), "0.npz: .*accuracy"),
+    "seconds NaN": (arrays(CURVE, seconds=lambda a: a * np.nan), "0.npz: .*seconds"),
+    "grad_evals of another length": (arrays(CURVE, grad_evals=lambda a: a[1:]), "0.npz: .*grad"),
+    "state of other windows": (
+        arrays(f"{TASK}/2.npz", **{"state/lambda_": lambda a: a[:, :-1]}),
+        "2.npz: .*lambda_",
+    ),
+    "state without layers": (
+        arrays(f"{TASK}/2.npz", **{"state/lambda_": lambda a: a[:, :, 0]}),
+        "2.npz: .*lambda_",
+    ),
+    "grid half": (part(GRID, 300), "tuning-SGD.npz: not the arrays of a Grid"),
+    "grid missing": (lambda f: (f / GRID).unlink(), "tuning-SGD.npz: cannot be read"),
+    "grid without loss": (arrays(GRID, loss=None), "tuning-SGD.npz: .*no loss"),
+    "grid of two axes": (arrays(GRID, loss=lambda a: a[0]), "tuning-SGD.npz: .*loss"),
+    "grid of other points": (arrays(GRID, loss=lambda a: a[:1]), "tuning-SGD.npz: .*loss"),
+    "grid's steps shorter": (arrays(GRID, steps=lambda a: a[1:]), "tuning-SGD.npz: .*steps|loss"),
+}
+
+
+@bad_inputs("evaluation folders", BAD)
+def test_a_bad_evaluation_is_refused(evaluation, tmp_path, bad, match):
+    folder = shutil.copytree(evaluation, tmp_path / "x")
+    bad(folder)
+    refused(lambda: report(folder), match, tmp_path)
+    assert not (folder / MARKER).exists()
+
+
+def test_a_template_in_a_name_is_only_text(evaluation, tmp_path):
+    """Names come from folders that anyone may have written; the page shows them as they are."""
+    folder = shutil.copytree(evaluation, tmp_path / "x")
+    template = "{{ cycler.__init__.__globals__.os.system('touch executed') }}${7*7}"
+    put(f"{TASK}/{RECORD}", "title", template)(folder)
+    shown = page.render(summary.load(folder), folder)
+    assert "cycler.__init__" in shown and "${7*7}" in shown
+    assert not (folder / MARKER).exists() and not os.path.exists(MARKER)

@@ -1,0 +1,124 @@
+"""Settings that are out of range, of another type, NaN or infinite."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from refusals import bad_inputs, refused
+
+from metaopt.config import EvaluateJob, TrainJob
+from metaopt.guards import Adaptive
+from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
+
+NAN, INF = math.nan, math.inf
+# Field -> values that it must not have.
+WINDOWS: dict[str, list[Any]] = {
+    "rollout": [0, -20, 30, 100.0, "100", None, NAN, True],
+    "truncation": [0, -1, 2.5, "20", None, 30],
+    "tasks": [0, -1, 1.0, "1", None],
+    "lengths": ["random", "", 3, None, ["fixed"]],
+    "min_rollout": [0, -20, 20.0, "20", None],
+    "curriculum": [0, -1, 1e3, "1000", None],
+    "normalised": [1, "yes", None],
+}
+ESTIMATE: dict[str, list[Any]] = {
+    "population": [0, 1, 3, -2, 32.0, "32", None, True],
+    "sigma": [0, 0.0, -0.1, NAN, INF, "0.1", None, [0.1]],
+    "lr": [0, -1e-2, NAN, INF, "0.01", None],
+    "optimizer": ["adamm", "", None, 1],
+    "half_life": [-1, 0.5, INF, "500", None],
+    "weight_decay": [-1.0, NAN, INF, "0", None],
+}
+BAD: dict[Any, dict[str, list[Any]]] = {
+    NESConfig: {
+        **ESTIMATE,
+        "strategy": ["Open_Es", "PersistentES", "RandomSearch", "SV_CMA_ES", "", None, 3],
+        "tasks": [0, -1, 4.0, "4", None],
+        "min_steps": [0, -1, 101, 10.0, "10", None],
+        "max_steps": [0, 99, 1e3, "1000", None],
+        "objective": ["best", "", None, 1],
+        "eval_batches": [0, -4, 4.0, "4", None],
+    },
+    PESConfig: {
+        **WINDOWS,
+        **ESTIMATE,
+        "clip": [-1.0, NAN, INF, "1", None],
+        "clip_difference": [-0.5, NAN, INF, "0.5", None],
+        "persistent": [1, "no", None],
+    },
+    TBPTTConfig: {
+        **WINDOWS,
+        "lr": [-1.0, NAN, INF, "1", None],
+        "clip": [-1.0, NAN, INF, "1", None],
+        "second_order": [1, "no", None],
+    },
+    TrainJob: {
+        "task": ["", ",", 3, None, ["digits"]],
+        "learned": ["adam", "", None, 3],
+        "base": [3, None, ["sgd"]],
+        "variant": ["both", "", None],
+        "hidden": [0, -1, 8.0, "8", 20],
+        "bank": [0, -1, 8.0, "8", 256],
+        "method": ["es", "", None],
+        "steps": [0, -1, 2.5, "300"],
+        "minutes": [-1.0, NAN, INF, "5", None],
+        "nes": [None, {}, {"population": 4}, PESConfig()],
+        "pes": [None, NESConfig()],
+        "tbptt": [None, PESConfig()],
+        "validate_every": [0, -1, 2.5, None, "25"],
+        "checkpoint_every": [0, -1, 2.5, None, "25"],
+        "warm_start": [None, 3],
+        "seed": [-1, 0.5, "0", None, NAN],
+        "out": ["runs/x", None, 3],
+        "overwrite": [1, "yes", None],
+        "resume_changed": [1, None],
+        "tensorboard": ["yes", None],
+        "population_chunk": [-1, 0.5, None],
+        "coordinator": [None, 3],
+        "num_processes": ["2", 2.0],
+        "process_id": ["0", 0.5],
+    },
+    EvaluateJob: {
+        "checkpoints": ["runs/x", [Path("runs/x")], ("runs/x",), None, 3],
+        "suite": ["digit", "", None, 3],
+        "baselines": ["sgdd", "adam,sgdd", 3],
+        "guards": [3, ["race"]],
+        "fallback": ["lion", "adamw", 3],
+        "seeds": [0, -1, 2.5, "10"],
+        "tuning_seeds": [0, -1, 2.5, None],
+        "num_steps": [0, -10, 2.5, "100"],
+        "window": [0, -1, 2.5, None],
+        "workers": [0, -1, 2.5, None],
+        "out": ["runs/x", None],
+        "overwrite": [1, None],
+    },
+    Adaptive: {
+        "rule": ["both", "", None],
+        "growth": [1, 0, -2, 2.5, None],
+        "cap": [0, -1, 2.5, None, "160"],
+    },
+}
+CASES = {
+    f"{config.__name__}.{field}={value!r}"[:70]: (
+        (config, {field: value}),
+        # A message may name the setting that the value does not fit.
+        rf"{config.__name__}\.?\w*.*\b{field}\b|unknown (suite|baseline) |Adaptive: {field}",
+    )
+    for config, fields in BAD.items()
+    for field, values in fields.items()
+    for value in values
+}
+
+
+@bad_inputs("settings", CASES)
+def test_a_bad_setting_is_refused(bad, match):
+    config, settings = bad
+    refused(lambda: config(**settings), match)
+
+
+@pytest.mark.parametrize("config", BAD)
+def test_every_setting_has_bad_values_in_the_table(config):
+    assert BAD[config].keys() == {field.name for field in dataclasses.fields(config)}
+    config()
