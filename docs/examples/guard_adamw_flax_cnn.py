@@ -23,12 +23,12 @@ from metaopt.datasets import digits
 from metaopt.networks import CNN
 
 
-def main() -> None:
+def main(argv=None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", help="a folder written by `metaopt train`")
     parser.add_argument("--unguarded", action="store_true", help="leave the safety net away")
     parser.add_argument("--steps", type=int, default=400, help="mini-batches")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     net = CNN(10, channels=(8, 16), kernels=(3, 3), strides=(1, 2))  # 8x8 images are small
     data = digits()
@@ -54,11 +54,13 @@ def main() -> None:
         updates, state = tx.update(grads, state, params, value_fn=value_fn)  # changed line 3
         return optax.apply_updates(params, updates), state, loss
 
+    losses = {"start": float(loss_fn(params, data.splits["test"]))}
     for step, batch in enumerate(batches(k_data, data.splits["train"], args.steps), start=1):
         params, state, loss = train_step(params, state, batch)
         if step % 100 == 0:
             held_out = loss_fn(params, data.splits["test"])
             print(f"step {step}: training {loss:.3f}, held out {held_out:.3f}{report(state)}")
+    return losses | {"end": float(loss_fn(params, data.splits["test"]))}
 
 
 def learned_optimizer(checkpoint, key, params, num_steps) -> optax.GradientTransformation:

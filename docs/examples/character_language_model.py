@@ -1,0 +1,90 @@
+"""A character language model: a small transformer on Python's own help texts, and what it writes.
+
+    python docs/examples/character_language_model.py [--checkpoint FOLDER] [--text FILE]
+
+Adam trains it; a learned optimizer races Adam and is kept wherever it is ahead. Without a
+checkpoint that is an untrained L3RS. `--text` takes a text of your own.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import metaopt
+from metaopt import datasets, guards, tasks
+from metaopt.networks import Transformer
+
+LENGTH = 32  # characters that the model sees
+WINDOWS = 15  # decisions of the guard, each after ten steps
+
+
+def learned_optimizer(checkpoint, key, params, num_steps) -> optax.GradientTransformation:
+    if checkpoint is not None:
+        return metaopt.load(checkpoint).apply(num_steps=num_steps)
+    l3rs = metaopt.optimizers.l3rs(variant="none", lambda_0=0.05)
+    return l3rs.apply(l3rs.init(key, params), num_steps=num_steps)
+
+
+def write(net, params, vocabulary: str, start: str, characters: int, key) -> str:
+    """Draws one character after the other from what the model thinks likely."""
+    seen = jnp.array([[vocabulary.index(c) for c in start.rjust(LENGTH)]])
+
+    def draw(seen, key):
+        logits = net.apply({"params": params}, seen)[0, -1]
+        new = jax.random.categorical(key, logits / 0.6)
+        return jnp.roll(seen, -1).at[0, -1].set(new), new
+
+    _, drawn = jax.jit(lambda keys: jax.lax.scan(draw, seen, keys))(
+        jax.random.split(key, characters)
+    )
+    return start + "".join(vocabulary[i] for i in drawn.tolist())
+
+
+def main(argv=None) -> dict[str, float]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", help="a folder written by `metaopt train`")
+    parser.add_argument("--text", type=Path, help="a text file of at least 1000 characters")
+    args = parser.parse_args(argv)
+
+    text = datasets.text_from_file(args.text) if args.text else datasets.python_topics()
+    net = Transformer(len(text.vocabulary), width=32, layers=1, max_length=LENGTH)
+    task = tasks.language_model(net, text, batch_size=16, length=LENGTH)
+    k_params, k_theta, k_data, k_write = jax.random.split(jax.random.key(0), 4)
+    params = task.init(k_params)
+
+    adam = optax.adam(3e-3)
+    learned = learned_optimizer(args.checkpoint, k_theta, params, 10 * WINDOWS)
+    guard = guards.race(learned, adam, n_t=10, n_c=4)
+    state = guard.init(params)
+
+    @jax.jit
+    def window(params, state, key):
+        k_train, k_eval = jax.random.split(key)
+        updates, state = guard.update(
+            None,
+            state,
+            params,
+            loss_fn=task.loss,
+            train_batches=task.sample(k_train, (10,)),
+            eval_batches=task.sample(k_eval, (4,)),
+        )
+        return optax.apply_updates(params, updates), state
+
+    held_out = jax.jit(lambda params: task.loss(params, task.whole("test")))
+    losses = {"start": float(held_out(params)), "guessing": float(jnp.log(len(text.vocabulary)))}
+    for k in jax.random.split(k_data, WINDOWS):
+        params, state = window(params, state, k)
+    losses["end"] = float(held_out(params))
+    wins = optax.tree_utils.tree_get(state, "wins")
+    print(f"nats per character {losses['start']:.2f} -> {losses['end']:.2f}", end="; ")
+    print(f"guessing: {losses['guessing']:.2f}")
+    print(f"windows won by the learned optimizer, by Adam: {wins.tolist()}")
+    print(write(net, params, text.vocabulary, "The ", 100, k_write))
+    return losses
+
+
+if __name__ == "__main__":
+    main()

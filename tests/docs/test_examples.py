@@ -1,0 +1,72 @@
+"""Every script of docs/examples runs as it stands, and what it shows is so."""
+
+import runpy
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def run(name: str, *arguments):
+    """What `main` of the example returns; the same code as `python docs/examples/NAME.py`."""
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](*arguments)
+
+
+def test_every_example_is_run_here():
+    text = Path(__file__).read_text()
+    missing = [path.stem for path in EXAMPLES.glob("*.py") if f'"{path.stem}"' not in text]
+    assert not missing
+
+
+def test_flax_train_state(capsys):
+    result = run("flax_train_state", [])
+    assert result["accuracy"] > 0.6  # guessing: 0.1
+    assert "step 200: training" in capsys.readouterr().out
+
+
+def test_flax_nnx():
+    losses = run("flax_nnx")
+    assert losses["learned"] < 0.6 * losses["untrained"]
+    assert losses["guarded"] < 0.5 * losses["untrained"]
+
+
+def test_plain_jax(capsys):
+    losses = run("plain_jax")
+    assert losses["end"] < 0.4 * losses["start"]
+    assert "[0, 50]" in capsys.readouterr().out  # the untrained LSTM never wins
+
+
+def test_guarding_an_existing_loop():
+    losses = run("guard_adamw_flax_cnn", ["--steps", "100"])
+    assert losses["end"] < 0.9 * losses["start"]
+
+
+def test_finetuning_a_part():
+    losses = run("finetune_partition")
+    assert losses["after"] < 0.75 * losses["before"]
+
+
+def test_guard_diagnostics():
+    rows = run("guard_diagnostics")
+    assert [int(row["windows"]) for row in rows] == list(range(1, len(rows) + 1))
+    accepted = [bool(row["accepted"]) for row in rows]
+    assert accepted[0] and not accepted[-1]  # what goes wrong is dropped
+    for row in rows:
+        learned, fallback = row["losses"]
+        assert bool(row["accepted"]) == bool(learned < fallback)
+    assert rows[-1]["wins"].tolist() == [sum(accepted), len(rows) - sum(accepted)]
+    assert rows[-1]["gradient_evals"] == len(rows) * 2 * 10  # both candidates, ten steps each
+    assert rows[-1]["loss_evals"] == len(rows) * 2 * 5
+
+
+def test_character_language_model(capsys):
+    losses = run("character_language_model", [])
+    assert losses["end"] < 0.75 * losses["guessing"]
+    assert len(capsys.readouterr().out.partition("The ")[2]) >= 100
+
+
+def test_specialising_to_an_own_job(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES))  # --task names a module of that folder
+    losses = run("specialise_own_job", ["--out", str(tmp_path / "own")])
+    adam = [loss for name, loss in losses.items() if name.startswith("Adam")]
+    assert len(adam) == 3
+    assert losses["L3RS, specialised"] < min(adam)
