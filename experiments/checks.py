@@ -1,0 +1,122 @@
+"""How claims are decided: functions ``panel -> (outcome, our numbers)``."""
+
+from experiments.panels import Check, Outcome, Panel, graded
+
+NEAR = 1.05  # losses closer than this factor count as level
+MARKS = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+
+
+def short(name: str) -> str:
+    """``"LGL2O(L2O, SGD (rate 3))"`` -> ``"LGL2O"``."""
+    return name.split("(")[0].strip()
+
+
+def at(panel: Panel, step: int | None, *names: str) -> str:
+    """The losses at a step (None: the end), in words."""
+    where = "at the end" if step is None else f"at step {step}"
+    return f"{where}: " + ", ".join(f"{short(n)} {panel.loss(n, step):.3g}" for n in names)
+
+
+def below(name: str, *others: str, step: int | None = None) -> Check:
+    """`name` has a lower loss than each of the others."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        own = panel.loss(name, step)
+        parts = [own < panel.loss(other, step) for other in others]
+        return graded(parts), at(panel, step, name, *others)
+
+    return check
+
+
+def level(name: str, other: str, step: int | None = None) -> Check:
+    """The two losses are within the factor `NEAR`."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        ratio = panel.loss(name, step) / panel.loss(other, step)
+        return graded([1 / NEAR <= ratio <= NEAR]), at(panel, step, name, other)
+
+    return check
+
+
+def rises(name: str) -> Check:
+    """The loss ends a tenth or more above its lowest point."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        step, lowest = panel.best(name)
+        last = panel.loss(name)
+        words = f"{short(name)}: lowest {lowest:.3g} at step {step}, {last:.3g} at the end"
+        return graded([not last < 1.1 * lowest]), words
+
+    return check
+
+
+def best_of(guard: str, *parts: str) -> Check:
+    """At every mark `guard` is level with the best of `parts`, or below."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        last = panel.curves[guard].steps[-1]
+        ratios = {
+            mark: panel.loss(guard, mark) / min(panel.loss(part, mark) for part in parts)
+            for mark in (*(m for m in MARKS if m < last), int(last))
+        }
+        worst = max(ratios, key=lambda mark: ratios[mark])
+        words = f"{short(guard)} over the best part: at worst {ratios[worst]:.2f} (step {worst}), "
+        return graded(
+            [r <= NEAR for r in ratios.values()]
+        ), words + f"{ratios[last]:.2f} at the end"
+
+    return check
+
+
+def stays_finite(name: str) -> Check:
+    """No seed ends above the loss that it started from."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        start, worst = panel.start(name), panel.worst_seed(name)
+        return graded([worst < start]), f"{short(name)}: worst seed {worst:.3g}, start {start:.3g}"
+
+    return check
+
+
+def diverges(name: str) -> Check:
+    """Some seed ends above the loss that it started from, or not finite."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        start, worst = panel.start(name), panel.worst_seed(name)
+        words = f"{short(name)}: worst seed {worst:.3g}, start {start:.3g}"
+        return graded([not worst < start]), words
+
+    return check
+
+
+def switches(guard: str) -> Check:
+    """The learned optimizer wins most windows at first, and fewer, but some, later."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        early, late = panel.share(guard, 0, 0.02), panel.share(guard, 0.5, 1)
+        words = f"won by L2O: {early:.0%} of the first 2 % of windows, {late:.0%} of the later half"
+        return graded([early > 0.5, 0 < late < early]), words
+
+    return check
+
+
+def every(*checks: Check) -> Check:
+    """All of them: partly, where only some hold."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        found = [one(panel) for one in checks]
+        return graded([outcome == "reproduced" for outcome, _ in found]), "; ".join(
+            words for _, words in found
+        )
+
+    return check
+
+
+def negated(check: Check) -> Check:
+    """The opposite of a claim that either holds or does not."""
+
+    def opposite(panel: Panel) -> tuple[Outcome, str]:
+        outcome, words = check(panel)
+        return graded([outcome == "not"]), words
+
+    return opposite

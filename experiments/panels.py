@@ -1,0 +1,77 @@
+"""What claims are checked on: the curves of one panel, by optimizer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from metaopt.records import Curves, read_curves, read_record
+
+Outcome = Literal["reproduced", "partly", "not"]
+AVERAGED = 3  # measurements that a loss "at" a step is the mean of
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The records of one figure; optimizers go by their names there."""
+
+    folder: Path
+
+    @cached_property
+    def curves(self) -> dict[str, Curves]:
+        """Name in the record -> curves."""
+        record = read_record(self.folder)
+        assert record is not None, self.folder
+        return {name: read_curves(self.folder / c.file) for name, c in record.curves.items()}
+
+    def loss(self, name: str, step: int | None = None) -> float:
+        """Mean test loss over seeds and the last measurements up to `step` (None: the end)."""
+        curves = self.curves[name]
+        end = len(curves.steps) if step is None else int(np.searchsorted(curves.steps, step)) + 1
+        return float(np.mean(curves.loss[:, max(end - AVERAGED, 1) : end]))
+
+    def best(self, name: str) -> tuple[int, float]:
+        """The step at which the mean test loss over seeds is lowest, and that loss."""
+        curves = self.curves[name]
+        mean = np.nan_to_num(curves.loss.mean(axis=0), nan=np.inf)
+        index = int(np.argmin(mean))
+        return int(curves.steps[index]), float(mean[index])
+
+    def start(self, name: str) -> float:
+        """Mean test loss over seeds before the first step."""
+        return float(self.curves[name].loss[:, 0].mean())
+
+    def worst_seed(self, name: str) -> float:
+        """The highest final loss of a seed; inf if one is not finite."""
+        return float(np.nan_to_num(self.curves[name].loss[:, -1], nan=np.inf).max())
+
+    def share(self, name: str, start: float, end: float) -> float:
+        """Share of windows that the learned optimizer won, between two fractions of the run."""
+        accepted = self.curves[name].state["accepted"]
+        windows = accepted.shape[1]
+        return float(accepted[:, int(start * windows) : int(end * windows)].mean())
+
+
+Check: TypeAlias = Callable[[Panel], tuple[Outcome, str]]  # the outcome, and our numbers
+
+
+class Claim(NamedTuple):
+    """A sentence of a paper and how it is decided.
+
+    Attributes: figure: of the paper; text: the claim; panel: name of the figure's folder; check;
+    reason: one line of words on the outcome.
+    """
+
+    figure: str
+    text: str
+    panel: str
+    check: Check
+    reason: str = ""
+
+
+def graded(parts: Sequence[bool]) -> Outcome:
+    """All of a claim's parts hold, some, or none."""
+    return "reproduced" if all(parts) else "partly" if any(parts) else "not"

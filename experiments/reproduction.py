@@ -1,0 +1,139 @@
+"""Figures of a paper as tasks of one evaluation: run, go on where it stopped, draw again.
+
+The records are those of `metaopt evaluate`, so `metaopt report FOLDER` draws every figure again
+from what is committed.
+"""
+
+import argparse
+import dataclasses
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import metaopt
+from metaopt import contenders
+from metaopt.baselines import BASELINES
+from metaopt.contenders import Contender, Learned, Make
+from metaopt.jobs import in_processes
+from metaopt.jobs.comparing import Settings, compare
+from metaopt.records import FORMAT, INDEX, write_json
+from metaopt.suites import SuiteTask
+
+Makes = dict[str, Make]  # tuned baseline -> ``num_steps -> transformation``
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One panel of a paper's figure.
+
+    Attributes:
+      name: of its folder of records.
+      title: which figure it is, and on what.
+      task: a name of `metaopt.catalog.TASKS`.
+      num_steps: of every run.
+      measure_every: windows between two measurements.
+      learned: names of the zoo; in the figures the first is called L2O, as in the papers.
+      guards, fallbacks: every pair of them is run around every learned optimizer.
+      baselines: tuned on the task; those of `fallbacks` are among them.
+      window: steps per window, and mini-batches that a guard decides on.
+      more: further contenders, ``(learned optimizers, tuned baselines) -> contenders``.
+    """
+
+    name: str
+    title: str
+    task: str
+    num_steps: int
+    measure_every: int
+    learned: tuple[str, ...]
+    guards: tuple[str, ...] = ("gl2o", "lgl2o", "race")
+    fallbacks: tuple[str, ...] = ("sgd-lgl2o",)
+    baselines: tuple[str, ...] = ("sgd-lgl2o", "adam")
+    window: int = 10
+    more: Callable[[Sequence[Learned], Makes], Sequence[Contender]] = field(
+        default=lambda learned, makes: ()
+    )
+
+    def contenders(self, makes: Makes) -> list[Contender]:
+        """What is run, in the order of tables."""
+        found = [contenders.baseline(BASELINES[name].label, makes[name]) for name in makes]
+        loaded = [
+            contenders.from_export("L2O" if len(self.learned) == 1 else name, metaopt.load(name))
+            for name in self.learned
+        ]
+        for one in loaded:
+            found.append(contenders.plain(one))
+            for guard in self.guards:
+                for name in self.fallbacks:
+                    label, make = BASELINES[name].label, makes[name]
+                    found.append(contenders.guarded(one, guard, label, make, self.window))
+        return [*found, *self.more(loaded, makes)]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """All figures of a paper.
+
+    Attributes: title: of the report; figures: ``full -> figures``, a function of a module; seeds:
+    runs per contender, and with ``--full``; out: where the records are committed.
+    """
+
+    title: str
+    figures: Callable[[bool], Sequence[Figure]]
+    seeds: tuple[int, int]
+    out: Path
+
+
+def main(paper: Reproduction, module: str, argv: Sequence[str] | None = None) -> None:
+    """The command line: runs what there are no records of yet."""
+    parser = argparse.ArgumentParser(description=paper.title)
+    parser.add_argument("--full", action="store_true", help="the paper's scale; wants a GPU")
+    parser.add_argument("--only", help="names of figures, separated by commas")
+    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
+    parser.add_argument("--out", type=Path, default=paper.out)
+    given = parser.parse_args(argv)
+    figures, seeds = paper.figures(given.full), paper.seeds[given.full]
+    command = f"python -m {module}" + " --full" * given.full
+    write_json(given.out / INDEX, _index(paper.title, figures, seeds, command))
+    wanted = given.only.split(",") if given.only else [figure.name for figure in figures]
+    if unknown := sorted(set(wanted) - {figure.name for figure in figures}):
+        parser.error(f"--only: no figures {unknown}; there are {[f.name for f in figures]}")
+    calls = [
+        (paper.figures, number, given.full, given.out, seeds)
+        for number, figure in enumerate(figures)
+        if figure.name in wanted
+    ]
+    in_processes(_run_figure, calls, given.workers)
+
+
+def _run_figure(figures, number: int, full: bool, out: Path, seeds: int) -> None:
+    figure: Figure = figures(full)[number]
+    compare(
+        out / figure.name,
+        SuiteTask(figure.title, figure.task, figure.num_steps, figure.measure_every),
+        figure.baselines,
+        figure.contenders,
+        Settings(seeds, window=figure.window),
+    )
+
+
+def _index(title: str, figures: Sequence[Figure], seeds: int, command: str) -> dict[str, Any]:
+    """The index of the evaluation, for `metaopt report`."""
+    device = jax.devices()[0]
+    plain = [dataclasses.asdict(figure) | {"more": None} for figure in figures]
+    return {
+        "format": FORMAT,
+        "job": {"suite": title, "seeds": seeds, "figures": plain},
+        "tasks": [figure.name for figure in figures],
+        "environment": {
+            "metaopt": metaopt.__version__,
+            "jax": jax.__version__,
+            "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
+            "python": platform.python_version(),
+            "command": command,
+        },
+        "training": {},
+    }

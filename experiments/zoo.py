@@ -1,0 +1,225 @@
+"""The zoo: meta-trains every optimizer that ships with the package, and writes its card.
+
+    make zoo      # or: python -m experiments.zoo [NAME ...]
+
+goes on where it was interrupted (runs/zoo), measures each optimizer against tuned baselines on its
+home task, and replaces metaopt/zoo/NAME. Needs MNIST and FashionMNIST (docs/data.md).
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import metaopt
+from metaopt import checkpoints, contenders, zoo
+from metaopt.baselines import BASELINES
+from metaopt.config import TrainJob
+from metaopt.files import write_whole
+from metaopt.jobs import meta_train
+from metaopt.jobs.comparing import Settings, compare
+from metaopt.meta import NESConfig, TBPTTConfig
+from metaopt.records import read_curves, read_record, write_json
+from metaopt.suites import SuiteTask
+from metaopt.training import read_metrics
+
+RUNS, PAGE = Path("runs/zoo"), Path("docs/zoo.md")
+ROOM = 1.1  # a card's bound is the loss that was reached, times ROOM
+
+
+class Entry(NamedTuple):
+    """What is not measured about an optimizer.
+
+    Attributes:
+      about: one line.
+      jobs: its meta-training, part by part; each starts from what the one before found.
+      home: the task and the number of steps of the card's run.
+      horizon, wins, loses: see `zoo.Card`.
+      baselines: tuned at home.
+    """
+
+    about: str
+    jobs: tuple[TrainJob, ...]
+    home: tuple[str, int]
+    horizon: str
+    wins: tuple[str, ...]
+    loses: tuple[str, ...]
+    baselines: tuple[str, ...] = ("sgd", "adam")
+
+
+def _lstm(task: str, steps: int, settings: TBPTTConfig) -> TrainJob:
+    """The LSTM of LGL2O: truncated back-propagation, runs of 100 steps."""
+    return TrainJob(
+        task=task, learned="lstm", method="tbptt", steps=steps, tbptt=settings,
+        validate_every=100, checkpoint_every=100,
+    )  # fmt: skip
+
+
+# L3RS, section 4: few-class tasks from a pretrained CNN, K drawn from 10 to 100.
+_NES = NESConfig(population=16, tasks=1, min_steps=10, max_steps=100)
+
+ENTRIES = {
+    "lstm-mlp-mnist": Entry(
+        "LSTM (2 x 20) for small sigmoid MLPs on images; a fast start, best under a guard",
+        (
+            _lstm("mnist-mlp20", 1225, TBPTTConfig()),
+            _lstm("mnist-mlp20", 500, TBPTTConfig(lr=2e-4)),
+        ),
+        ("mnist-mlp20", 100),
+        "100 steps; beyond some hundreds it needs a guard",
+        ("the first hundreds of steps of MLP-20 on MNIST and FashionMNIST",),
+        ("runs of thousands of steps without a guard", "CNNs, where it can diverge"),
+    ),
+    "lstm-cnn-fmnist": Entry(
+        "LSTM (2 x 20) for small CNNs on images; a fast start, best under a guard",
+        (_lstm("fashion-cnn3", 2050, TBPTTConfig(lr=3e-4, clip=1.0)),),  # at 1e-3 it collapses
+        ("fashion-cnn3", 100),
+        "100 steps; beyond some hundreds it needs a guard",
+        ("the first hundreds of steps of CNN-3 on FashionMNIST",),
+        ("runs of thousands of steps without a guard",),
+    ),
+    "l3rs-finetune-cnn": Entry(
+        "L3RS (SGD + Adam) for fine-tuning a pretrained CNN on a few new classes",
+        (TrainJob(task="finetune", learned="l3rs", steps=400, nes=_NES),),
+        ("finetune-A", 100),
+        "10 to 100 steps",
+        ("few-class fine-tuning of CNN-3 within its horizon",),
+        ("networks with other layers: its embeddings do not fit them",),
+    ),
+    "velo-small": Entry(
+        "VeLO (32 units, 16 banks) fine-tuning a pretrained CNN on a few new classes",
+        (TrainJob(task="finetune", learned="velo", hidden=32, bank=16, steps=400, nes=_NES),),
+        ("finetune-A", 100),
+        "10 to 100 steps; any network",
+        ("few-class fine-tuning of CNN-3 within its horizon",),
+        ("runs longer than its horizon",),
+    ),
+}
+
+
+def build(name: str, entry: Entry) -> Path:
+    """Trains, measures and exports one optimizer; every part resumes."""
+    jobs: list[TrainJob] = []
+    for number, part in enumerate(entry.jobs, start=1):
+        out = RUNS / (name if number == 1 else f"{name}-{number}")
+        start = str(jobs[-1].out) if jobs else ""
+        jobs.append(dataclasses.replace(part, out=out, warm_start=start))
+        meta_train(jobs[-1])
+    export = metaopt.load(jobs[-1].out)
+    task, num_steps = entry.home
+    folder = RUNS / f"{name}-home-{export.sha256[:8]}"
+    learned = contenders.from_export(name, export)
+    settings = Settings(seeds=4)
+    compare(
+        folder,
+        SuiteTask(f"home of {name}", task, num_steps),
+        entry.baselines,
+        lambda makes: [
+            *(contenders.baseline(BASELINES[n].label, make) for n, make in makes.items()),
+            contenders.plain(learned),
+        ],
+        settings,
+    )
+    record = read_record(folder)
+    assert record is not None
+    final = {
+        label: float(read_curves(folder / curve.file).loss[:, -1].mean())
+        for label, curve in record.curves.items()
+    }
+    loss = final.pop(name)
+    card = zoo.Card(
+        about=entry.about,
+        trained="; then ".join(map(_trained, jobs)),
+        command=" && ".join(map(_command, jobs)),
+        horizon=entry.horizon,
+        wins=list(entry.wins),
+        loses=list(entry.loses),
+        licence="Apache-2.0",
+        home=zoo.Home(task, num_steps, settings.seeds, loss, round(ROOM * loss, 4), final),
+    )
+    there = checkpoints.save(
+        zoo.FOLDER / name, export.name, export.config, export.theta, export.trained
+    )
+    write_json(there / zoo.CARD, card._asdict() | {"home": card.home._asdict()})
+    return there
+
+
+def _trained(job: TrainJob) -> str:
+    """On what, by what and for how long, from the metrics of the run."""
+    metrics = read_metrics(job.out)
+    minutes = sum(metrics["seconds"]) / 60
+    steps = int(sum(metrics["inner_steps"]))
+    return (
+        f"{len(metrics['step'])} meta-updates of {job.method} on {job.task}, {steps} inner steps, "
+        f"{minutes:.0f} minutes on a shared {platform.machine()} core; the best theta by "
+        f"held-out loss (of {job.max_steps} updates)"
+    )
+
+
+def _command(job: TrainJob) -> str:
+    """The command line of `job`: what differs from the defaults."""
+    words = ["metaopt", "train"]
+
+    def add(prefix: str, given: Any, default: Any) -> None:
+        for field in dataclasses.fields(given):
+            value, usual = getattr(given, field.name), getattr(default, field.name)
+            if dataclasses.is_dataclass(value):
+                add(f"{prefix}{field.name}.", value, usual)
+            elif value != usual:
+                words.extend([f"--{prefix}{field.name.replace('_', '-')}", str(value)])
+
+    add("", job, TrainJob())
+    return shlex.join(words)
+
+
+def page() -> str:
+    """docs/zoo.md: all cards."""
+    parts = [
+        "# The zoo\n",
+        "Trained learned optimizers that ship with the package. Each is one line:\n",
+        "```python\nimport metaopt\n",
+        'tx = metaopt.load("lstm-mlp-mnist").apply(num_steps=100)\n```\n',
+        "`metaopt zoo list` and `metaopt zoo show NAME` print these cards; "
+        "`python -m experiments.zoo` trains them again. They are small, and made for small "
+        "networks: to specialise one to your own job, see "
+        "[specialising an optimizer](specialising.md).",
+    ]
+    for name in zoo.names():
+        card = zoo.card(name)
+        home = card.home
+        losses = ", ".join(f"tuned {label} {loss:.3f}" for label, loss in home.baselines.items())
+        rows = {
+            "trained": card.trained,
+            "command": f"`{card.command}`",
+            "horizon": card.horizon,
+            f"at home ({home.task}, {home.num_steps} steps, {home.seeds} seeds)": (
+                f"mean test loss {home.loss:.3f}; {losses}"
+            ),
+            "wins": "; ".join(card.wins),
+            "loses": "; ".join(card.loses),
+            "licence": card.licence,
+        }
+        table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        parts.append(f"\n## {name}\n\n{card.about}.\n\n| | |\n|---|---|\n{table}")
+    return "\n".join(parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Builds the named entries, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(ENTRIES)}; none: all")
+    given = parser.parse_args(argv)
+    if unknown := sorted(set(given.names) - set(ENTRIES)):
+        parser.error(f"no entries {unknown}; there are {', '.join(ENTRIES)}")
+    for name in given.names or ENTRIES:
+        there = build(name, ENTRIES[name])
+        print(json.dumps({name: zoo.card(name).home._asdict()}, indent=1), there)
+    write_whole(PAGE, page().encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The runner of the papers' figures: what it compares, that it resumes, that reports read it."""
+
+import jax
+import numpy as np
+import pytest
+
+import metaopt
+from experiments.panels import Panel, graded
+from experiments.reproduction import Figure, Reproduction, main
+from metaopt import optimizers
+from metaopt.records import read_curves, read_record
+from metaopt.report import report
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    """One small figure with an untrained LSTM."""
+    folder = tmp_path_factory.mktemp("reproduction")
+    lstm = optimizers.lstm(2)
+    theta = lstm.init(jax.random.key(0), {"w": np.zeros(3)})
+    export = str(metaopt.save(folder / "export", "lstm", {"hidden": 2}, theta))
+
+    def figures(full):
+        return [
+            Figure(
+                name="fig1",
+                title="a figure",
+                **{"task": "quadratic", "num_steps": 40 if full else 20, "measure_every": 2},
+                learned=(export,),
+                guards=("lgl2o",),
+                fallbacks=("sgd",),
+                baselines=("sgd",),
+                window=5,
+            )
+        ]
+
+    return Reproduction("a paper", figures, seeds=(2, 3), out=folder / "records")
+
+
+def test_runs_once_and_is_read_by_reports(paper):
+    main(paper, "experiments.paper", ["--workers", "1"])
+    record = read_record(paper.out / "fig1")
+    names = ["SGD", "L2O", "LGL2O(L2O, SGD)"]
+    assert list(record.curves) == names and not record.left_out
+    before = {path: path.stat().st_mtime_ns for path in (paper.out / "fig1").iterdir()}
+    main(paper, "experiments.paper", ["--workers", "1"])
+    assert before == {path: path.stat().st_mtime_ns for path in (paper.out / "fig1").iterdir()}
+    assert "a figure" in report(paper.out)["summary"].read_text()
+
+    panel = Panel(paper.out / "fig1")
+    curves = read_curves(paper.out / "fig1" / record.curves["L2O"].file)
+    assert curves.loss.shape == (2, 3)  # two seeds; the start and two measurements
+    assert panel.loss("L2O", 10) == pytest.approx(curves.loss[:, 1].mean())
+    assert panel.loss("L2O") == pytest.approx(curves.loss[:, 1:].mean())
+    won = read_curves(paper.out / "fig1" / record.curves[names[2]].file).state["accepted"]
+    assert panel.share(names[2], 0, 0.5) == won[:, :2].mean()
+
+
+def test_unknown_figures_are_named(paper, capsys):
+    with pytest.raises(SystemExit):
+        main(paper, "experiments.paper", ["--only", "fig2"])
+    assert "no figures ['fig2']; there are ['fig1']" in capsys.readouterr().err
+
+
+def test_grades():
+    assert [graded(x) for x in ([True, True], [True, False], [False])] == [
+        *("reproduced", "partly", "not")
+    ]
