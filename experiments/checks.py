@@ -100,6 +100,45 @@ def switches(guard: str) -> Check:
     return check
 
 
+def faster(name: str, factor: float, *others: str) -> Check:
+    """`name` needs `factor` times fewer steps than the best of the others for the loss it ends at.
+
+    The best of the others is the one that ends lowest.
+    """
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        best = min(others, key=panel.loss)
+        loss = panel.loss(best)
+        steps, own = panel.steps_to(best, loss), panel.steps_to(name, loss)
+        words = f"to a loss of {loss:.3g}: {short(name)} {own:.0f} steps, {short(best)} {steps:.0f}"
+        return graded([own * factor <= steps]), words
+
+    return check
+
+
+def mostly(name: str, base: str, start: float, end: float) -> Check:
+    """Between two fractions of the run `base` has more than half of the weight."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        weight = panel.weight(name, base, start, end)
+        words = f"alpha of {base} from {start:.0%} to {end:.0%} of the run: {weight:.2f}"
+        return graded([weight > 0.5]), words
+
+    return check
+
+
+def decays(name: str) -> Check:
+    """lambda is lower in the first twentieth than in the first half, and lowest at the end."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        parts = ((0, 0.05), (0.1, 0.5), (0.9, 1))
+        first, middle, last = (float(panel.state(name, "lambda_", *p).mean()) for p in parts)
+        words = f"mean lambda: at first {first:.3g}, then {middle:.3g}, at the end {last:.3g}"
+        return graded([first < middle, last < 0.5 * middle]), words
+
+    return check
+
+
 def every(*checks: Check) -> Check:
     """All of them: partly, where only some hold."""
 

@@ -1,23 +1,54 @@
-"""L3RS (2026): figure 3, A to E, and the beyond-the-horizon runs, on few-class fine-tuning.
+"""L3RS (2026): figure 3, A to F, beyond the horizon, dynamics and ablations, on few-class tasks.
 
 Claims: within the horizon L3RS is ahead of VeLO(ft) and of tuned Adam, and comparable to Adam
 beyond it, where VeLO(ft) drops; other data or another pretraining change little; from a random
-initialisation (E) L3RS does not beat the baselines.
+initialisation (E) L3RS does not beat the baselines. Its designs were chosen by ablations of base
+sets, embeddings and averages.
 
     make reproduce-l3rs       # or: python -m experiments.l3rs [--only A] [--full]
 
 Against the paper: CNN-3 pretrained on half of the 20 classes of MNIST and FashionMNIST together
-(or on scikit-learn's digits) where the paper has ResNets on ImageNet; 3-way tasks; 10 seeds.
+(or on scikit-learn's digits) where the paper has ResNets on ImageNet; 3-way tasks; 10 seeds. The
+optimizers are those of the zoo; the ablations are meta-trained here, for 150 generations each
+(``--full``: 1000).
 """
 
+import dataclasses
 from pathlib import Path
 
+from experiments.checks import below, decays, every, faster, level, mostly, negated, rises
+from experiments.panels import Claim
 from experiments.reproduction import Figure, Reproduction, main
+from experiments.zoo import ENTRIES
+from metaopt.config import TrainJob
+from metaopt.jobs.comparing import slug
+
+LEARNED = {"L3RS": "l3rs-finetune-cnn", "VeLO(ft)": "velo-small"}
+BASELINES = ("sgd", "adam", "adam-l3rs", "adam-l3rs-head")
+# label -> settings of `TrainJob`; L3RS as it is has SGD and Adam, an embedding, three averages.
+ABLATIONS = {
+    "L3RS as it is": {},
+    "SGD alone": {"base": "sgd"},
+    "Adam alone": {"base": "adam"},
+    "SGD, Adam, Lion": {"base": "sgd,adam,lion"},
+    "no embedding": {"variant": "none"},
+    "a network per layer": {"variant": "per_layer"},
+    "one network for all": {"variant": "global"},
+    "one average": {"ema": "one"},
+    "raw features": {"ema": "raw"},
+    "no features": {"ema": "none"},
+}
+
+
+def ablation(name: str, full: bool) -> TrainJob:
+    """The zoo's meta-training, shorter, with other settings."""
+    (job,) = ENTRIES["l3rs-finetune-cnn"].jobs
+    out = Path("runs/l3rs-ablations") / (slug(name) + "-full" * full)
+    return dataclasses.replace(job, steps=1000 if full else 150, out=out, **ABLATIONS[name])
 
 
 def figures(full: bool) -> list[Figure]:
-    """The settings; nothing is longer with `full`: the paper's K is ours."""
-    del full
+    """The settings; `full` has longer meta-training of the ablations, the paper's K is ours."""
     panels = {
         "A": ("new classes", "finetune-A", 100),
         "A-10": ("new classes, 10 steps", "finetune-A", 10),
@@ -27,21 +58,63 @@ def figures(full: bool) -> list[Figure]:
         "D": ("other data and pretraining", "finetune-D", 100),
         "E": ("no pretraining", "finetune-E", 100),
     }
-    return [
+    found = [
         Figure(
-            name=name,
-            title=f"Fig. 3 {name}: {title}",
-            task=task,
-            num_steps=num_steps,
-            measure_every=max(1, num_steps // 500),
-            learned=("l3rs-finetune-cnn", "velo-small"),
+            *(name, f"Fig. 3 {name}: {title}", task, num_steps, 1, LEARNED),
             guards=("race",),
             fallbacks=("adam",),
-            baselines=("sgd", "adam", "adam-l3rs", "adam-l3rs-head"),
+            baselines=BASELINES,
         )
         for name, (title, task, num_steps) in panels.items()
     ]
+    steps = Figure(
+        *("F", "Fig. 3 F: steps to a loss; figs. 4, 5: dynamics", "finetune-A", 100, 1, LEARNED),
+        guards=(),
+        fallbacks=(),
+        baselines=BASELINES,
+        window=1,
+    )
+    ablations = Figure(
+        *("ablations", "Tables 2 to 4: ablations", "finetune-A", 100, 1),
+        {name: ablation(name, full) for name in ABLATIONS},
+        guards=(),
+        fallbacks=(),
+        baselines=("adam",),
+    )
+    return [*found, steps, ablations]
 
+
+OWN, VELO = LEARNED
+ADAMS = ("Adam", "Adam (L3RS's grid)", "Adam (head only)")
+THERE = "L3RS as it is"
+CLAIMS = (
+    Claim("3 A", "within the horizon L3RS is ahead of VeLO(ft), 100 steps", "A", below(OWN, VELO)),
+    Claim("3 A", "within the horizon L3RS is ahead of VeLO(ft), 10 steps", "A-10",
+          below(OWN, VELO)),
+    Claim("3 A", "within the horizon L3RS is ahead of all Adams, 100 steps", "A",
+          below(OWN, *ADAMS)),
+    Claim("3 A", "within the horizon L3RS is ahead of all Adams, 10 steps", "A-10",
+          below(OWN, *ADAMS)),
+    Claim("3 A", "beyond the horizon L3RS is comparable to Adam", "A-500", level(OWN, "Adam")),
+    Claim("3 A", "beyond the horizon VeLO(ft) drops", "A-500", rises(VELO)),
+    *(
+        Claim(f"3 {name}", "the same order", name, below(OWN, VELO, *ADAMS))
+        for name in "BCD"
+    ),
+    Claim("3 E", "not pretrained, L3RS does not beat the baselines", "E",
+          negated(below(OWN, "Adam"))),
+    Claim("3 F", "half the steps of the best hand-designed optimizer, two thirds of VeLO(ft)'s",
+          "F", every(faster(OWN, 2, "SGD", *ADAMS), faster(OWN, 1.5, VELO))),
+    Claim("4, 5", "begins on Adam, ends on SGD", "F",
+          every(mostly(OWN, "adam", 0, 0.1), mostly(OWN, "sgd", 0.9, 1))),
+    Claim("4, 5", "lambda warms up, stays, and decays at the end", "F", decays(OWN)),
+    Claim("Table 2", "both bases are better than either", "ablations",
+          below(THERE, "SGD alone", "Adam alone")),
+    Claim("Table 2", "with an embedding it is better than without", "ablations",
+          below(THERE, "no embedding", "a network per layer", "one network for all")),
+    Claim("Table 3", "three averages are better than one, none, or raw values", "ablations",
+          below(THERE, "one average", "raw features", "no features")),
+)  # fmt: skip
 
 PAPER = Reproduction("L3RS, figure 3", figures, seeds=(10, 25), out=Path("docs/results/l3rs"))
 

@@ -31,7 +31,7 @@ from experiments.reproduction import Figure, Makes, Reproduction, main
 from metaopt.baselines import BASELINES
 from metaopt.contenders import Contender, Learned, guarded
 
-MLP, CNN = ("lstm-mlp-mnist",), ("lstm-cnn-fmnist",)
+MLP, CNN = {"L2O": "lstm-mlp-mnist"}, {"L2O": "lstm-cnn-fmnist"}
 
 
 def with_losses(learned: Sequence[Learned], makes: Makes) -> list[Contender]:
@@ -44,82 +44,57 @@ def with_losses(learned: Sequence[Learned], makes: Makes) -> list[Contender]:
 def figures(full: bool) -> list[Figure]:
     """The panels; `full` has the paper's lengths."""
     long, longer, convolutional = (100_000, 120_000, 100_000) if full else (20_000, 50_000, 2_000)
+    circles = ("circles-mlp20", long)
     return [
         Figure(
-            name="fig03-start",
-            title="Fig. 3, start: the MLP's optimizer at home, MLP-20 on MNIST",
-            **{"task": "mnist-mlp20", "num_steps": 1_000, "measure_every": 2, "learned": MLP},
+            *("fig03-start", "Fig. 3, start: the MLP's optimizer at home, MLP-20 on MNIST"),
+            *("mnist-mlp20", 1_000, 2, MLP),
             baselines=("sgd-lgl2o", "sgd", "adam"),
         ),
         Figure(
-            name="behind",
-            title="Where LGL2O falls behind: the MLP's optimizer on MLP-20, FashionMNIST",
-            **{"task": "fashion-mlp20", "num_steps": 6_000, "measure_every": 10, "learned": MLP},
+            *("behind", "Where LGL2O falls behind: the MLP's optimizer on MLP-20, FashionMNIST"),
+            *("fashion-mlp20", 6_000, 10, MLP),
             guards=(),
             more=with_losses,
         ),
         Figure(
-            name="fig05",
-            title="Figs. 5 and 9: the MLP's optimizer on spirals, four fallbacks",
-            **{"task": "spirals-mlp20", "num_steps": longer, "measure_every": 50, "learned": MLP},
+            *("fig05", "Figs. 5 and 9: the MLP's optimizer on spirals, four fallbacks"),
+            *("spirals-mlp20", longer, 50, MLP),
             baselines=("sgd-lgl2o", "sgd", "momentum", "adam"),
             fallbacks=("sgd-lgl2o", "momentum", "adam"),
         ),
+        Figure("fig04", "Fig. 4: the MLP's optimizer on circles", *circles, 20, MLP),
         Figure(
-            name="fig04",
-            title="Fig. 4: the MLP's optimizer on circles",
-            **{"task": "circles-mlp20", "num_steps": long, "measure_every": 20, "learned": MLP},
-        ),
-        Figure(
-            name="fig17-50",
-            title="Fig. 17: as fig. 4, windows of 50 steps",
-            **{"task": "circles-mlp20", "num_steps": long, "measure_every": 4, "learned": MLP},
+            *("fig17-50", "Fig. 17: as fig. 4, windows of 50 steps", *circles, 4, MLP),
             guards=("lgl2o", "race"),
             window=50,
         ),
         Figure(
-            name="fig17-100",
-            title="Fig. 17: as fig. 4, windows of 100 steps",
-            **{"task": "circles-mlp20", "num_steps": long, "measure_every": 2, "learned": MLP},
+            *("fig17-100", "Fig. 17: as fig. 4, windows of 100 steps", *circles, 2, MLP),
             guards=("lgl2o", "race"),
             window=100,
         ),
+        Figure("fig06", "Fig. 6: the MLP's optimizer on CNN-3, MNIST", "mnist-cnn3", 1_000, 5, MLP),
         Figure(
-            name="fig06",
-            title="Fig. 6: the MLP's optimizer on CNN-3, MNIST",
-            **{"task": "mnist-cnn3", "num_steps": 1_000, "measure_every": 5, "learned": MLP},
+            *("fig14", "Fig. 14: the CNN's optimizer on spirals"),
+            *("spirals-mlp20", longer, 50, CNN),
+        ),
+        Figure("fig15", "Fig. 15: the CNN's optimizer on circles", *circles, 20, CNN),
+        Figure(
+            *("fig16", "Fig. 16: the CNN's optimizer at home, CNN-3 on FashionMNIST"),
+            *("fashion-cnn3", convolutional, 5, CNN),
         ),
         Figure(
-            name="fig14",
-            title="Fig. 14: the CNN's optimizer on spirals",
-            **{"task": "spirals-mlp20", "num_steps": longer, "measure_every": 50, "learned": CNN},
+            *("fig13", "Fig. 13: the CNN's optimizer on CNN-3, MNIST"),
+            *("mnist-cnn3", convolutional, 5, CNN),
         ),
         Figure(
-            name="fig15",
-            title="Fig. 15: the CNN's optimizer on circles",
-            **{"task": "circles-mlp20", "num_steps": long, "measure_every": 20, "learned": CNN},
+            *("fig03", "Fig. 3: the MLP's optimizer at home, MLP-20 on MNIST"),
+            *("mnist-mlp20", long, 50, MLP),
         ),
         Figure(
-            name="fig16",
-            title="Fig. 16: the CNN's optimizer at home, CNN-3 on FashionMNIST",
-            task="fashion-cnn3",
-            **{"num_steps": convolutional, "measure_every": 5, "learned": CNN},
-        ),
-        Figure(
-            name="fig13",
-            title="Fig. 13: the CNN's optimizer on CNN-3, MNIST",
-            task="mnist-cnn3",
-            **{"num_steps": convolutional, "measure_every": 5, "learned": CNN},
-        ),
-        Figure(
-            name="fig03",
-            title="Fig. 3: the MLP's optimizer at home, MLP-20 on MNIST",
-            **{"task": "mnist-mlp20", "num_steps": long, "measure_every": 50, "learned": MLP},
-        ),
-        Figure(
-            name="fig12",
-            title="Fig. 12: the CNN's optimizer on MLP-20, MNIST",
-            **{"task": "mnist-mlp20", "num_steps": long, "measure_every": 50, "learned": CNN},
+            *("fig12", "Fig. 12: the CNN's optimizer on MLP-20, MNIST"),
+            *("mnist-mlp20", long, 50, CNN),
         ),
     ]
 

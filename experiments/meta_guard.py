@@ -69,7 +69,7 @@ def figures(full: bool) -> list[Figure]:
             task=task,
             num_steps=5_000 if full else 1_000,
             measure_every=5,
-            learned=(optimizer,),
+            learned={"L2O": optimizer},
             guards=("smg", "amg", "race"),
             fallbacks=(SGD,),
             baselines=(SGD, "adam"),

@@ -34,11 +34,13 @@ class Panel:
         return float(np.mean(curves.loss[:, max(end - AVERAGED, 1) : end]))
 
     def best(self, name: str) -> tuple[int, float]:
-        """The step at which the mean test loss over seeds is lowest, and that loss."""
+        """The step after which `loss` is lowest, and that loss."""
         curves = self.curves[name]
-        mean = np.nan_to_num(curves.loss.mean(axis=0), nan=np.inf)
-        index = int(np.argmin(mean))
-        return int(curves.steps[index]), float(mean[index])
+        mean = np.nan_to_num(curves.loss[:, 1:].mean(axis=0), nan=np.inf)
+        width = min(AVERAGED, len(mean))
+        running = np.lib.stride_tricks.sliding_window_view(mean, width).mean(axis=1)
+        index = int(np.argmin(running))
+        return int(curves.steps[index + width]), float(running[index])
 
     def start(self, name: str) -> float:
         """Mean test loss over seeds before the first step."""
@@ -50,9 +52,26 @@ class Panel:
 
     def share(self, name: str, start: float, end: float) -> float:
         """Share of windows that the learned optimizer won, between two fractions of the run."""
-        accepted = self.curves[name].state["accepted"]
-        windows = accepted.shape[1]
-        return float(accepted[:, int(start * windows) : int(end * windows)].mean())
+        return float(self.state(name, "accepted", start, end).mean())
+
+    def state(self, name: str, field: str, start: float, end: float) -> np.ndarray:
+        """A recorded field ``[S, windows, ...]`` between two fractions of the run."""
+        values = self.curves[name].state[field]
+        windows = values.shape[1]
+        return values[:, int(start * windows) : max(int(end * windows), int(start * windows) + 1)]
+
+    def weight(self, name: str, base: str, start: float, end: float) -> float:
+        """Mean weight alpha of a base optimizer, over seeds, layers and a part of the run."""
+        record = read_record(self.folder)
+        assert record is not None, self.folder
+        index = record.curves[name].bases.index(base)
+        return float(self.state(name, "alpha", start, end)[..., index].mean())
+
+    def steps_to(self, name: str, loss: float) -> float:
+        """The first step at which the mean test loss over seeds is at most `loss`, or inf."""
+        curves = self.curves[name]
+        reached = curves.loss.mean(axis=0) <= loss
+        return float(curves.steps[np.argmax(reached)]) if reached.any() else np.inf
 
 
 Check: TypeAlias = Callable[[Panel], tuple[Outcome, str]]  # the outcome, and our numbers

@@ -5,9 +5,8 @@ from what is committed.
 """
 
 import argparse
-import dataclasses
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ import jax
 import metaopt
 from metaopt import contenders
 from metaopt.baselines import BASELINES
+from metaopt.checkpoints import Exported
+from metaopt.config import TrainJob
 from metaopt.contenders import Contender, Learned, Make
-from metaopt.jobs import in_processes
+from metaopt.jobs import in_processes, meta_train
 from metaopt.jobs.comparing import Settings, compare
 from metaopt.records import FORMAT, INDEX, write_json
 from metaopt.suites import SuiteTask
@@ -26,7 +27,7 @@ from metaopt.suites import SuiteTask
 Makes = dict[str, Make]  # tuned baseline -> ``num_steps -> transformation``
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Figure:
     """One panel of a paper's figure.
 
@@ -36,7 +37,8 @@ class Figure:
       task: a name of `metaopt.catalog.TASKS`.
       num_steps: of every run.
       measure_every: windows between two measurements.
-      learned: names of the zoo; in the figures the first is called L2O, as in the papers.
+      learned: the paper's name of each learned optimizer -> a name of the zoo, or the job that
+        meta-trains it (once).
       guards, fallbacks: every pair of them is run around every learned optimizer.
       baselines: tuned on the task; those of `fallbacks` are among them.
       window: steps per window, and mini-batches that a guard decides on.
@@ -48,7 +50,7 @@ class Figure:
     task: str
     num_steps: int
     measure_every: int
-    learned: tuple[str, ...]
+    learned: Mapping[str, str | TrainJob]
     guards: tuple[str, ...] = ("gl2o", "lgl2o", "race")
     fallbacks: tuple[str, ...] = ("sgd-lgl2o",)
     baselines: tuple[str, ...] = ("sgd-lgl2o", "adam")
@@ -61,8 +63,7 @@ class Figure:
         """What is run, in the order of tables."""
         found = [contenders.baseline(BASELINES[name].label, makes[name]) for name in makes]
         loaded = [
-            contenders.from_export("L2O" if len(self.learned) == 1 else name, metaopt.load(name))
-            for name in self.learned
+            contenders.from_export(name, _export(source)) for name, source in self.learned.items()
         ]
         for one in loaded:
             found.append(contenders.plain(one))
@@ -71,6 +72,10 @@ class Figure:
                     label, make = BASELINES[name].label, makes[name]
                     found.append(contenders.guarded(one, guard, label, make, self.window))
         return [*found, *self.more(loaded, makes)]
+
+
+def _export(source: str | TrainJob) -> Exported:
+    return metaopt.load(meta_train(source) if isinstance(source, TrainJob) else source)
 
 
 @dataclass(frozen=True)
@@ -123,10 +128,9 @@ def _run_figure(figures, number: int, full: bool, out: Path, seeds: int) -> None
 def _index(title: str, figures: Sequence[Figure], seeds: int, command: str) -> dict[str, Any]:
     """The index of the evaluation, for `metaopt report`."""
     device = jax.devices()[0]
-    plain = [dataclasses.asdict(figure) | {"more": None} for figure in figures]
     return {
         "format": FORMAT,
-        "job": {"suite": title, "seeds": seeds, "figures": plain},
+        "job": {"suite": title, "seeds": seeds},
         "tasks": [figure.name for figure in figures],
         "environment": {
             "metaopt": metaopt.__version__,

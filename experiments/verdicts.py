@@ -7,14 +7,14 @@ Every number is computed from docs/results; only the reasons are words.
 
 from pathlib import Path
 
-from experiments import lgl2o, meta_guard
+from experiments import l3rs, lgl2o, meta_guard
 from experiments.checks import short
 from experiments.panels import Claim, Panel
 from metaopt.files import write_whole
 from metaopt.records import RECORD, read_index
 
 RESULTS = Path("docs/results")
-PAPERS = {"lgl2o": lgl2o, "meta-guard": meta_guard}
+PAPERS = {"lgl2o": lgl2o, "meta-guard": meta_guard, "l3rs": l3rs}
 HEAD = """# What the papers claim, and what came out here
 
 Each line is decided by `python -m experiments.verdicts` from the records beside this page; the

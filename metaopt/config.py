@@ -15,6 +15,8 @@ from metaopt.suites import SUITES, fitted
 
 LARGEST_SEED = 2**32 - 1
 UNBOUNDED = 10**9  # meta-updates of a run that only its minutes end
+# Settings of some optimizers only -> which; None where they are left at their defaults.
+SERVED = {"ema": ("l3rs",), "hidden": ("lstm", "velo"), "bank": ("velo",)}
 # Fields of a `TrainJob` that may change when its run is resumed.
 WHERE_AND_HOW = (
     *("out", "overwrite", "resume_changed", "tensorboard", "checkpoint_every", "minutes"),
@@ -32,6 +34,7 @@ class TrainJob:
       learned: which optimizer.
       base: base optimizers of l3rs, separated by commas.
       variant: of l3rs: embedding fits networks with the same layers only; none, global any.
+      ema: averages of the features of l3rs (by default three); its docstring says which.
       hidden: units of lstm (by default 20) or velo (512).
       bank: parameter sets that velo mixes (by default 256).
       method: nes (evolution strategies), pes (persistent evolution strategies) or tbptt
@@ -61,6 +64,7 @@ class TrainJob:
     learned: Literal["l3rs", "lstm", "velo"] = "l3rs"
     base: str = "sgd,adam"
     variant: Literal["embedding", "none", "per_layer", "global"] = "embedding"
+    ema: Literal["three", "one", "raw", "none"] | None = None
     hidden: int | None = None
     bank: int | None = None
     method: Literal["nes", "pes", "tbptt"] = "nes"
@@ -90,7 +94,7 @@ class TrainJob:
         for name in ("minutes", "population_chunk"):
             check_number(f"TrainJob.{name}", getattr(self, name), least=0)
         check_number("TrainJob.seed", self.seed, least=0, most=LARGEST_SEED)
-        for name, served in {"hidden": ("lstm", "velo"), "bank": ("velo",)}.items():
+        for name, served in SERVED.items():
             if getattr(self, name) is not None and self.learned not in served:
                 of = " and ".join(served)
                 raise ValueError(f"TrainJob.{name} is a setting of {of}, not of {self.learned}.")
@@ -121,6 +125,7 @@ class TrainJob:
         """Keyword arguments of the optimizer's constructor, as plain JSON data."""
         if self.learned == "l3rs":
             chosen = {} if self.variant == "embedding" else {"variant": self.variant}
+            chosen |= {} if self.ema is None else {"ema": self.ema}
             return {"base": names(self.base), **chosen}
         sizes = {"hidden": self.hidden, "bank": self.bank}
         return {name: size for name, size in sizes.items() if size is not None}
@@ -130,7 +135,7 @@ class TrainJob:
         """What a resumed run must share: what decides which theta comes out."""
         settings = dataclasses.asdict(self) | {"steps": self.max_steps}
         unused = {"nes", "pes", "tbptt"} - {self.method}
-        unset = {name for name in ("hidden", "bank") if settings[name] is None}
+        unset = {name for name in SERVED if settings[name] is None}
         for name in (*WHERE_AND_HOW, *unused, *unset):
             del settings[name]
         return settings

@@ -19,7 +19,12 @@ def all_finite(*trees: Any) -> jax.Array:
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A tree path as ``"Dense_0/kernel"``; the root of a bare array is ``"params"``."""
+    """A tree path as ``"Dense_0/kernel"``; the root of a bare array is ``"params"``.
+
+    The ``.value`` of Flax NNX's variables is left out: gradients come without.
+    """
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
 
 

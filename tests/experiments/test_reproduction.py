@@ -23,10 +23,7 @@ def paper(tmp_path_factory):
     def figures(full):
         return [
             Figure(
-                name="fig1",
-                title="a figure",
-                **{"task": "quadratic", "num_steps": 40 if full else 20, "measure_every": 2},
-                learned=(export,),
+                *("fig1", "a figure", "quadratic", 40 if full else 20, 2, {"L2O": export}),
                 guards=("lgl2o",),
                 fallbacks=("sgd",),
                 baselines=("sgd",),

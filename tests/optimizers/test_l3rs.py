@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from metaopt.optimizers import BASES, Base, l3rs
 from metaopt.rollouts import unroll
@@ -309,3 +310,19 @@ def test_errors_name_what_is_wrong():
     ]:
         with pytest.raises(ValueError, match=match):
             l3rs(**kwargs)
+
+
+def test_an_embedding_serves_the_variables_of_flax_nnx():
+    """Their params end in ``.value``, their gradients do not: both name the same layers."""
+    lopt = l3rs()
+    model, data = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), jnp.ones((4, 3))
+    plain = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    tx = lopt.apply(lopt.init(jax.random.key(0), plain), num_steps=5)
+    optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(plain)
+    for _ in range(2):
+        loss, grads = nnx.value_and_grad(lambda m: jnp.sum(m(data) ** 2))(model)
+        updates, state = tx.update(nnx.to_pure_dict(grads), state, plain, value=loss)
+        plain = optax.apply_updates(plain, updates)
+        optimizer.update(model, grads, value=loss)
+    for name, leaf in nnx.to_pure_dict(nnx.state(model, nnx.Param)).items():
+        np.testing.assert_allclose(leaf, plain[name], rtol=1e-6)

@@ -1,0 +1,84 @@
+"""How claims are decided, on curves whose verdicts are plain to see."""
+
+import numpy as np
+import pytest
+
+from experiments import checks
+from experiments.panels import Panel
+from metaopt import records
+from metaopt.records import CurveRecord, Curves, TaskRecord
+
+STEPS = np.arange(0, 1001, 100)  # ten windows of 100 steps
+LOSSES = {
+    "falls": np.linspace(2.0, 0.5, 11),
+    "slow": np.linspace(2.0, 1.0, 11),
+    "turns": np.abs(np.linspace(2.0, -1.5, 11)) + 0.1,
+    "leaves": np.linspace(2.0, 9.0, 11),
+    "breaks": np.where(STEPS < 800, np.linspace(2.0, 0.5, 11), np.nan),
+}
+STATE = {
+    "accepted": np.arange(10) < 3,
+    "alpha": np.stack([np.linspace(0, 1, 10), np.linspace(1, 0, 10)], axis=1)[:, None],  # one layer
+    "lambda_": np.array([0.1, 1, 1, 1, 1, 1, 0.9, 0.5, 0.2, 0.1])[:, None],
+}
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory):
+    folder, entries = tmp_path_factory.mktemp("panel"), {}
+    for name, loss in LOSSES.items():
+        two = lambda values: np.stack([values, values])  # two seeds
+        curves = Curves(
+            *(STEPS, STEPS, STEPS * 1.0),
+            *(two(loss), two(loss * 0), two(loss * 0), STEPS[1:]),
+            state={key: two(value) for key, value in STATE.items()},
+        )
+        records.write_arrays(folder / f"{name}.npz", curves)
+        entries[name] = CurveRecord(f"{name}.npz", "learned", bases=("sgd", "adam"))
+    records.write_record(folder, TaskRecord("a task", "quadratic", 1000, 100, {}, entries, {}, {}))
+    return Panel(folder)
+
+
+@pytest.mark.parametrize(
+    "check, outcome",
+    [
+        (checks.below("falls", "slow"), "reproduced"),
+        (checks.below("falls", "slow", step=500), "reproduced"),
+        (checks.below("slow", "falls"), "not"),
+        (checks.below("slow", "falls", "leaves"), "partly"),
+        (checks.below("falls", "breaks"), "not"),  # no order with what is not finite
+        (checks.level("falls", "falls"), "reproduced"),
+        (checks.level("falls", "slow"), "not"),
+        (checks.rises("turns"), "reproduced"),
+        (checks.rises("breaks"), "reproduced"),
+        (checks.rises("falls"), "not"),
+        (checks.diverges("leaves"), "reproduced"),
+        (checks.diverges("breaks"), "reproduced"),
+        (checks.diverges("turns"), "not"),
+        (checks.stays_finite("turns"), "reproduced"),
+        (checks.stays_finite("breaks"), "not"),
+        (checks.best_of("falls", "slow", "leaves"), "reproduced"),
+        (checks.best_of("slow", "falls"), "not"),
+        (checks.faster("falls", 1.4, "slow", "leaves"), "reproduced"),  # 700 steps of 1000
+        (checks.faster("falls", 1.5, "slow", "leaves"), "not"),
+        (checks.faster("slow", 1.0, "falls"), "not"),  # never gets there
+        (checks.mostly("falls", "adam", 0, 0.1), "reproduced"),
+        (checks.mostly("falls", "adam", 0.9, 1), "not"),
+        (checks.mostly("falls", "sgd", 0.9, 1), "reproduced"),
+        (checks.decays("falls"), "reproduced"),
+        (checks.negated(checks.decays("falls")), "not"),
+        (checks.every(checks.rises("turns"), checks.rises("falls")), "partly"),
+    ],
+)
+def test_verdicts(panel, check, outcome):
+    assert check(panel)[0] == outcome
+
+
+def test_shares_and_numbers(panel):
+    assert panel.share("falls", 0, 0.5) == pytest.approx(0.6)  # three of the first five windows
+    assert panel.loss("falls") == pytest.approx(LOSSES["falls"][-3:].mean())
+    assert panel.best("breaks") == (700, pytest.approx(LOSSES["falls"][5:8].mean()))
+    assert panel.steps_to("falls", 0.5) == 1000
+    assert panel.steps_to("slow", 0.5) == np.inf
+    words = checks.below("falls", "slow", step=500)(panel)[1]
+    assert words == "at step 500: falls 1.4, slow 1.6"
