@@ -68,6 +68,16 @@ def best_of(guard: str, *parts: str) -> Check:
     return check
 
 
+def stuck(name: str) -> Check:
+    """The loss ends above half of what it started from."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        start, last = panel.start(name), panel.loss(name)
+        return graded([not last < start / 2]), f"{short(name)}: start {start:.3g}, end {last:.3g}"
+
+    return check
+
+
 def stays_finite(name: str) -> Check:
     """No seed ends above the loss that it started from."""
 

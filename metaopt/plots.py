@@ -59,9 +59,12 @@ def style() -> Any:
 def looks_of(entries: Mapping[str, CurveRecord]) -> dict[str, tuple[str, str]]:
     """(colour, dash) per optimizer, the same in every panel, and no two alike (up to 32).
 
-    A guarded optimizer has the colour of its learned one and a dash of its guard.
+    A guarded optimizer has the colour of its learned one and a dash of its guard. Where only one is
+    guarded, a colour of the guard and a dash of the fallback tell more, if there are enough.
     """
-    guards = list(dict.fromkeys(e.guard for e in entries.values() if e.kind == "guarded"))
+    guarded = {name: entry for name, entry in entries.items() if entry.kind == "guarded"}
+    guards = list(dict.fromkeys(entry.guard for entry in guarded.values()))
+    fallbacks = list(dict.fromkeys(entry.fallback for entry in guarded.values()))
     free = [(colour, dash) for dash in DASHES for colour in COLOURS]
     looks: dict[str, tuple[str, str]] = {}
 
@@ -69,15 +72,18 @@ def looks_of(entries: Mapping[str, CurveRecord]) -> dict[str, tuple[str, str]]:
         left = [look for look in (*wanted, *free) if look not in looks.values()]
         looks[name] = left[0] if left else free[len(looks) % len(free)]
 
-    for name, entry in entries.items():
-        if entry.kind != "guarded":
+    for name in entries:
+        if name not in guarded:
             take(name, ())
-    for name, entry in entries.items():
-        if entry.kind == "guarded":
-            colour = looks[entry.learned][0] if entry.learned in looks else COLOURS[-1]
-            first = 1 + guards.index(entry.guard) % (len(DASHES) - 1)
-            dashes = [*DASHES[first:], *DASHES[1:first]]
-            take(name, [(colour, dash) for dash in dashes])
+    unused = [colour for colour in COLOURS if colour not in {look[0] for look in looks.values()}]
+    one = len({entry.learned for entry in guarded.values()}) == 1 and len(unused) >= len(guards)
+    for name, entry in guarded.items():
+        colour = looks[entry.learned][0] if entry.learned in looks else COLOURS[-1]
+        index = guards.index(entry.guard)
+        if one:
+            colour, index = unused[index], fallbacks.index(entry.fallback)
+        first = 1 + index % (len(DASHES) - 1)
+        take(name, [(colour, dash) for dash in (*DASHES[first:], *DASHES[1:first])])
     return {name: looks[name] for name in entries}
 
 

@@ -7,6 +7,7 @@ import os
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import functools
+import gc
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import pytest
 
 import metaopt
 from metaopt import catalog, datasets
+
+# A collection walks through all that JAX has traced so far: a tenth of the suite's time.
+gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -55,6 +55,8 @@ def panel(tmp_path_factory):
         (checks.diverges("leaves"), "reproduced"),
         (checks.diverges("breaks"), "reproduced"),
         (checks.diverges("turns"), "not"),
+        (checks.stuck("slow"), "reproduced"),  # 1.1 of 2 on average at the end
+        (checks.stuck("falls"), "not"),
         (checks.stays_finite("turns"), "reproduced"),
         (checks.stays_finite("breaks"), "not"),
         (checks.best_of("falls", "slow", "leaves"), "reproduced"),

@@ -173,6 +173,22 @@ def test_looks_tell_optimizers_apart():
         assert looks[f"RACE(L{i}, SGD)"][0] == looks[f"L{i}"][0]
 
 
+def test_guards_of_one_optimizer_have_colours_of_their_own():
+    guarded = lambda guard, fallback: records.CurveRecord(
+        "", "guarded", learned="L", guard=guard, fallback=fallback
+    )
+    entries = {name: records.CurveRecord("", "baseline") for name in ("SGD", "Adam")}
+    entries["L"] = records.CurveRecord("", "learned", learned="L")
+    pairs = [(guard, fallback) for guard in ("GL2O", "RACE") for fallback in ("SGD", "Adam")]
+    entries |= {f"{guard}(L, {fallback})": guarded(guard, fallback) for guard, fallback in pairs}
+    looks = plots.looks_of(entries)
+    assert len(set(looks.values())) == len(entries)
+    assert looks["RACE(L, SGD)"][0] == looks["RACE(L, Adam)"][0] != looks["GL2O(L, SGD)"][0]
+    assert looks["RACE(L, SGD)"][1] == looks["GL2O(L, SGD)"][1] != looks["RACE(L, Adam)"][1]
+    colours = [looks[name][0] for name in ("SGD", "Adam", "L", "GL2O(L, SGD)", "RACE(L, SGD)")]
+    assert len(set(colours)) == 5
+
+
 def test_a_wide_comparison_stays_small(tmp_path):
     # 12 optimizers, 25 seeds, 1000 measurements: a twelfth of what 6 MB leave beside Bokeh.
     entry = records.CurveRecord("", "baseline")
