@@ -5,8 +5,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import optax
+from jaxtyping import PRNGKeyArray
 
-Key: TypeAlias = jax.Array
+Key: TypeAlias = PRNGKeyArray
 Params: TypeAlias = Any  # what an optimizer changes (the optimizee's weights)
 Theta: TypeAlias = Any  # what meta-training changes (a learned optimizer's weights)
 Batch: TypeAlias = Any

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from metaopt.checks import check_choice, check_file_name, check_json
 from metaopt.files import LARGEST, parse_json, read_plain, write_whole
@@ -51,13 +52,13 @@ class Curves(NamedTuple):
       state: fields of the optimizer's state after each window, name -> ``[S, W, ...]``.
     """
 
-    steps: np.ndarray
-    grad_evals: np.ndarray
-    seconds: np.ndarray
-    loss: np.ndarray
-    accuracy: np.ndarray
-    train_loss: np.ndarray
-    windows: np.ndarray
+    steps: Int[np.ndarray, " M+1"]
+    grad_evals: Int[np.ndarray, " M+1"]
+    seconds: Float[np.ndarray, " M+1"]
+    loss: Float[np.ndarray, "S M+1"]
+    accuracy: Float[np.ndarray, "S M+1"]
+    train_loss: Float[np.ndarray, "S M+1"]
+    windows: Int[np.ndarray, " W"]
     state: dict[str, np.ndarray]
 
 
@@ -70,9 +71,9 @@ class Grid(NamedTuple):
       seconds: wall-clock of the whole search, a scalar.
     """
 
-    steps: np.ndarray
-    loss: np.ndarray
-    seconds: np.ndarray
+    steps: Int[np.ndarray, " M+1"]
+    loss: Float[np.ndarray, "P S M+1"]
+    seconds: Float[np.ndarray, ""]
 
 
 class CurveRecord(NamedTuple):

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Real
 from scipy.stats import bootstrap
 
 Outcome = Literal["win", "tie", "loss"]
@@ -21,9 +22,9 @@ Outcome = Literal["win", "tie", "loss"]
 class Interval(NamedTuple):
     """Attributes: mean; low, high: its 95% bootstrap confidence interval, or the range."""
 
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    mean: Float[np.ndarray, "..."]
+    low: Float[np.ndarray, "..."]
+    high: Float[np.ndarray, "..."]
 
 
 class Speedup(NamedTuple):
@@ -33,7 +34,9 @@ class Speedup(NamedTuple):
     beyond: bool
 
 
-def mean_interval(values: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> Interval:
+def mean_interval(
+    values: Float[np.ndarray, "S ..."], *, resamples: int = 2000, seed: int = 0
+) -> Interval:
     """Mean over the first axis (seeds) with a 95% percentile-bootstrap interval.
 
     Where any seed is not finite, mean and upper end are inf: a diverged run is never hidden.
@@ -62,7 +65,7 @@ def _shares(number: int, resamples: int, seed: int) -> np.ndarray:
     return np.stack([np.mean(drawn == i, axis=1) for i in range(number)], axis=1)
 
 
-def min_max(values: np.ndarray) -> Interval:
+def min_max(values: Float[np.ndarray, "S ..."]) -> Interval:
     """Mean over the first axis (seeds) with the lowest and the highest seed, as LGL2O draws it.
 
     Where any seed is not finite, mean and upper end are inf.
@@ -75,7 +78,9 @@ def min_max(values: np.ndarray) -> Interval:
     return Interval(mean, np.where(np.isinf(low), np.nan, low), high)
 
 
-def iqm_interval(scores: Sequence[np.ndarray], *, resamples: int = 2000, seed: int = 0) -> Interval:
+def iqm_interval(
+    scores: Sequence[Float[np.ndarray, " runs"]], *, resamples: int = 2000, seed: int = 0
+) -> Interval:
     """Interquartile mean over all runs of all tasks, with a 95% stratified-bootstrap interval.
 
     The mean of the middle half of all scores: runs and tasks in one bag, the lowest and the
@@ -113,13 +118,17 @@ def iqm_interval(scores: Sequence[np.ndarray], *, resamples: int = 2000, seed: i
     return Interval(back(mean), back(low), back(high))
 
 
-def steps_to_reach(steps: np.ndarray, mean_loss: np.ndarray, target: float) -> float:
+def steps_to_reach(
+    steps: Real[np.ndarray, " M+1"], mean_loss: Float[np.ndarray, " M+1"], target: float
+) -> float:
     """The first measured step whose mean loss is at most `target`; inf if there is none."""
     reached = np.flatnonzero(np.asarray(mean_loss) <= target)
     return float(steps[reached[0]]) if reached.size else float("inf")
 
 
-def cost_to_reach(cost: np.ndarray, loss: np.ndarray, target: float) -> float:
+def cost_to_reach(
+    cost: Real[np.ndarray, " M+1"], loss: Float[np.ndarray, " M+1"], target: float
+) -> float:
     """The cost at which a run's lowest loss so far comes down to `target`; inf if never.
 
     Linear between measurements. Arguments `cost` and `loss` are ``[M + 1]``; a loss that is not
@@ -138,8 +147,11 @@ def cost_to_reach(cost: np.ndarray, loss: np.ndarray, target: float) -> float:
 
 
 def speedups(
-    reference_cost: np.ndarray, reference_loss: np.ndarray, cost: np.ndarray, loss: np.ndarray
-) -> np.ndarray:
+    reference_cost: Real[np.ndarray, " M+1"],
+    reference_loss: Float[np.ndarray, "S M+1"],
+    cost: Real[np.ndarray, " M+1"],
+    loss: Float[np.ndarray, "S M+1"],
+) -> Float[np.ndarray, " S"]:
     """How many times cheaper than a reference's runs an optimizer's runs get to the same loss.
 
     Per seed, with both runs on the same seed: if the optimizer comes down to the reference's final
@@ -175,7 +187,9 @@ def speedups(
     return np.array(factors, np.float64)
 
 
-def loss_ratios(reference_loss: np.ndarray, loss: np.ndarray) -> np.ndarray:
+def loss_ratios(
+    reference_loss: Float[np.ndarray, "S M+1"], loss: Float[np.ndarray, "S M+1"]
+) -> Float[np.ndarray, " S"]:
     """Final loss over the reference's on the same seed, ``[S, M + 1] -> [S]``.
 
     Inf where the optimizer's is not finite, NaN where the reference's is not.
@@ -187,7 +201,10 @@ def loss_ratios(reference_loss: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 def speedup_against(
-    reference_steps: np.ndarray, reference_loss: np.ndarray, steps: np.ndarray, loss: np.ndarray
+    reference_steps: Real[np.ndarray, " N"],
+    reference_loss: Float[np.ndarray, " N"],
+    steps: Real[np.ndarray, " M+1"],
+    loss: Float[np.ndarray, " M+1"],
 ) -> Speedup:
     """Steps that a published curve needs for our final loss, over our steps.
 
@@ -204,7 +221,9 @@ def speedup_against(
     return Speedup(float((reference_steps[-1] if beyond else needed) / steps[-1]), beyond)
 
 
-def outcome(reference_loss: np.ndarray, loss: np.ndarray) -> Outcome:
+def outcome(
+    reference_loss: Float[np.ndarray, "S M+1"], loss: Float[np.ndarray, "S M+1"]
+) -> Outcome:
     """Whether final losses are lower than the reference's over the same seeds, ``[S, M + 1]``.
 
     A tie: the 95% bootstrap interval of the mean paired difference contains 0. A run that is not
@@ -220,12 +239,12 @@ def outcome(reference_loss: np.ndarray, loss: np.ndarray) -> Outcome:
     return "win" if difference.mean < 0 else "loss"
 
 
-def diverged(loss: np.ndarray, *, factor: float = 2.0) -> np.ndarray:
+def diverged(loss: Float[np.ndarray, "S M+1"], *, factor: float = 2.0) -> Bool[np.ndarray, " S"]:
     """Which seeds' final loss ``[S, M + 1]`` is not finite or above `factor` x the initial."""
     loss = np.asarray(loss)
     return ~np.isfinite(loss[:, -1]) | (loss[:, -1] > factor * loss[:, 0])
 
 
-def divergence_rate(loss: np.ndarray, *, factor: float = 2.0) -> float:
+def divergence_rate(loss: Float[np.ndarray, "S M+1"], *, factor: float = 2.0) -> float:
     """Share of seeds that `diverged`."""
     return float(np.mean(diverged(loss, factor=factor)))

@@ -6,6 +6,8 @@ import inspect
 import re
 import typing
 
+import jax
+import numpy as np
 import pytest
 
 import metaopt
@@ -63,7 +65,9 @@ def test_every_parameter_and_the_result_are_annotated(name):
     signature = inspect.signature(FUNCTIONS[name])
     bare = [p.name for p in signature.parameters.values() if p.annotation is p.empty]
     assert not bare and signature.return_annotation is not signature.empty
-    typing.get_type_hints(FUNCTIONS[name])  # and they name types that exist
+    hints = typing.get_type_hints(FUNCTIONS[name])  # and they name types that exist
+    shapeless = [name for name, hint in hints.items() if hint in (jax.Array, np.ndarray)]
+    assert not shapeless, "say shape and kind, with jaxtyping"
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

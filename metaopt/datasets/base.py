@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Integer, Num
 
 from metaopt.base import SPLITS, Batch, Split
 from metaopt.checks import check_number, short
@@ -67,7 +68,13 @@ def check(data: Dataset) -> Dataset:
 
 
 def split_in_three(
-    name: str, x: np.ndarray, y: np.ndarray, num_classes: int, *, scale: float = 1.0, seed: int = 0
+    name: str,
+    x: Num[np.ndarray, "n ..."],
+    y: Integer[np.ndarray, " n"],
+    num_classes: int,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
 ) -> Dataset:
     """Shuffles with a fixed seed and splits 70 / 10 / 20 per cent into train / valid / test."""
     n = len(x)

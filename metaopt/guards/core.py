@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int
 
 from metaopt.base import Batch, LearnedOptimizer, LossFn, Params, transformation
 from metaopt.checks import check_choice, check_integer, short
@@ -30,16 +31,16 @@ class GuardInfo(NamedTuple):
         mini-batch each, that the guard has asked for so far (int32).
     """
 
-    accepted: jax.Array
-    winner: jax.Array
-    losses: jax.Array
-    windows: jax.Array
-    wins: jax.Array
-    kept_start: jax.Array
-    n_t: jax.Array
-    n_c: jax.Array
-    gradient_evals: jax.Array
-    loss_evals: jax.Array
+    accepted: Bool[Array, ""]
+    winner: Int[Array, ""]
+    losses: Float[Array, " k"]
+    windows: Int[Array, ""]
+    wins: Int[Array, " k"]
+    kept_start: Int[Array, ""]
+    n_t: Int[Array, ""]
+    n_c: Int[Array, ""]
+    gradient_evals: Int[Array, ""]
+    loss_evals: Int[Array, ""]
 
 
 class Process(NamedTuple):
@@ -107,10 +108,10 @@ def new_info(num_candidates: int, n_t: int, n_c: int) -> GuardInfo:
 
 def record(
     info: GuardInfo,
-    winner: jax.Array,
-    accepted: jax.Array,
+    winner: Int[Array, ""],
+    accepted: Bool[Array, ""],
     scores: jax.Array,
-    kept_start: jax.Array,
+    kept_start: Int[Array, ""],
     *,
     gradients: Any,
     losses: Any,
@@ -130,18 +131,18 @@ def record(
     return jax.tree.map(lambda old, new: new.astype(old.dtype), info, newer)
 
 
-def score(losses: jax.Array, mask: jax.Array, point: Params) -> jax.Array:
+def score(losses: Float[Array, "... C"], mask: Bool[Array, " C"], point: Params) -> jax.Array:
     """Mean of the `losses` in `mask` at `point`; +inf unless it and all of `point` are finite."""
     mean = masked_mean(losses, mask)
     return jnp.where(jnp.isfinite(mean) & all_finite(point), mean, jnp.inf)
 
 
-def masked_mean(losses: jax.Array, mask: jax.Array) -> jax.Array:
+def masked_mean(losses: Float[Array, "... C"], mask: Bool[Array, " C"]) -> jax.Array:
     """Mean over the last axis of the `losses` in `mask`."""
     return jnp.sum(jnp.where(mask, losses, 0.0), axis=-1) / jnp.sum(mask)
 
 
-def select(winner: jax.Array, candidates: Sequence[Any], otherwise: Any) -> Any:
+def select(winner: Int[Array, ""], candidates: Sequence[Any], otherwise: Any) -> Any:
     """The candidate of index `winner`, by `where` alone; `otherwise` where there is none."""
     for index, candidate in enumerate(candidates):
         otherwise = optax.tree.where(winner == index, candidate, otherwise)

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from metaopt.guards.core import (
     Guard,
@@ -33,9 +34,9 @@ class Threshold(NamedTuple):
         since orbax saves no arrays without elements.
     """
 
-    threshold: jax.Array
-    terms: jax.Array
-    recent: jax.Array
+    threshold: Float[Array, ""]
+    terms: Int[Array, ""]
+    recent: Float[Array, " m"]
 
 
 class GL2OState(NamedTuple):
@@ -52,7 +53,7 @@ class GL2OState(NamedTuple):
     learned: Any
     fallback: Any
     measure: Threshold
-    residual: jax.Array
+    residual: Float[Array, ""]
     info: GuardInfo
 
 
@@ -187,14 +188,14 @@ def _new_threshold(m: int) -> Threshold:
     )
 
 
-def _started(measure: Threshold, residual: jax.Array) -> Threshold:
+def _started(measure: Threshold, residual: Float[Array, ""]) -> Threshold:
     """`measure`, or before it has a finite threshold mu_1 = `residual`."""
     recent = measure.recent.at[:1].set(residual)
     started = Threshold(residual, measure.terms, recent)
     return optax.tree.where(jnp.isfinite(measure.threshold), measure, started)
 
 
-def _next(sequence: Sequence, theta: float, measure: Threshold, r: jax.Array) -> Threshold:
+def _next(sequence: Sequence, theta: float, measure: Threshold, r: Float[Array, ""]) -> Threshold:
     """The threshold after a step with residual `r` was accepted."""
     mu, n, recent = measure
     if sequence == "RM":

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float
 
 from metaopt.base import LearnedOptimizer, Params, Theta
 from metaopt.checks import check_callable, check_fields, check_integer, short
@@ -81,7 +82,7 @@ class Adaptive:
             scale *= self.growth
         return scale
 
-    def ambiguous(self, losses: jax.Array, mask: jax.Array) -> jax.Array:
+    def ambiguous(self, losses: Float[Array, "2 C"], mask: Bool[Array, " C"]) -> jax.Array:
         """Whether ``losses [2, C]``, of which those in ``mask [C]`` count, cannot be told apart."""
         if self.rule == "paired":
             losses = losses[:1] - losses[1:]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool
 
 from metaopt.base import LearnedOptimizer, Params, Theta
 from metaopt.guards.core import Guard, GuardInfo
@@ -25,7 +26,7 @@ class MetaGuardState(NamedTuple):
     """
 
     theta: Theta
-    used_gradient: jax.Array
+    used_gradient: Bool[Array, ""]
     info: GuardInfo
 
 

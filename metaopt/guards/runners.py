@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from metaopt.base import Params
 from metaopt.guards.core import Guard, Process, batch_losses, check_lengths, check_window
@@ -23,7 +23,7 @@ class Runs(NamedTuple):
 
     points: tuple[Params, ...]
     states: tuple[Any, ...]
-    losses: jax.Array
+    losses: Float[Array, "k C"]
 
 
 def runner_guard(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from metaopt.base import transformation
 from metaopt.guards.core import Guard, Process, Work
@@ -21,7 +22,7 @@ class StreamingState(NamedTuple):
 
     guard: Any
     work: Work
-    position: jax.Array
+    position: Int[Array, ""]
 
 
 def streaming(guard: Guard) -> optax.GradientTransformationExtraArgs:

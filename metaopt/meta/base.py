@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from metaopt.base import Key, LearnedOptimizer, Params, Split, Task, TaskFamily, Theta
 from metaopt.contracts import check_family
@@ -91,10 +92,10 @@ def inner_run(
     theta: Theta,
     start: Start,
     *,
-    num_steps: jax.Array | int,
+    num_steps: Int[Array, ""] | int,
     eval_batches: int,
     split: Split = "valid",
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """One run of the optimizer on a task of `family`, forward only.
 
     Runs from one start with different theta are compared on common random numbers.
@@ -118,14 +119,14 @@ def inner_run(
 
 def held_out_loss(
     family: TaskFamily, start: Start, params: Params, eval_batches: int, split: Split = "valid"
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Mean loss of `params` on the mini-batches that every run from `start` is judged on."""
     _, k_eval = jax.random.split(start.key)
     task = family.task(start.task_params)
     return mean_loss(task.loss, params, task.sample(k_eval, (eval_batches,), split))
 
 
-def loss_unit(start_loss: jax.Array) -> jax.Array:
+def loss_unit(start_loss: Float[Array, "..."]) -> Float[Array, "..."]:
     """What losses are divided by, so that the tasks of a mixture weigh alike.
 
     That is the size of the loss before the first step; where it is no measure, 1e-8 stands for 0

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.checks import check_fields, check_integer, check_number
@@ -90,7 +91,7 @@ class NESState(NamedTuple):
     """Attributes: strategy: evosax state, mean ``[dims]``; generation: int32 []."""
 
     strategy: Any
-    generation: jax.Array
+    generation: Int[Array, ""]
 
 
 def nes(

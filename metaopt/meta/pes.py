@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.checks import check_number
@@ -69,7 +70,7 @@ class PESState(NamedTuple):
     strategy: Any
     runs: tuple[InnerRun, ...]
     phase: Phase
-    generation: jax.Array
+    generation: Int[Array, ""]
 
 
 def pes(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float
 
 from metaopt.base import Key, Theta
 from metaopt.meta.updates import centered_ranks, strong
@@ -132,7 +133,7 @@ def strategy(
     return Strategy(init, ask, tell, lambda es: evosax.get_mean(es), metrics)
 
 
-def worst_last(losses: jax.Array, finite: jax.Array) -> jax.Array:
+def worst_last(losses: Float[Array, " n"], finite: Bool[Array, " n"]) -> jax.Array:
     """Losses ``[n]`` in which those that are not finite are finite and above all others.
 
     Not inf: strategies that work with means and variances of the losses would turn to NaN.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
@@ -49,7 +50,7 @@ class TBPTTState(NamedTuple):
     optimizer: Any
     runs: tuple[InnerRun, ...]
     phases: tuple[Phase, ...]
-    update: jax.Array
+    update: Int[Array, ""]
 
 
 def tbptt(
@@ -133,7 +134,7 @@ def tbptt(
     return MetaTrainer(init, step, lambda state: state.theta)
 
 
-def finite_mean(losses: jax.Array, grads: Theta) -> tuple[jax.Array, Theta]:
+def finite_mean(losses: Float[Array, " n"], grads: Theta) -> tuple[jax.Array, Theta]:
     """Which runs have a finite loss and gradient ``[n]``, and the mean gradient of those.
 
     NaN where there is none. Gradients are masked one by one, since back-propagation can fail where

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float
 
 MetaOptimizer: TypeAlias = Literal["adam", "sgd"]
 
@@ -41,7 +42,7 @@ def meta_optimizer(
     )
 
 
-def centered_ranks(losses: jax.Array) -> jax.Array:
+def centered_ranks(losses: Float[Array, " n"]) -> jax.Array:
     """``rank / (n - 1) - 1/2`` of losses ``[n]``, ties averaged; exactly 0 where all are equal.
 
     evosax's own ``rank * (1 / (n - 1)) - 0.5`` leaves 6e-8 there, which Adam scales up.
@@ -51,7 +52,9 @@ def centered_ranks(losses: jax.Array) -> jax.Array:
     return (2.0 * ranks - (n - 1)) / (2.0 * (n - 1))
 
 
-def population_metrics(losses: jax.Array, finite: jax.Array) -> dict[str, jax.Array]:
+def population_metrics(
+    losses: Float[Array, " n"], finite: Bool[Array, " n"]
+) -> dict[str, jax.Array]:
     """Mean, best and spread of the finite ones of ``losses``, and how many are not."""
     return {
         "meta_loss": jnp.mean(losses, where=finite),

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from metaopt.base import Key, LearnedOptimizer, TaskFamily, Theta
 from metaopt.checks import check_fields, check_integer
@@ -66,17 +67,17 @@ class InnerRun(NamedTuple):
     task_params: Any
     params: Any
     state: Any
-    unit: jax.Array
+    unit: Float[Array, ""]
 
 
 class Phase(NamedTuple):
     """Attributes: length: steps of the run; left: windows until it starts afresh; int32."""
 
-    length: jax.Array
-    left: jax.Array
+    length: Int[Array, ""]
+    left: Int[Array, ""]
 
 
-def new_phase(config: WindowsConfig, key: Key, update: jax.Array) -> Phase:
+def new_phase(config: WindowsConfig, key: Key, update: Int[Array, ""]) -> Phase:
     """The phase of a run that begins at meta-update `update`; nothing here is static."""
     low, high = config.min_rollout // config.truncation, config.rollout // config.truncation
     if config.lengths == "fixed":
@@ -97,7 +98,7 @@ def begin(
     config: WindowsConfig,
     theta: Theta,
     start: Start,
-    length: jax.Array,
+    length: Int[Array, ""],
 ) -> InnerRun:
     """The run before its first window; theta enters it through the optimizer's initial memory."""
     state = lopt.apply(theta, num_steps=length).init(start.params)

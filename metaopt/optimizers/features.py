@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import Array, Float, Int
 
 from metaopt.checks import check_integer
 
 _TINY = 1e-30  # keeps log and its derivative finite at a gradient of exactly zero
 
 
-def log_sign(grad: jax.Array, p: float = 10.0) -> jax.Array:
+def log_sign(grad: Float[Array, "..."], p: float = 10.0) -> Float[Array, "... 2"]:
     r"""Gradients ``[...]`` of any scale as two bounded-slope features ``[..., 2]``.
 
     .. math:: |g| \ge e^{-p}: (\log|g| / p, \mathrm{sign}\, g); \quad
@@ -29,30 +30,39 @@ def log_sign(grad: jax.Array, p: float = 10.0) -> jax.Array:
     )
 
 
-def safe_log(x: jax.Array, floor: float = 1e-8) -> jax.Array:
+def safe_log(x: Float[Array, "..."], floor: float = 1e-8) -> Float[Array, "..."]:
     """``log(max(x, floor))``: norms of zero (fresh biases) give a finite feature."""
     return jnp.log(jnp.maximum(x, floor))
 
 
-def ema_update(ema: jax.Array, value: jax.Array, gammas: jax.Array) -> jax.Array:
+def ema_update(
+    ema: Float[Array, "... G"], value: Float[Array, "..."], gammas: Float[Array, " G"]
+) -> Float[Array, "... G"]:
     """``gamma * ema + (1 - gamma) * value`` for G gammas: ``[..., G], [...] -> [..., G]``."""
     return gammas * ema + (1.0 - gammas) * value[..., None]
 
 
-def ema_debias(ema: jax.Array, count: jax.Array, gammas: jax.Array) -> jax.Array:
+def ema_debias(
+    ema: Float[Array, "... G"], count: Int[Array, ""], gammas: Float[Array, " G"]
+) -> Float[Array, "... G"]:
     """Divides by ``1 - gamma^count``, count >= 1: the mean of a constant is that constant."""
     return ema / (1.0 - gammas ** count.astype(jnp.float32))
 
 
 def relative_time(
-    step: jax.Array, num_steps: jax.Array | int, points: Sequence[float], slope: float = 10.0
-) -> jax.Array:
+    step: Int[Array, ""],
+    num_steps: Int[Array, ""] | int,
+    points: Sequence[float],
+    slope: float = 10.0,
+) -> Float[Array, " points"]:
     """``tanh(slope * (k / K - p_j))``: soft indicators that a part of the run is done."""
     fraction = step.astype(jnp.float32) / jnp.asarray(num_steps, jnp.float32)
     return jnp.tanh(slope * (fraction - jnp.asarray(points, jnp.float32)))
 
 
-def absolute_time(num_steps: jax.Array | int, scales: Sequence[float]) -> jax.Array:
+def absolute_time(
+    num_steps: Int[Array, ""] | int, scales: Sequence[float]
+) -> Float[Array, " scales"]:
     """``tanh(log(K / scale_j))``: the length of the run, constant during it."""
     return jnp.tanh(jnp.log(jnp.asarray(num_steps, jnp.float32) / jnp.asarray(scales, jnp.float32)))
 

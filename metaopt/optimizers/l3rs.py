@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from metaopt.base import LearnedOptimizer, transformation
 from metaopt.checks import check_callable, check_integer, check_number
@@ -47,13 +48,13 @@ class L3RSState(NamedTuple):
       skipped: steps left out since loss or gradient was not finite, int32 [].
     """
 
-    count: jax.Array
+    count: Int[Array, ""]
     base: tuple[Any, ...]
     norms: Any
     loss: Any
-    lambda_: jax.Array
-    alpha: jax.Array
-    skipped: jax.Array
+    lambda_: Float[Array, " L"]
+    alpha: Float[Array, "L P"]
+    skipped: Int[Array, ""]
 
 
 class LayerNet(nn.Module):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Int
 
 from metaopt.base import LearnedOptimizer, transformation
 from metaopt.checks import check_integer, check_number
@@ -25,7 +26,7 @@ class LSTMState(NamedTuple):
     """
 
     memory: tuple[tuple[jax.Array, jax.Array], ...]
-    skipped: jax.Array
+    skipped: Int[Array, ""]
 
 
 def _symmetric_uniform(bound: float):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jaxtyping import Array, Float, Int
 
 from metaopt.base import LearnedOptimizer, Theta, transformation
 from metaopt.checks import check_integer
@@ -34,11 +35,11 @@ class VeloState(NamedTuple):
       factored: like params, with a `velo_features.Factored` in place of each leaf.
     """
 
-    t: jax.Array
-    skipped: jax.Array
+    t: Int[Array, ""]
+    skipped: Int[Array, ""]
     loss: features.LossBuffer
-    hidden: jax.Array
-    cell: jax.Array
+    hidden: Float[Array, "n_tensors hidden"]
+    cell: Float[Array, "n_tensors hidden"]
     momenta: tuple[Any, ...]
     v: Any
     factored: Any
@@ -47,9 +48,9 @@ class VeloState(NamedTuple):
 class _Tensor(NamedTuple):
     """The parameters and the accumulators of one tensor."""
 
-    p: jax.Array
+    p: Float[Array, "..."]
     momenta: tuple[jax.Array, ...]
-    v: jax.Array
+    v: Float[Array, "..."]
     factored: features.Factored
 
 
@@ -79,7 +80,7 @@ def _init_state(theta: Theta, params: Any) -> VeloState:
 
 
 def _tensor_inputs(
-    tensors: Sequence[_Tensor], shared: jax.Array, grads: Sequence[jax.Array]
+    tensors: Sequence[_Tensor], shared: Float[Array, " shared"], grads: Sequence[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Rows of the per-tensor network ``[n_tensors, 30]``, and whether all they rest on is finite.
 
@@ -95,7 +96,7 @@ def _tensor_inputs(
     return x, finite[0] & finite[1] & finite[2]
 
 
-def _accumulate(tensor: _Tensor, g: jax.Array) -> _Tensor:
+def _accumulate(tensor: _Tensor, g: Float[Array, "..."]) -> _Tensor:
     decay = features.RMS_DECAY
     return tensor._replace(
         momenta=tuple(
@@ -107,7 +108,7 @@ def _accumulate(tensor: _Tensor, g: jax.Array) -> _Tensor:
     )
 
 
-def _step(tensor: _Tensor, g: jax.Array, layers, step_size) -> jax.Array:
+def _step(tensor: _Tensor, g: Float[Array, "..."], layers, step_size) -> jax.Array:
     scale = jnp.sqrt(jnp.mean(jnp.square(tensor.p)) + 1e-9)
     seen = features.columns(g, *tensor)
     mean_square = features.in_group_order(

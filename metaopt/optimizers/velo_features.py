@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 MOMENTUM_DECAYS = (0.9, 0.99, 0.999)
 RMS_DECAY = 0.999
@@ -32,9 +33,9 @@ class LossBuffer(NamedTuple):
       count: int32 ``[]``, losses seen.
     """
 
-    mean: jax.Array
-    low: jax.Array
-    count: jax.Array
+    mean: Float[Array, " 10"]
+    low: Float[Array, " 10"]
+    count: Int[Array, ""]
 
 
 def init_loss_buffer() -> LossBuffer:
@@ -46,7 +47,7 @@ def init_loss_buffer() -> LossBuffer:
 
 
 def update_loss_buffer(
-    buffer: LossBuffer, loss: jax.Array, num_steps: jax.Array
+    buffer: LossBuffer, loss: Float[Array, ""], num_steps: jax.Array
 ) -> tuple[LossBuffer, jax.Array]:
     """The buffer after `loss` and its features ``[9]``: each mean relative to the next slower one.
 
@@ -67,12 +68,14 @@ def update_loss_buffer(
     return LossBuffer(mean=mean, low=low, count=count), features
 
 
-def time_features(t: jax.Array, num_steps: jax.Array) -> jax.Array:
+def time_features(t: Int[Array, ""], num_steps: jax.Array) -> jax.Array:
     """``[9]`` soft steps of the fraction of the run that is done."""
     return jnp.tanh(10.0 * (t / num_steps - jnp.asarray(_TIMES)))
 
 
-def tensor_statistics(p: jax.Array, momenta: tuple[jax.Array, ...], v: jax.Array) -> jax.Array:
+def tensor_statistics(
+    p: Float[Array, "..."], momenta: tuple[jax.Array, ...], v: Float[Array, "..."]
+) -> jax.Array:
     """``[9]``: mean of p^2 and of v, mean of each momentum, variance of v and of each momentum."""
     means = [jnp.mean(x) for x in (v, *momenta)]
     variances = [
@@ -81,7 +84,7 @@ def tensor_statistics(p: jax.Array, momenta: tuple[jax.Array, ...], v: jax.Array
     return jnp.stack([jnp.mean(jnp.square(p)), *means, *variances])
 
 
-def tensor_features(statistics: jax.Array, ranks: Sequence[int]) -> jax.Array:
+def tensor_features(statistics: Float[Array, "n_tensors 9"], ranks: Sequence[int]) -> jax.Array:
     """What the LSTM sees of each tensor, ``[n_tensors, 12]``: mean_rms, rank, var_m, var_rms.
 
     v is scaled by the root mean square of p, not by its square, and var_rms is taken around the
@@ -118,11 +121,11 @@ class Factored(NamedTuple):
       col: ``[3, ...]``, the tensor's shape without its second largest axis; below two axes None.
     """
 
-    row: jax.Array
+    row: Float[Array, "3 ..."]
     col: jax.Array | None
 
 
-def init_factored(zeros: jax.Array) -> Factored:
+def init_factored(zeros: Float[Array, "..."]) -> Factored:
     """All zero; `zeros` has the shape and the sharding of the tensor."""
     axes = factored_axes(zeros.shape)
     decays = range(len(FACTORED_DECAYS))
@@ -174,17 +177,21 @@ class Columns(NamedTuple):
     """
 
     dense: tuple[jax.Array, ...]
-    row: jax.Array
+    row: Float[Array, "3 ..."]
     col: jax.Array
 
 
-def in_group_order(dense: jax.Array, row: jax.Array, col: jax.Array) -> jax.Array:
+def in_group_order(dense: jax.Array, row: Float[Array, "3 ..."], col: jax.Array) -> jax.Array:
     """One number per column, dense ``[18]``, row and col ``[6]``, as the bank orders them."""
     return jnp.concatenate([dense[:15], row[:3], col[:3], row[3:], col[3:], dense[15:]])
 
 
 def columns(
-    g: jax.Array, p: jax.Array, momenta: tuple[jax.Array, ...], v: jax.Array, fac: Factored
+    g: jax.Array,
+    p: Float[Array, "..."],
+    momenta: tuple[jax.Array, ...],
+    v: Float[Array, "..."],
+    fac: Factored,
 ) -> Columns:
     """The columns of one tensor from this step's gradient and accumulators."""
     r = jax.lax.rsqrt(v + 1e-6)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from metaopt.base import Batch, Params
 from metaopt.checks import check_integer
@@ -12,7 +13,9 @@ from metaopt.checks import check_integer
 CHUNK = 1000  # examples of a whole split that go through a network at once
 
 
-def negative_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def negative_log_likelihood(
+    logits: Float[Array, "... classes"], labels: Int[Array, "..."]
+) -> jax.Array:
     """Per example, ``[..., classes], [...] int -> [...]``; exact for logits of any finite size.
 
     The largest logit is subtracted first. ``logsumexp(logits) - logits[label]`` would be 0 for
