@@ -20,7 +20,8 @@ HEAD = """# What the papers claim, and what came out here
 Each line is decided by `python -m experiments.verdicts` from the records beside this page; the
 checks are in `experiments/`. Real MNIST and FashionMNIST, runs shortened to what 2 CPU cores can
 do; the scale of each reproduction against its paper's stands in the experiment's first lines.
-`metaopt report docs/results/NAME` draws all figures again.
+`metaopt report docs/results/NAME` draws all figures again. Baselines are tuned for each task and
+length of run, which the papers did once for all.
 
 "reproduced": all parts of the claim hold; "partly": some do; "not": none.
 """
@@ -32,7 +33,9 @@ def lines(name: str, claims: tuple[Claim, ...]) -> list[str]:
     made = index["environment"]
     found = [
         f"\n## {index['job']['suite']}\n",
-        f"{index['job']['seeds']} seeds; `{made['command']}`; {made['device']}.\n",
+        f"{index['job']['seeds']} seeds; `{made['command']}`; {made['device']}. "
+        f"[Tables]({name}/summary.md).\n",
+        f"![Test loss of all optimizers, figure by figure]({name}/figures/comparison.png)\n",
         "| figure | claim | verdict | our numbers | why |",
         "|---|---|---|---|---|",
     ]
