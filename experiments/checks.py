@@ -7,8 +7,10 @@ MARKS = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 
 
 def short(name: str) -> str:
-    """``"LGL2O(L2O, SGD (rate 3))"`` -> ``"LGL2O"``."""
-    return name.split("(")[0].strip()
+    """What tables call an optimizer: the fallback of a guard is left out where it is SGD."""
+    guard, _, inside = name.partition("(")
+    fallback = inside.partition(", ")[2].partition(")")[0].partition(" (")[0]
+    return f"{guard.strip()}({fallback})" if fallback not in ("", "SGD") else guard.strip()
 
 
 def at(panel: Panel, step: int | None, *names: str) -> str:

@@ -194,13 +194,13 @@ def page() -> str:
     for name in zoo.names():
         card = zoo.card(name)
         home = card.home
-        losses = ", ".join(f"tuned {label} {loss:.3f}" for label, loss in home.baselines.items())
+        losses = ", ".join(f"tuned {label} {loss:.3g}" for label, loss in home.baselines.items())
         rows = {
             "trained": card.trained,
             "command": f"`{card.command}`",
             "horizon": card.horizon,
             f"at home ({home.task}, {home.num_steps} steps, {home.seeds} seeds)": (
-                f"mean test loss {home.loss:.3f}; {losses}"
+                f"mean test loss {home.loss:.3g}; {losses}"
             ),
             "wins": "; ".join(card.wins),
             "loses": "; ".join(card.loses),

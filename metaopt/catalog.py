@@ -16,6 +16,7 @@ from metaopt.names import known
 from metaopt.pretraining import pretrained
 
 WAYS, SIDE = 3, 28  # classes of a fine-tuning task; height and width of its images
+HELD_OUT = 200  # examples per class that its results are read off
 
 
 class Entry(NamedTuple):
@@ -117,8 +118,9 @@ def _finetuning(
             params, _ = pretrained(cache_folder() / "pretrained", net, known)
         pool = getattr(class_split(loaded.num_classes), classes)
         return tasks.few_class(
-            networks.CNN(WAYS), loaded, params, head="Dense_0", classes=pool, ways=WAYS
-        )
+            networks.CNN(WAYS), loaded, params,
+            head="Dense_0", classes=pool, ways=WAYS, held_out=HELD_OUT,
+        )  # fmt: skip
 
     return Entry(make, needs)
 

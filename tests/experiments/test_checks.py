@@ -84,3 +84,18 @@ def test_shares_and_numbers(panel):
     assert panel.steps_to("slow", 0.5) == np.inf
     words = checks.below("falls", "slow", step=500)(panel)[1]
     assert words == "at step 500: falls 1.4, slow 1.6"
+
+
+@pytest.mark.parametrize(
+    "name, short",
+    [
+        ("L2O", "L2O"),
+        ("SGD (rate 3)", "SGD"),
+        ("SMG(L2O)", "SMG"),
+        ("LGL2O(L2O, SGD (LGL2O's grid))", "LGL2O"),
+        ("RACE(L3RS, Adam)", "RACE(Adam)"),
+        ("VeLO(ft)", "VeLO"),
+    ],
+)
+def test_names_are_short(name, short):
+    assert checks.short(name) == short
