@@ -7,10 +7,12 @@ MARKS = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 
 
 def short(name: str) -> str:
-    """What tables call an optimizer: the fallback of a guard is left out where it is SGD."""
-    guard, _, inside = name.partition("(")
+    """What tables call an optimizer: SGD's grid, and SGD as a fallback, are left out."""
+    optimizer, _, inside = name.partition("(")
+    if optimizer.endswith(" "):
+        return "SGD" if optimizer == "SGD " else name
     fallback = inside.partition(", ")[2].partition(")")[0].partition(" (")[0]
-    return f"{guard.strip()}({fallback})" if fallback not in ("", "SGD") else guard.strip()
+    return f"{optimizer}({fallback})" if fallback not in ("", "SGD") else optimizer
 
 
 def at(panel: Panel, step: int | None, *names: str) -> str:

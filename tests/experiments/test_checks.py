@@ -91,6 +91,7 @@ def test_shares_and_numbers(panel):
     [
         ("L2O", "L2O"),
         ("SGD (rate 3)", "SGD"),
+        ("Adam (head only)", "Adam (head only)"),
         ("SMG(L2O)", "SMG"),
         ("LGL2O(L2O, SGD (LGL2O's grid))", "LGL2O"),
         ("RACE(L3RS, Adam)", "RACE(Adam)"),
