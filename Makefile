@@ -22,7 +22,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 # The documentation site in build/site; a broken link or reference is an error. No network needed.
 docs: setup
@@ -33,7 +33,7 @@ test-oldest:
 	$(PYTHON) -m venv build/oldest
 	$(PYTHON) tests/oldest.py > build/oldest/constraints.txt
 	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint build/oldest/constraints.txt --editable '.[test]'
-	build/oldest/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	build/oldest/bin/python -m pytest -n $(WORKERS)
 
 # A learned optimizer that fits any network, on 12 diverse tasks.
 small: setup

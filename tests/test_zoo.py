@@ -52,7 +52,9 @@ def test_reaches_its_bound_at_home(name, real_data):
     home = zoo.card(name).home
     for data in catalog.TASKS[home.task].data:
         real_data(data)
-    keys = jax.random.split(jax.random.split(jax.random.key(2**31 - 1))[0], home.seeds)[:2]
+    keys = jax.random.split(jax.random.split(jax.random.key(2**31 - 1))[0], home.seeds)[
+        : zoo.BOUND_SEEDS
+    ]
     task, export = catalog.build(home.task), metaopt.load(name)
     make = lambda num_steps: export.apply(num_steps=num_steps)
     curves = evaluate(make, task, num_steps=home.num_steps, keys=keys, measure_every=10)

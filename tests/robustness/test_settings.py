@@ -59,6 +59,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "learned": ["adam", "", None, 3],
         "base": [3, None, ["sgd"]],
         "variant": ["both", "", None],
+        "ema": ["two", "", 3, 0.9],
         "hidden": [0, -1, 8.0, "8", 20],
         "bank": [0, -1, 8.0, "8", 256],
         "method": ["es", "", None],
