@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 
 from experiments.l3rs import OWN, PAPER, VELO
 from experiments.panels import Panel
-from metaopt.plots import COLOURS, style
+from metaopt.plots import COLOURS, save, style
 from metaopt.statistics import mean_interval
 
 IMAGE = Path("docs/images/l3rs-finetuning")
@@ -35,9 +35,7 @@ def main() -> None:
             place.set(xlabel="step", ylabel="test loss", yscale="log", title=title)
         axes[0, 0].legend(fontsize=7)
         figure.tight_layout()
-        for suffix in (".png", ".pdf"):
-            figure.savefig(IMAGE.with_suffix(suffix), dpi=160)
-    plt.close(figure)
+        save(figure, IMAGE)
 
 
 if __name__ == "__main__":

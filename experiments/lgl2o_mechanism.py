@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.lgl2o import LGL2O, PAPER, RACE, SGD
 from experiments.panels import Panel
-from metaopt.plots import COLOURS, style
+from metaopt.plots import COLOURS, save, style
 from metaopt.records import Curves
 
 IMAGE = Path("docs/images/lgl2o-mechanism")
@@ -61,9 +61,7 @@ def main() -> None:
             axes.set_xlabel("step")
             axes.legend(fontsize=7)
         figure.tight_layout()
-        for suffix in (".png", ".pdf"):
-            figure.savefig(IMAGE.with_suffix(suffix), dpi=160)
-    plt.close(figure)
+        save(figure, IMAGE)
 
 
 if __name__ == "__main__":

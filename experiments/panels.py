@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from metaopt.records import Curves, read_curves, read_record
+from metaopt.records import Curves, TaskRecord, read_curves, read_record
+from metaopt.statistics import steps_to_reach
 
 Outcome = Literal["reproduced", "partly", "not"]
 AVERAGED = 3  # measurements that a loss "at" a step is the mean of
@@ -21,11 +22,16 @@ class Panel:
     folder: Path
 
     @cached_property
-    def curves(self) -> dict[str, Curves]:
-        """Name in the record -> curves."""
+    def record(self) -> TaskRecord:
+        """What there is of the figure."""
         record = read_record(self.folder)
         assert record is not None, self.folder
-        return {name: read_curves(self.folder / c.file) for name, c in record.curves.items()}
+        return record
+
+    @cached_property
+    def curves(self) -> dict[str, Curves]:
+        """Name in the record -> curves."""
+        return {n: read_curves(self.folder / c.file) for n, c in self.record.curves.items()}
 
     def loss(self, name: str, step: int | None = None) -> float:
         """Mean test loss over seeds and the last measurements up to `step` (None: the end)."""
@@ -62,16 +68,13 @@ class Panel:
 
     def weight(self, name: str, base: str, start: float, end: float) -> float:
         """Mean weight alpha of a base optimizer, over seeds, layers and a part of the run."""
-        record = read_record(self.folder)
-        assert record is not None, self.folder
-        index = record.curves[name].bases.index(base)
+        index = self.record.curves[name].bases.index(base)
         return float(self.state(name, "alpha", start, end)[..., index].mean())
 
     def steps_to(self, name: str, loss: float) -> float:
         """The first step at which the mean test loss over seeds is at most `loss`, or inf."""
         curves = self.curves[name]
-        reached = curves.loss.mean(axis=0) <= loss
-        return float(curves.steps[np.argmax(reached)]) if reached.any() else np.inf
+        return steps_to_reach(curves.steps, curves.loss.mean(axis=0), loss)
 
 
 Check: TypeAlias = Callable[[Panel], tuple[Outcome, str]]  # the outcome, and our numbers

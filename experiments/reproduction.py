@@ -5,13 +5,10 @@ from what is committed.
 """
 
 import argparse
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import jax
 
 import metaopt
 from metaopt import contenders
@@ -21,6 +18,7 @@ from metaopt.config import TrainJob
 from metaopt.contenders import Contender, Learned, Make
 from metaopt.jobs import in_processes, meta_train
 from metaopt.jobs.comparing import Settings, compare
+from metaopt.jobs.evaluating import environment
 from metaopt.records import FORMAT, INDEX, write_json
 from metaopt.suites import SuiteTask
 
@@ -127,17 +125,10 @@ def _run_figure(figures, number: int, full: bool, out: Path, seeds: int) -> None
 
 def _index(title: str, figures: Sequence[Figure], seeds: int, command: str) -> dict[str, Any]:
     """The index of the evaluation, for `metaopt report`."""
-    device = jax.devices()[0]
     return {
         "format": FORMAT,
         "job": {"suite": title, "seeds": seeds},
         "tasks": [figure.name for figure in figures],
-        "environment": {
-            "metaopt": metaopt.__version__,
-            "jax": jax.__version__,
-            "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
-            "python": platform.python_version(),
-            "command": command,
-        },
+        "environment": environment(command),
         "training": {},
     }

@@ -198,22 +198,11 @@ def page() -> str:
         "[specialising an optimizer](specialising.md).",
     ]
     for name in zoo.names():
-        card = zoo.card(name)
-        home = card.home
-        losses = ", ".join(f"tuned {label} {loss:.3g}" for label, loss in home.baselines.items())
-        rows = {
-            "trained": card.trained,
-            "command": f"`{card.command}`",
-            "horizon": card.horizon,
-            f"at home ({home.task}, {home.num_steps} steps, {home.seeds} seeds)": (
-                f"mean test loss {home.loss:.3g}; {losses}"
-            ),
-            "wins": "; ".join(card.wins),
-            "loses": "; ".join(card.loses),
-            "licence": card.licence,
-        }
+        rows = zoo.rows(zoo.card(name))
+        about = rows.pop("about")
+        rows["command"] = f"`{rows['command']}`"
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-        parts.append(f"\n## {name}\n\n{card.about}.\n\n| | |\n|---|---|\n{table}")
+        parts.append(f"\n## {name}\n\n{about}.\n\n| | |\n|---|---|\n{table}")
     return "\n".join(parts) + "\n"
 
 

@@ -206,7 +206,12 @@ def _data_splits(data: datasets.Dataset) -> Table:
 
 def _zoo(job: ZooJob) -> None:
     if job.action == "show":
-        _zoo_card(Console(), job.name)
+        table = Table(title=job.name, title_justify="left", show_header=False, box=None)
+        table.add_column(style="dim", max_width=24)
+        table.add_column()
+        for row in zoo.rows(zoo.card(job.name)).items():
+            table.add_row(*row)
+        Console().print(table)
     elif job.names:
         print("\n".join(zoo.names()))
     else:
@@ -217,29 +222,6 @@ def _zoo(job: ZooJob) -> None:
             table.add_row(name, zoo.card(name).about)
         Console().print(table)
         print('use one: metaopt.load("NAME").apply(num_steps=...)')
-
-
-def _zoo_card(console: Console, name: str) -> None:
-    card = zoo.card(name)
-    home = card.home
-    reached = ", ".join(f"{label} {loss:.3f}" for label, loss in home.baselines.items())
-    table = Table(title=name, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column()
-    rows = {
-        "about": card.about,
-        "trained": card.trained,
-        "command": card.command,
-        "horizon": card.horizon,
-        "at home": f"{home.task}, {home.num_steps} steps, {home.seeds} seeds: "
-        f"test loss {home.loss:.3f} (tuned {reached})",
-        "wins": "\n".join(card.wins),
-        "loses": "\n".join(card.loses),
-        "licence": card.licence,
-    }
-    for row in rows.items():
-        table.add_row(*row)
-    console.print(table)
 
 
 def _bench(job: BenchJob) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from metaopt.programs import compiled
+
 POPULATION, TASK = "population", "task"
 
 
@@ -151,7 +153,7 @@ def compiled_everywhere(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[.
     Arguments are numpy arrays that are equal in all processes, or results of such functions.
     """
     if mesh is None:
-        return jax.jit(fn)
+        return compiled(fn)
     return jax.jit(fn, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 

@@ -158,7 +158,7 @@ def curves_figure(
             for n in names
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
-        return _save(figure, out)
+        return save(figure, out)
 
 
 def _curves(axis: Any, panel: Panel, looks: Mapping[str, tuple[str, str]]) -> None:
@@ -203,7 +203,7 @@ def standings_figure(
                 axis.plot(mean, y, "o", color=looks[name][0], ms=5)
         axes[0, 0].set_yticks(range(len(names)), [_plain(name) for name in names])
         axes[0, 0].invert_yaxis()
-        return _save(figure, out)
+        return save(figure, out)
 
 
 def meta_training_figure(runs: Mapping[str, Mapping[str, np.ndarray]], out: Path) -> list[Path]:
@@ -227,7 +227,7 @@ def meta_training_figure(runs: Mapping[str, Mapping[str, np.ndarray]], out: Path
             axis.set(title=_plain(name), xlabel="meta-updates", ylabel="loss of the inner run")
             axis.set(yscale="log" if logarithmic else "linear", ylim=(low, high))
             axis.legend()
-        return _save(figure, out)
+        return save(figure, out)
 
 
 def meta_bounds(loss: np.ndarray) -> tuple[float, float, bool]:
@@ -266,7 +266,7 @@ def mixture_figure(
             axis.set(
                 title=f"weight α of {_plain(base)}", xlabel="optimizer steps", ylim=(-0.03, 1.03)
             )
-        return _save(figure, out)
+        return save(figure, out)
 
 
 def _plain(text: str) -> str:
@@ -274,7 +274,8 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _save(figure: Any, out: Path) -> list[Path]:
+def save(figure: Any, out: Path) -> list[Path]:
+    """Writes ``out`` as PNG and PDF, and closes the figure."""
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_suffix(suffix) for suffix in (".png", ".pdf")]
     for path in paths:

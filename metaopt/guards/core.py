@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from metaopt.base import Batch, LearnedOptimizer, LossFn, Params, transformation
-from metaopt.checks import check_choice, check_integer, short
+from metaopt.checks import check_integer, short
 from metaopt.rollouts import check_window_call, scalar
 from metaopt.trees import all_finite
 
@@ -110,8 +110,8 @@ def record(
     info: GuardInfo,
     winner: Int[Array, ""],
     accepted: Bool[Array, ""],
-    scores: jax.Array,
-    kept_start: Int[Array, ""],
+    scores: Float[Array, " k"],
+    kept_start: Bool[Array, ""],
     *,
     gradients: Any,
     losses: Any,
@@ -234,11 +234,6 @@ def inner(name: str, role: str, tx: Any) -> optax.GradientTransformationExtraArg
             ) from error
 
     return transformation(wrapped.init, update_fn)
-
-
-def check_option(name: str, option: str, value: str, allowed: Sequence[str]) -> None:
-    """Raises `ValueError` unless `value` is one of those allowed."""
-    check_choice(f"{name}: {option}", value, allowed)
 
 
 def check_sizes(name: str, n_t: int, n_c: int, *, least: int = 1) -> None:

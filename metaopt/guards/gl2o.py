@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from metaopt.checks import check_choice, check_integer, check_number
 from metaopt.guards.core import (
     Guard,
     GuardInfo,
-    check_option,
     inner,
     keep_counts,
     new_info,
@@ -108,14 +108,12 @@ def gl2o(
 
     References: Heaton et al. 2020 (Safe-L2O); LGL2O, section 3; docs/guards/gl2o.md.
     """
-    check_option("gl2o", "sequence", sequence, SEQUENCES)
-    check_option("gl2o", "residual", residual, ("step", "gradient"))
-    check_option("gl2o", "on_reject", on_reject, ("advance", "rollback"))
-    for name, value in {"alpha": alpha, "theta": theta}.items():
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"gl2o: {name} must be in [0, 1], got {value}.")
-    if m < 1:
-        raise ValueError(f"gl2o: m must be at least 1, got {m}.")
+    check_choice("gl2o: sequence", sequence, SEQUENCES)
+    check_choice("gl2o: residual", residual, ("step", "gradient"))
+    check_choice("gl2o: on_reject", on_reject, ("advance", "rollback"))
+    check_number("gl2o: alpha", alpha, least=0, most=1)
+    check_number("gl2o: theta", theta, least=0, most=1)
+    check_integer("gl2o: m", m, 1)
     tx, safe = inner("gl2o", "learned", learned), inner("gl2o", "fallback", fallback)
 
     measured = lambda grads, step: _norm(grads if residual == "gradient" else step)

@@ -10,11 +10,10 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from metaopt.base import LearnedOptimizer, Params, Theta
-from metaopt.checks import check_callable, check_fields, check_integer, short
+from metaopt.checks import check_callable, check_choice, check_fields, check_integer, short
 from metaopt.guards.core import (
     Guard,
     GuardInfo,
-    check_option,
     check_sizes,
     inner,
     keep_counts,
@@ -161,9 +160,9 @@ def lgl2o(
     References: LGL2O (arXiv 2201.12426), Algorithms 1 and 2, appendix H; docs/guards/lgl2o.md.
     """
     check_sizes("lgl2o", n_t, n_c)
-    check_option("lgl2o", "on_reject", on_reject, ("rollback", "advance", "reset"))
-    check_option("lgl2o", "fallback_on_reject", fallback_on_reject, ("advance", "rollback"))
-    check_option("lgl2o", "memory", memory, ("carry", "fresh"))
+    check_choice("lgl2o: on_reject", on_reject, ("rollback", "advance", "reset"))
+    check_choice("lgl2o: fallback_on_reject", fallback_on_reject, ("advance", "rollback"))
+    check_choice("lgl2o: memory", memory, ("carry", "fresh"))
     if average is not None:
         check_callable("lgl2o: average", average)
     if not isinstance(adaptive, Adaptive | None):

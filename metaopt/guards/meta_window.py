@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import LearnedOptimizer, Theta
-from metaopt.checks import check_number
+from metaopt.checks import check_choice, check_number
 from metaopt.guards.core import (
     Guard,
     batch_losses,
     check_lengths,
-    check_option,
     check_sizes,
     check_window,
     inner,
@@ -52,7 +51,7 @@ def meta_guard(
     """The guard of a `Method`; see `smg` for the arguments."""
     name = method.name
     check_sizes(name, n_t, n_c, least=0)
-    check_option(name, "objective", objective, get_args(Objective))
+    check_choice(f"{name}: objective", objective, get_args(Objective))
     if not isinstance(learned, LearnedOptimizer):
         raise ValueError(
             f"{name}: learned must be a LearnedOptimizer, whose theta can adapt, got {learned!r}."

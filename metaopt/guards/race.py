@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.base import Params
+from metaopt.checks import check_choice
 from metaopt.guards.core import (
     Guard,
     GuardInfo,
-    check_option,
     check_sizes,
     inner,
     keep_counts,
@@ -92,7 +92,7 @@ def race(
     check_sizes("race", n_t, n_c)
     if not fallbacks:
         raise ValueError("race: give at least one fallback: race(learned, fallback).")
-    check_option("race", "on_loss", on_loss, ("carry", "rollback", "reset"))
+    check_choice("race: on_loss", on_loss, ("carry", "rollback", "reset"))
     tx = inner("race", "learned", learned)
     plain = tuple(inner("race", f"fallback {i}", fallback) for i, fallback in enumerate(fallbacks))
     txs = plain * 2 if jumps else plain

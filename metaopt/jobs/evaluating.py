@@ -47,7 +47,7 @@ def evaluate_suite(job: EvaluateJob) -> Path:
                 f"{job.out} holds records of another evaluation; choose another folder, or run "
                 "it again with --overwrite True."
             )
-    index |= {"environment": _environment(job), "training": _meta_training(job, loaded)}
+    index |= {"environment": environment(_command(job)), "training": _meta_training(job, loaded)}
     write_json(job.out / INDEX, index)
     in_processes(_evaluate_task, [(job, number) for number in range(len(tasks))], job.workers)
     return job.out
@@ -99,21 +99,25 @@ def _contenders(job: EvaluateJob, makes: dict[str, contenders.Make]) -> list[Con
     return found
 
 
-def _environment(job: EvaluateJob) -> dict[str, str]:
-    """What the records were made with; `command` repeats the evaluation."""
+def environment(command: str) -> dict[str, str]:
+    """What records were made with; `command` makes them again."""
     device = jax.devices()[0]
-    command = ["metaopt", "evaluate", *map(str, job.checkpoints)]
-    for field in dataclasses.fields(job):
-        value = getattr(job, field.name)
-        if field.name not in ("checkpoints", "overwrite") and value is not None:
-            command += [f"--{field.name.replace('_', '-')}", str(value)]
     return {
         "metaopt": __version__,
         "jax": jax.__version__,
         "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
         "python": platform.python_version(),
-        "command": shlex.join(command),
+        "command": command,
     }
+
+
+def _command(job: EvaluateJob) -> str:
+    words = ["metaopt", "evaluate", *map(str, job.checkpoints)]
+    for field in dataclasses.fields(job):
+        value = getattr(job, field.name)
+        if field.name not in ("checkpoints", "overwrite") and value is not None:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 def _meta_training(job: EvaluateJob, loaded: dict[str, checkpoints.Exported]) -> dict[str, Any]:

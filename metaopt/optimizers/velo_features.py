@@ -177,11 +177,13 @@ class Columns(NamedTuple):
     """
 
     dense: tuple[jax.Array, ...]
-    row: Float[Array, "3 ..."]
-    col: jax.Array
+    row: Float[Array, "6 ..."]
+    col: Float[Array, "6 ..."]
 
 
-def in_group_order(dense: jax.Array, row: Float[Array, "3 ..."], col: jax.Array) -> jax.Array:
+def in_group_order(
+    dense: Float[Array, " 18"], row: Float[Array, " 6"], col: Float[Array, " 6"]
+) -> Float[Array, " 30"]:
     """One number per column, dense ``[18]``, row and col ``[6]``, as the bank orders them."""
     return jnp.concatenate([dense[:15], row[:3], col[:3], row[3:], col[3:], dense[15:]])
 

@@ -17,7 +17,6 @@ from metaopt import devices
 from metaopt.base import Key, Theta
 from metaopt.meta.base import MetaTrainer
 from metaopt.meta.updates import strong
-from metaopt.programs import compiled as compiled_here
 from metaopt.training import folder as run_folder
 from metaopt.training import states
 from metaopt.training.logs import log
@@ -162,7 +161,7 @@ def _programs(
     # Raw key data: plain numpy arguments are what all processes can hand over alike.
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), 3))
     init_bits, validate_bits, step_bits = np.asarray(keys)
-    compiled = lambda fn: devices.compiled_everywhere(fn, mesh) if mesh else compiled_here(fn)
+    compiled = lambda fn: devices.compiled_everywhere(fn, mesh)
     wrap = jax.random.wrap_key_data
 
     def first(bits, theta):

@@ -75,3 +75,21 @@ def card(name: str) -> Card:
     """The model card of `name`; raises as `folder` does."""
     plain: dict[str, Any] = parse_json(read_plain(folder(name) / CARD))
     return Card(home=Home(**plain.pop("home")), **plain)
+
+
+def rows(card: Card) -> dict[str, str]:
+    """The card as a table: what a row is about -> what it says."""
+    home = card.home
+    others = ", ".join(f"tuned {label} {loss:.3g}" for label, loss in home.baselines.items())
+    return {
+        "about": card.about,
+        "trained": card.trained,
+        "command": card.command,
+        "horizon": card.horizon,
+        f"at home ({home.task}, {home.num_steps} steps, {home.seeds} seeds)": (
+            f"mean test loss {home.loss:.3g}; {others}"
+        ),
+        "wins": "; ".join(card.wins),
+        "loses": "; ".join(card.loses),
+        "licence": card.licence,
+    }

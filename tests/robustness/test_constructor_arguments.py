@@ -1,11 +1,9 @@
 """Arguments of constructors that are of a wrong type or size."""
 
-import math
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from good_parts import INF, LSTM, NAN, PARAMS, SGD, THETA
 from refusals import bad_inputs, refused
 
 import metaopt
@@ -13,20 +11,6 @@ from metaopt import datasets, meta, optimizers, tasks
 from metaopt.guards import Adaptive, gl2o, lgl2o, race, smg, streaming, windows
 from metaopt.networks import MLP
 from metaopt.optimizers import head_only, l3rs, lstm, velo
-
-NAN, INF = math.nan, math.inf
-SGD = optax.sgd(0.1)
-PARAMS = {"w": jnp.ones(3), "b": jnp.ones(())}
-KEY = jax.random.key(0)
-LSTM = lstm(2, layers=1)
-THETA = LSTM.init(KEY, PARAMS)
-LETTERS = datasets.text_from_string("letters", "ab" * 600)
-WINDOW = {"w": np.ones((2, 3), np.float32), "b": np.ones(2, np.float32)}
-
-
-def loss_fn(params, batch):
-    return jnp.sum(params["w"] * batch["w"]) + jnp.sum(params["b"] * batch["b"])
-
 
 CONSTRUCTORS = {
     "lstm: hidden 0": (lambda: lstm(0), "lstm: hidden must be at least 1, got 0"),

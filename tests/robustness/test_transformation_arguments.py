@@ -1,32 +1,18 @@
 """Data, windows, steps, horizons and thetas of a wrong type, size or shape."""
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from good_parts import INF, LSTM, NAN, PARAMS, SGD, THETA, WINDOW, loss_fn
 from refusals import bad_inputs, refused
 
-from metaopt import datasets, tasks
+from metaopt import tasks
 from metaopt.datasets import Dataset
 from metaopt.guards import lgl2o, race
 from metaopt.networks import MLP
 from metaopt.optimizers import l3rs, lstm, velo
-
-NAN, INF = math.nan, math.inf
-SGD = optax.sgd(0.1)
-PARAMS = {"w": jnp.ones(3), "b": jnp.ones(())}
-KEY = jax.random.key(0)
-LSTM = lstm(2, layers=1)
-THETA = LSTM.init(KEY, PARAMS)
-LETTERS = datasets.text_from_string("letters", "ab" * 600)
-WINDOW = {"w": np.ones((2, 3), np.float32), "b": np.ones(2, np.float32)}
-
-
-def loss_fn(params, batch):
-    return jnp.sum(params["w"] * batch["w"]) + jnp.sum(params["b"] * batch["b"])
 
 
 def split(x, y, **fields) -> Dataset:
