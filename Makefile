@@ -8,8 +8,8 @@ WORKERS ?= 2
 
 setup: $(VENV)/.installed
 
-# Modules are compiled when they are first imported: that halves the time of an installation. The
-# stamp is written last: an interrupted installation is not taken for a whole one.
+# Modules are compiled when they are first imported: that takes half of the computing out of an
+# installation. The stamp is written last: an interrupted one is not taken for a whole one.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[test]'

@@ -21,7 +21,7 @@ Each line is decided by `python -m experiments.verdicts` from the records beside
 checks are in `experiments/`. Real MNIST and FashionMNIST, runs shortened to what 2 CPU cores can
 do; the scale of each reproduction against its paper's stands in the experiment's first lines.
 `metaopt report docs/results/NAME` draws all figures again. Baselines are tuned for each task and
-length of run, which the papers did once for all.
+length of run; LGL2O's paper did it once for all of its figures.
 
 "reproduced": all parts of the claim hold; "partly": some do; "not": none.
 """

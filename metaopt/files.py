@@ -1,8 +1,11 @@
 """Files that are never seen half-written, files of unknown origin, and where caches are kept."""
 
+import fcntl
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,15 @@ def write_whole(path: Path, payload: bytes) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(payload)
     os.replace(part, path)
+
+
+@contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """Waits until no other process is within it with the same file; a killed one lets go."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read_plain(path: Path, most: int = LARGEST) -> bytes:

@@ -18,7 +18,7 @@ from safetensors.numpy import save as save_safetensors
 from metaopt import __version__
 from metaopt.base import Params
 from metaopt.datasets import Dataset
-from metaopt.files import write_whole
+from metaopt.files import one_at_a_time, write_whole
 from metaopt.rollouts import unroll
 from metaopt.tasks import classification
 
@@ -66,6 +66,8 @@ def pretrained(
 ) -> tuple[Params, float]:
     """`pretrain`, or what it returned before for the same network, data and recipe.
 
+    Of processes that want the same at once, one trains and the others wait for it.
+
     Args:
       folder: where results are kept.
       net, data, recipe: as in `pretrain`.
@@ -74,11 +76,11 @@ def pretrained(
       params, and their accuracy on the "test" split of `data`.
     """
     file = folder / f"{_digest(net, data, recipe)}.safetensors"
-    if file.exists():
-        flat = load_safetensors(file.read_bytes())
-    else:
-        flat = flatten_dict(jax.device_get(pretrain(net, data, recipe)), sep="/")
-        write_whole(file, save_safetensors({k: np.asarray(v) for k, v in flat.items()}))
+    with one_at_a_time(file.with_suffix(".lock")):
+        if not file.exists():
+            flat = flatten_dict(jax.device_get(pretrain(net, data, recipe)), sep="/")
+            write_whole(file, save_safetensors({k: np.asarray(v) for k, v in flat.items()}))
+    flat = load_safetensors(file.read_bytes())
     params = unflatten_dict({name: jnp.asarray(x) for name, x in flat.items()}, sep="/")
     task = classification(net, data, batch_size=recipe.batch_size)
     assert task.accuracy is not None

@@ -56,7 +56,7 @@ def unroll(
         an unroll drop second derivatives of the loss). Without differentiation: no effect.
       remat: when differentiated, keep params and state of each step only and compute the rest of
         it again. Same result; an LSTM's unroll needs a fifth of the memory, and on CPU, where
-        memory is what it waits for, half of the time. Without differentiation: no effect.
+        memory is what it waits for. Without differentiation: no effect.
 
     Returns:
       params and state after T steps, and the losses ``[T]`` before each step.

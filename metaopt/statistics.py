@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Real
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, trim_mean
 
 Outcome = Literal["win", "tie", "loss"]
 
@@ -104,9 +104,7 @@ def iqm_interval(
     back = lambda x: np.where(np.abs(x) > 1e90, np.copysign(np.inf, x), x)
 
     def iqm(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
-        bag = np.sort(np.concatenate(columns, axis=axis), axis=axis)
-        cut = bag.shape[axis] // 4
-        return np.mean(np.take(bag, range(cut, bag.shape[axis] - cut), axis=axis), axis=axis)
+        return trim_mean(np.concatenate(columns, axis=axis), 0.25, axis=axis)
 
     mean = low = high = iqm(*tasks)
     if min(map(len, tasks)) > 1:

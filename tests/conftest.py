@@ -32,8 +32,10 @@ def compilation_cache():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Tuned baselines and pretrained networks of tests stay out of the user's cache."""
-    os.environ["METAOPT_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    """Workers of one run share tuned baselines and pretrained networks; the user's stay apart."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["METAOPT_CACHE_DIR"] = str(shared / "cache")
 
 
 @pytest.fixture(autouse=True)

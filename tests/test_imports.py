@@ -17,7 +17,7 @@ ALLOWED = {
     "names": set(),
     "zoo": {"files", "names"},
     "checks": set(),
-    "datasets": {"base", "checks", "names"},
+    "datasets": {"base", "checks", "files", "names"},
     "networks": set(),
     "tasks": {"base", "checks", "trees", "datasets", "networks"},
     "rollouts": {"base", "checks", "trees"},

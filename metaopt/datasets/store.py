@@ -1,13 +1,14 @@
 """Where prepared data sets lie, and how a set gets there whole or not at all."""
 
-import fcntl
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+
+from metaopt.files import one_at_a_time
 
 INFO = "dataset_info.json"  # TensorFlow Datasets writes it last
 NAME = re.compile(r"[a-z][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")
@@ -51,13 +52,9 @@ def prepared(root: Path) -> list[str]:
     return sorted(name for name in names if NAME.fullmatch(name))
 
 
-@contextmanager
-def lock(root: Path, name: str) -> Iterator[None]:
-    """One process at a time works on a set; a killed process lets go of it."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / f".{_flat(name)}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def lock(root: Path, name: str) -> AbstractContextManager[None]:
+    """One process at a time works on a set."""
+    return one_at_a_time(root / f".{_flat(name)}.lock")
 
 
 @contextmanager

@@ -83,8 +83,9 @@ def compare(
         *({}, {}, {}, {}),
     )
     if missing := catalog.missing_data(suite_task.task):
-        record.left_out[ALL] = _not_prepared(missing)
-        write_record(folder, record)
+        if not record.curves:  # what was run where the data are stays as it is
+            record.left_out[ALL] = _not_prepared(missing)
+            write_record(folder, record)
         return
     record.left_out.pop(ALL, None)
     family = catalog.family(suite_task.task)  # one object: what JAX compiled of it is used again

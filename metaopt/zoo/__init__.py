@@ -11,7 +11,6 @@ from metaopt.names import known
 
 FOLDER = Path(__file__).parent
 CARD = "card.json"
-BOUND_SEEDS = 2  # a test has no time for all seeds
 
 
 class Home(NamedTuple):
@@ -21,8 +20,7 @@ class Home(NamedTuple):
       task: a name of `metaopt.catalog.TASKS`.
       num_steps, seeds: of the short run that was measured, by `metaopt.evaluation.evaluate`.
       loss: its mean final test loss.
-      bound: a loss that any later version of the package must stay below in that run, on the mean
-        of the first `BOUND_SEEDS` seeds.
+      bound: a mean loss that any later version of the package must stay below in that run.
       baselines: label of a tuned baseline -> its mean final test loss from the same seeds.
     """
 

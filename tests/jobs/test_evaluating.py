@@ -108,6 +108,16 @@ def test_what_is_recorded_is_not_run_again(evaluation, monkeypatch):
     assert "SGD" in read_record(lost).curves
 
 
+def test_what_was_run_where_the_data_were_stays_recorded_where_they_are_not(
+    evaluation, monkeypatch
+):
+    folder, arguments = evaluation
+    before = read_record(folder / "records" / "00-moons-20")
+    monkeypatch.setattr(comparing.catalog, "missing_data", lambda task: ["moons"])
+    assert main(arguments) == 0
+    assert read_record(folder / "records" / "00-moons-20") == before
+
+
 def test_records_of_another_evaluation_are_not_mixed(evaluation, capsys):
     _, arguments = evaluation
     changed = [a if a != "3" else "4" for a in arguments]
