@@ -258,7 +258,8 @@ def _programs(
         return params, state, {name: optax.tree.get(state, name) for name in names}
 
     over_seeds = (None, 0, 0, 0, 0, 0)
-    return compiled(jax.vmap(init, (None, 0))), compiled(jax.vmap(advance, over_seeds))
+    advance = compiled(jax.vmap(advance, over_seeds), quick=True)
+    return compiled(jax.vmap(init, (None, 0))), advance
 
 
 @lru_cache(maxsize=8)
@@ -272,7 +273,7 @@ def _measure(family: TaskFamily, split: Split):
         train = jnp.nan if sample is None else mean_loss(task.loss, params, sample)
         return task.loss(params, whole), jnp.asarray(accuracy), jnp.asarray(train)
 
-    return compiled(jax.vmap(measure))
+    return compiled(jax.vmap(measure), quick=True)
 
 
 @lru_cache(maxsize=8)

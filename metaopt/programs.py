@@ -1,13 +1,14 @@
 """Compiled programs that do not hold the data sets they work on."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.core
 
 
-def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(fn: Callable[..., Any], *, quick: bool = False) -> Callable[..., Any]:
     """`jax.jit` for functions that close over arrays: these become arguments of the program.
 
     `jax.jit` writes them into each program as constants. XLA then carries a data set of 100 MB
@@ -16,6 +17,7 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
     Args:
       fn: a pure function of pytrees of arrays. It is traced once per structure, shapes and dtypes
         of its arguments; what it closes over must not change.
+      quick: compile sooner, for programs that run for seconds; see `_quick`.
     """
     programs: dict[Any, Callable[..., Any]] = {}
 
@@ -23,13 +25,30 @@ def compiled(fn: Callable[..., Any]) -> Callable[..., Any]:
         leaves, structure = jax.tree.flatten(args)
         kind = (structure, *map(jax.typeof, leaves))
         if kind not in programs:
-            programs[kind] = _program(fn, args)
+            programs[kind] = _program(fn, args, _quick() if quick else {})
         return programs[kind](leaves)
 
     return call
 
 
-def _program(fn: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+@lru_cache(maxsize=1)
+def _quick() -> dict[str, bool]:
+    """Options of the compiler that this machine's takes.
+
+    XLA's emitters of fusions on CPU take half of the compilation of an evaluation, and its
+    programs run no faster for them; those of VeLO's meta-training do.
+    """
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:  # not a CPU, or a version without this option
+        return {}
+    return options
+
+
+def _program(
+    fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, bool]
+) -> Callable[..., Any]:
     """`fn` for leaves of the kind of those in `args`."""
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
     structure = jax.tree.structure(shapes)
@@ -38,5 +57,5 @@ def _program(fn: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any
         return jax.core.eval_jaxpr(closed.jaxpr, constants, *leaves)
 
     run.__name__ = getattr(fn, "__name__", "run")  # what profiles and logs call the program
-    program = jax.jit(run)
+    program = jax.jit(run, compiler_options=options)
     return lambda leaves: jax.tree.unflatten(structure, program(closed.consts, leaves))
