@@ -15,14 +15,15 @@ from metaopt import contenders
 from metaopt.baselines import BASELINES
 from metaopt.checkpoints import Exported
 from metaopt.config import TrainJob
-from metaopt.contenders import Contender, Learned, Make
+from metaopt.contenders import Contender, Learned
+from metaopt.evaluation import Adjustable
 from metaopt.jobs import in_processes, meta_train
 from metaopt.jobs.comparing import Settings, compare
 from metaopt.jobs.evaluating import environment
 from metaopt.records import FORMAT, INDEX, write_json
 from metaopt.suites import SuiteTask
 
-Makes = dict[str, Make]  # tuned baseline -> ``num_steps -> transformation``
+Makes = dict[str, Adjustable]  # tuned baseline -> ``num_steps -> transformation``
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ SUITES: dict[str, Suite] = {
         SuiteTask("MLP-20 on spirals", "spirals-mlp20", 2000, 10),
     ),
     "meta-guard-fig1": Suite(
-        "Meta Guard figure 1: in and out of distribution, SGD at rate 3",
+        "Meta Guard figure 1: in and out of distribution, SGD at a constant rate",
         (
             SuiteTask("CNN-3 on FashionMNIST", "fashion-cnn3", 1000, 5),
             SuiteTask("MLP-20 on FashionMNIST", "fashion-mlp20", 1000, 5),

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from metaopt import catalog, contenders, datasets, statistics
+from metaopt import catalog, datasets, statistics
 from metaopt.base import Key, TaskFamily
 from metaopt.baselines import BASELINES, chosen, tune_cached
 from metaopt.contenders import Contender
-from metaopt.evaluation import begin, evaluate
+from metaopt.evaluation import Adjustable, begin, evaluate
 from metaopt.files import cache_folder
 from metaopt.jobs.progress import Begin, progress
 from metaopt.records import (
@@ -66,7 +66,7 @@ def compare(
     folder: Path,
     suite_task: SuiteTask,
     baselines: Sequence[str],
-    contenders_of: Callable[[dict[str, contenders.Make]], Sequence[Contender]],
+    contenders_of: Callable[[dict[str, Adjustable]], Sequence[Contender]],
     settings: Settings,
 ) -> None:
     """Tunes the baselines and runs the contenders that `folder` has no curves of yet.
@@ -127,9 +127,9 @@ def _run(place: _Place, contender: Contender, key: Key, tick: Callable[[int], No
 
 def _tuned(
     place: _Place, baselines: Sequence[str], key: Key, begun: Begin
-) -> dict[str, contenders.Make]:
+) -> dict[str, Adjustable]:
     """Baseline's name -> its best point of the grid; the searches go into the record."""
-    makes: dict[str, contenders.Make] = {}
+    makes: dict[str, Adjustable] = {}
     task, settings, tuned = place.suite_task, place.settings, place.record.tuned
     head = catalog.TASKS[task.task].head
     windows = task.num_steps // settings.window

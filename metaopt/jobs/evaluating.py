@@ -5,6 +5,7 @@ import json
 import platform
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _evaluate_task(job: EvaluateJob, number: int) -> None:
     )
 
 
-def _contenders(job: EvaluateJob, makes: dict[str, contenders.Make]) -> list[Contender]:
+def _contenders(job: EvaluateJob, makes: Mapping[str, contenders.Make]) -> list[Contender]:
     """Tuned baselines, checkpoints, guarded checkpoints, guarded adversaries, in this order."""
     found = [contenders.baseline(BASELINES[name].label, make) for name, make in makes.items()]
     guards = names(job.guards)

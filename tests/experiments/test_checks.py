@@ -90,7 +90,7 @@ def test_shares_and_numbers(panel):
     "name, short",
     [
         ("L2O", "L2O"),
-        ("SGD (rate 3)", "SGD"),
+        ("SGD (constant)", "SGD"),
         ("Adam (head only)", "Adam (head only)"),
         ("SMG(L2O)", "SMG"),
         ("LGL2O(L2O, SGD (LGL2O's grid))", "LGL2O"),
