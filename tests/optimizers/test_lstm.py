@@ -70,7 +70,7 @@ def test_commutes_with_permutations_of_coordinates():
     plain, _ = run(lopt, theta, grads[0], grads)
     permuted, _ = run(lopt, theta, grads[0], grads[:, order])
     for a, b in zip(plain, permuted, strict=True):
-        np.testing.assert_array_equal(a[order], b)
+        np.testing.assert_array_max_ulp(a[order], b, maxulp=2)
 
 
 def test_replicated_coordinate_moves_like_a_single_one():
