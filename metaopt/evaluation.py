@@ -17,6 +17,7 @@ from metaopt.rollouts import mean_loss, windowed
 
 TRAIN_SAMPLE = 20  # mini-batches of the training split on which `train_loss` is measured
 EVALS = "gradient_evals"  # the field in which guards count them
+LONG = 10_000_000  # steps x parameters of all runs, above which compilation is the lesser part
 
 
 class Adjustable(NamedTuple):
@@ -164,7 +165,8 @@ def run(
             f"measure_every={recorder.every}, got {num_steps}."
         )
     sizes = sizes or (window, window)
-    init, advance = _programs(tx_of, runs.family, recorder.fields, recorder.guard)
+    long = num_steps * len(points) * optax.tree.size(runs.params) > LONG
+    init, advance = _programs(tx_of, runs.family, recorder.fields, recorder.guard, long)
     measure = _measure(runs.family, recorder.split)
     batches = _mini_batches(runs, num_steps // window, window, sizes, recorder.guard)
 
@@ -240,9 +242,17 @@ def _stacked(trees: Sequence[Any]) -> Any:
 
 @lru_cache(maxsize=8)
 def _programs(
-    tx_of: Callable[[Any], Any], family: TaskFamily, fields: tuple[str, ...], guard: bool
+    tx_of: Callable[[Any], Any],
+    family: TaskFamily,
+    fields: tuple[str, ...],
+    guard: bool,
+    long: bool,
 ):
-    """Compiled over all seeds: a first state, one window."""
+    """Compiled over all seeds: a first state, one window; `long` runs for speed, not to be soon.
+
+    On CPU a loop over seeds then takes half to four fifths of the time of a `vmap`, which moves
+    the axis of seeds before and after every product of matrices (docs/scaling.md).
+    """
     names = (*fields, *((EVALS,) if guard else ()))
     window_form = lambda point: tx_of(point) if guard else windowed(tx_of(point))
 
@@ -257,9 +267,12 @@ def _programs(
         params = optax.apply_updates(params, updates)
         return params, state, {name: optax.tree.get(state, name) for name in names}
 
-    over_seeds = (None, 0, 0, 0, 0, 0)
-    advance = compiled(jax.vmap(advance, over_seeds), quick=True)
-    return compiled(jax.vmap(init, (None, 0))), advance
+    def one_by_one(point, *runs):
+        return jax.lax.map(lambda one: advance(point, *one), runs)
+
+    loop = long and jax.default_backend() == "cpu"
+    all_seeds = one_by_one if loop else jax.vmap(advance, (None, 0, 0, 0, 0, 0))
+    return compiled(jax.vmap(init, (None, 0))), compiled(all_seeds, quick=not long)
 
 
 @lru_cache(maxsize=8)

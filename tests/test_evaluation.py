@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt import datasets, guards, tasks
+from metaopt import datasets, evaluation, guards, tasks
 from metaopt.evaluation import begin, evaluate
 from metaopt.tasks import quadratic
 
@@ -27,7 +27,9 @@ def by_hand(lr, key, num_steps, window):
     return losses
 
 
-def test_curves_are_those_of_the_loop_that_users_write():
+@pytest.mark.parametrize("long", [0, evaluation.LONG], ids=["seeds in a loop", "side by side"])
+def test_curves_are_those_of_the_loop_that_users_write(monkeypatch, long):
+    monkeypatch.setattr(evaluation, "LONG", long)
     curves = evaluate(lambda n: optax.sgd(0.2), TASK, num_steps=20, keys=KEYS, window=5)
     np.testing.assert_array_equal(curves.steps, [0, 5, 10, 15, 20])
     np.testing.assert_array_equal(curves.grad_evals, curves.steps)
