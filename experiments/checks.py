@@ -1,5 +1,7 @@
 """How claims are decided: functions ``panel -> (outcome, our numbers)``."""
 
+import numpy as np
+
 from experiments.panels import Check, Outcome, Panel, graded
 
 NEAR = 1.05  # losses closer than this factor count as level
@@ -110,6 +112,22 @@ def switches(guard: str) -> Check:
         early, late = panel.share(guard, 0, 0.02), panel.share(guard, 0.5, 1)
         words = f"won by L2O: {early:.0%} of the first 2 % of windows, {late:.0%} of the later half"
         return graded([early > 0.5, 0 < late < early]), words
+
+    return check
+
+
+def trapped(guard: str) -> Check:
+    """A seed loses what it had: in one window both candidates end at twice the loss kept before."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        kept = panel.curves[guard].state["losses"].min(axis=2)  # [S, W], of the better candidate
+        lost = (kept[:, 1:] > 2 * kept[:, :-1]).any(axis=1)
+        words = f"{short(guard)}: {lost.sum()} of {len(lost)} seeds"
+        if lost.any():
+            seed, window = np.argwhere(kept[:, 1:] > 2 * kept[:, :-1])[0]
+            before, after = kept[seed, window : window + 2]
+            words += f", the first from {before:.3g} to {after:.3g} in window {window + 2}"
+        return graded([bool(lost.any())]), words
 
     return check
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from experiments.checks import below, best_of, every, negated, rises, stays_finite
+from experiments.checks import below, best_of, every, negated, rises, stays_finite, trapped
 from experiments.panels import Claim
 from experiments.reproduction import Figure, Makes, Reproduction, main
 from metaopt import guards
@@ -65,7 +65,7 @@ def as_there(learned: Sequence[Learned], makes: Makes) -> list[Contender]:
 
             found.append(
                 Contender(
-                    *(f"LGL2O {label}", "guarded", make, True, ("accepted",)),
+                    *(f"LGL2O {label}", "guarded", make, True, ("accepted", "losses")),
                     learned=one,
                     guard_name=f"lgl2o {label}",
                     fallback=BASELINES[SGD].label,
@@ -117,6 +117,8 @@ CLAIMS = tuple(
         Claim(f"1 {name}", "no guard diverges", name,
               every(*(stays_finite(guard) for guard in (UPDATED, FRESH, SMG, AMG)))),
         Claim("ours", "race is never above SGD's own run", name, best_of(RACE, LABEL)),
+        Claim("ours", "LGL2O can lose all: neither of its two candidates need be as good as "
+              "where it stood", name, trapped(FRESH)),
     )
 )  # fmt: skip
 

@@ -55,6 +55,8 @@ def points(schedules: tuple[str, ...], **arguments: tuple[float, ...]) -> tuple[
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _BOTH = ("constant", "cosine")
 _LGL2O_TAU = points(("power",), lr=(3.0,), tau=(2e3, 5e3, 1e4, 2e4, 5e4))  # LGL2O, appendix E
+# LGL2O names three rates of SGD on convolutional networks (appendices D and E), and two between.
+_LGL2O_CONVOLUTIONAL = points(("power",), lr=(1e-4, 1e-2, 1e-1, 3e-1, 3.0), tau=(2e4, 5e4))
 _CONSTANT = (3e-2, 1e-1, 3e-1, 1.0, 3.0)  # Meta Guard: 3.0
 _LGL2O_ADAM = points(("constant",), lr=(1e-4, 1e-3, 1e-2, 1e-1))
 _L3RS_ADAM = points(_BOTH, lr=(1e-5, 1e-4, 1e-3))  # L3RS, section 4
@@ -69,6 +71,7 @@ BASELINES: dict[str, Baseline] = {
     "adam": Baseline("Adam", optax.adam, points(_BOTH, lr=_RATES)),
     "adamw": Baseline("AdamW", optax.adamw, points(_BOTH, lr=_RATES)),
     "sgd-lgl2o": Baseline("SGD (LGL2O's grid)", optax.sgd, _LGL2O_TAU),
+    "sgd-lgl2o-cnn": Baseline("SGD (LGL2O's grid, CNN)", optax.sgd, _LGL2O_CONVOLUTIONAL),
     "adam-lgl2o": Baseline("Adam (LGL2O's grid)", optax.adam, _LGL2O_ADAM),
     "sgd-meta-guard": Baseline("SGD (constant)", optax.sgd, points(("constant",), lr=_CONSTANT)),
     "adam-l3rs": Baseline("Adam (L3RS's grid)", optax.adam, _L3RS_ADAM),

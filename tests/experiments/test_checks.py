@@ -17,6 +17,7 @@ LOSSES = {
     "breaks": np.where(STEPS < 800, np.linspace(2.0, 0.5, 11), np.nan),
 }
 STATE = {
+    "losses": np.where(np.arange(10) < 6, 1.0, 3.0)[:, None] * np.array([2.0, 1.0]),
     "accepted": np.arange(10) < 3,
     "alpha": np.stack([np.linspace(0, 1, 10), np.linspace(1, 0, 10)], axis=1)[:, None],  # one layer
     "lambda_": np.array([0.1, 1, 1, 1, 1, 1, 0.9, 0.5, 0.2, 0.1])[:, None],
@@ -74,6 +75,15 @@ def panel(tmp_path_factory):
 )
 def test_verdicts(panel, check, outcome):
     assert check(panel)[0] == outcome
+
+
+def test_a_guard_is_trapped_where_both_of_its_candidates_are_worse(panel):
+    outcome, words = checks.trapped("falls")(panel)
+    assert outcome == "reproduced"
+    assert words == "falls: 2 of 2 seeds, the first from 1 to 3 in window 7"
+    other = Panel(panel.folder)
+    other.curves["falls"].state["losses"][..., 1] = 1.0  # the second candidate saves it
+    assert checks.trapped("falls")(other)[0] == "not"
 
 
 def test_shares_and_numbers(panel):
