@@ -250,8 +250,8 @@ def _programs(
 ):
     """Compiled over all seeds: a first state, one window; `long` runs for speed, not to be soon.
 
-    On CPU a loop over seeds then takes half to four fifths of the time of a `vmap`, which moves
-    the axis of seeds before and after every product of matrices (docs/scaling.md).
+    On CPU a loop over seeds is then faster than a `vmap`, which moves the axis of seeds before and
+    after every product of matrices (docs/scaling.md has the times).
     """
     names = (*fields, *((EVALS,) if guard else ()))
     window_form = lambda point: tx_of(point) if guard else windowed(tx_of(point))
