@@ -84,12 +84,13 @@ def stuck(name: str) -> Check:
     return check
 
 
-def stays_finite(name: str) -> Check:
-    """No seed ends above the loss that it started from."""
+def never_diverges(name: str) -> Check:
+    """Every seed ends below half of the loss that it started from, so not at chance either."""
 
     def check(panel: Panel) -> tuple[Outcome, str]:
         start, worst = panel.start(name), panel.worst_seed(name)
-        return graded([worst < start]), f"{short(name)}: worst seed {worst:.3g}, start {start:.3g}"
+        words = f"{short(name)}: worst seed {worst:.3g}, start {start:.3g}"
+        return graded([worst < start / 2]), words
 
     return check
 

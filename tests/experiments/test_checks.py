@@ -58,8 +58,9 @@ def panel(tmp_path_factory):
         (checks.diverges("turns"), "not"),
         (checks.stuck("slow"), "reproduced"),  # 1.1 of 2 on average at the end
         (checks.stuck("falls"), "not"),
-        (checks.stays_finite("turns"), "reproduced"),
-        (checks.stays_finite("breaks"), "not"),
+        (checks.never_diverges("falls"), "reproduced"),
+        (checks.never_diverges("turns"), "not"),  # 1.4 of 2.1
+        (checks.never_diverges("breaks"), "not"),
         (checks.best_of("falls", "slow", "leaves"), "reproduced"),
         (checks.best_of("slow", "falls"), "not"),
         (checks.faster("falls", 1.4, "slow", "leaves"), "reproduced"),  # 700 steps of 1000
