@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from metaopt.base import Batch, Key, Params, Split, Task, TaskFamily, single
-from metaopt.programs import compiled
+from metaopt.programs import compiled, for_all
 from metaopt.records import Curves
 from metaopt.rollouts import mean_loss, windowed
 
@@ -241,18 +241,8 @@ def _stacked(trees: Sequence[Any]) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _programs(
-    tx_of: Callable[[Any], Any],
-    family: TaskFamily,
-    fields: tuple[str, ...],
-    guard: bool,
-    long: bool,
-):
-    """Compiled over all seeds: a first state, one window; `long` runs for speed, not to be soon.
-
-    On CPU a loop over seeds is then faster than a `vmap`, which moves the axis of seeds before and
-    after every product of matrices (docs/scaling.md has the times).
-    """
+def _programs(tx_of: Callable[[Any], Any], family: TaskFamily, fields, guard: bool, long: bool):
+    """Compiled over all seeds: a first state, one window."""
     names = (*fields, *((EVALS,) if guard else ()))
     window_form = lambda point: tx_of(point) if guard else windowed(tx_of(point))
 
@@ -267,12 +257,7 @@ def _programs(
         params = optax.apply_updates(params, updates)
         return params, state, {name: optax.tree.get(state, name) for name in names}
 
-    def one_by_one(point, *runs):
-        return jax.lax.map(lambda one: advance(point, *one), runs)
-
-    loop = long and jax.default_backend() == "cpu"
-    all_seeds = one_by_one if loop else jax.vmap(advance, (None, 0, 0, 0, 0, 0))
-    return compiled(jax.vmap(init, (None, 0))), compiled(all_seeds, quick=not long)
+    return compiled(jax.vmap(init, (None, 0))), for_all(advance, long=long)
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,7 @@
 """Compiled programs that do not hold the data sets they work on."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -29,6 +29,27 @@ def compiled(fn: Callable[..., Any], *, quick: bool = False) -> Callable[..., An
         return programs[kind](leaves)
 
     return call
+
+
+def for_all(fn: Callable[..., Any], *, long: bool) -> Callable[..., Any]:
+    """``fn(shared, *own)`` for all runs at once, `own` with an axis of runs in front; compiled.
+
+    On CPU `long` work goes one run after the other: a `vmap` moves the axis of runs before and
+    after every product of matrices, and takes up to twice the time (docs/scaling.md).
+
+    Args:
+      fn: see `compiled`.
+      long: rather run fast than compile soon.
+    """
+
+    def one_by_one(shared, *own):
+        return jax.lax.map(lambda run: fn(shared, *run), own)
+
+    def side_by_side(shared, *own):
+        return jax.vmap(partial(fn, shared))(*own)
+
+    loop = long and jax.default_backend() == "cpu"
+    return compiled(one_by_one if loop else side_by_side, quick=not long)
 
 
 @lru_cache(maxsize=1)
