@@ -1,7 +1,5 @@
 """How claims are decided: functions ``panel -> (outcome, our numbers)``."""
 
-import numpy as np
-
 from experiments.panels import Check, Outcome, Panel, graded
 
 NEAR = 1.05  # losses closer than this factor count as level
@@ -118,16 +116,15 @@ def switches(guard: str) -> Check:
 
 
 def trapped(guard: str) -> Check:
-    """A seed loses what it had: in one window both candidates end at twice the loss kept before."""
+    """A seed loses what it had: in the end both candidates are half above the lowest loss kept."""
 
     def check(panel: Panel) -> tuple[Outcome, str]:
         kept = panel.curves[guard].state["losses"].min(axis=2)  # [S, W], of the better candidate
-        lost = (kept[:, 1:] > 2 * kept[:, :-1]).any(axis=1)
+        lowest, last = kept.min(axis=1), kept[:, -1]
+        lost = last > 1.5 * lowest
         words = f"{short(guard)}: {lost.sum()} of {len(lost)} seeds"
         if lost.any():
-            seed, window = np.argwhere(kept[:, 1:] > 2 * kept[:, :-1])[0]
-            before, after = kept[seed, window : window + 2]
-            words += f", the first from {before:.3g} to {after:.3g} in window {window + 2}"
+            words += f", from {lowest[lost].mean():.3g} to {last[lost].mean():.3g} on average"
         return graded([bool(lost.any())]), words
 
     return check

@@ -81,7 +81,7 @@ def test_verdicts(panel, check, outcome):
 def test_a_guard_is_trapped_where_both_of_its_candidates_are_worse(panel):
     outcome, words = checks.trapped("falls")(panel)
     assert outcome == "reproduced"
-    assert words == "falls: 2 of 2 seeds, the first from 1 to 3 in window 7"
+    assert words == "falls: 2 of 2 seeds, from 1 to 3 on average"
     other = Panel(panel.folder)
     other.curves["falls"].state["losses"][..., 1] = 1.0  # the second candidate saves it
     assert checks.trapped("falls")(other)[0] == "not"
