@@ -77,15 +77,15 @@ def as_there(learned: Sequence[Learned], makes: Makes) -> list[Contender]:
 def figures(full: bool) -> list[Figure]:
     """The four panels."""
     panels = {
-        "a": ("CNN-3/FashionMNIST at home", "fashion-cnn3", "lstm-cnn-fmnist"),
-        "b": ("CNN-3/FashionMNIST's on MLP-20, FashionMNIST", "fashion-mlp20", "lstm-cnn-fmnist"),
-        "c": ("CNN-3/FashionMNIST's on CNN-3, MNIST", "mnist-cnn3", "lstm-cnn-fmnist"),
-        "d": ("MLP-20/MNIST's on CNN-3, FashionMNIST", "fashion-cnn3", "lstm-mlp-mnist"),
+        "a": ("CNN-3/FashionMNIST, at home", "fashion-cnn3", "lstm-cnn-fmnist"),
+        "b": ("CNN-3/FashionMNIST, on MLP-20", "fashion-mlp20", "lstm-cnn-fmnist"),
+        "c": ("CNN-3/FashionMNIST, on MNIST", "mnist-cnn3", "lstm-cnn-fmnist"),
+        "d": ("MLP-20/MNIST, on CNN-3/FashionMNIST", "fashion-cnn3", "lstm-mlp-mnist"),
     }
     return [
         Figure(
             name=name,
-            title=f"Fig. 1 {name}: the optimizer of {title}",
+            title=f"Fig. 1 {name}: L2O from {title}",
             task=task,
             num_steps=5_000 if full else 1_000,
             measure_every=5,
