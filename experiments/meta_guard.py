@@ -103,33 +103,29 @@ LABEL = BASELINES[SGD].label
 SMG, AMG, RACE = "SMG(L2O)", "AMG(L2O)", f"RACE(L2O, {LABEL})"
 UPDATED, FRESH = (f"LGL2O {label}" for label in MEMORY.values())
 TUNED = "SGD's rate, with which LGL2O falls back too, is tuned for each panel"
+TURNS = "it turns around: like LGL2O it keeps one of two, though both be worse than before"
+CHANCE = "SMG or LGL2O without update falls to chance"
 # Why a claim did not come out, by panel.
-WHY = {
-    "early": {"b": "SGD's rate is tuned for this network, and L2O was trained on the CNN"},
-    "fresh": {name: "without update it is at chance by then: see the last line" for name in "ac"},
-    "smg": dict.fromkeys(
-        "abcd", "it turns around: like LGL2O it keeps one of two, though both be worse than before"
-    ),
-    "amg": dict.fromkeys("abc", f"{TUNED}; AMG is below SMG and L2O in all panels")
-    | {"d": f"{TUNED}; of the learned ones AMG is the lowest"},
-    "chance": dict.fromkeys("abcd", "SMG or LGL2O without update falls to chance"),
-}
+FIRST = {"b": "SGD's rate is tuned for this network, and L2O was trained on the CNN"}
+EARLY = dict.fromkeys("ac", "without update it is at chance by then: see the last line")
+LOWEST = dict.fromkeys("abc", f"{TUNED}; AMG is below SMG and L2O in all panels")
+LOWEST["d"] = f"{TUNED}; of the learned ones AMG is the lowest"
 CLAIMS = tuple(
     claim
     for name in "abcd"
     for claim in (
         Claim(f"1 {name}", "L2O is below SGD in the first 200 steps", name,
-              below("L2O", LABEL, step=150), WHY["early"].get(name, "")),
+              below("L2O", LABEL, step=150), FIRST.get(name, "")),
         Claim(f"1 {name}", "LGL2O is early as fast as L2O", name,
               every(below(UPDATED, LABEL, step=150), below(FRESH, LABEL, step=150)),
-              WHY["fresh"].get(name, "")),
+              EARLY.get(name, "")),
         Claim(f"1 {name}", "SMG improves throughout, slower than SGD", name,
-              every(negated(rises(SMG)), below(LABEL, SMG)), WHY["smg"][name]),
+              every(negated(rises(SMG)), below(LABEL, SMG)), TURNS),
         Claim(f"1 {name}", "AMG ends lowest", name,
-              below(AMG, LABEL, "L2O", UPDATED, FRESH, SMG), WHY["amg"][name]),
+              below(AMG, LABEL, "L2O", UPDATED, FRESH, SMG), LOWEST[name]),
         Claim(f"1 {name}", "no guard diverges", name,
               every(*(never_diverges(guard) for guard in (UPDATED, FRESH, SMG, AMG))),
-              WHY["chance"][name]),
+              CHANCE),
         Claim("ours", "race is never above SGD's own run", name, best_of(RACE, LABEL)),
     )
 ) + (

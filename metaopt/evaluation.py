@@ -241,7 +241,7 @@ def _stacked(trees: Sequence[Any]) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _programs(tx_of: Callable[[Any], Any], family: TaskFamily, fields, guard: bool, long: bool):
+def _programs(tx_of: Callable, family: TaskFamily, fields: tuple, guard: bool, long: bool):
     """Compiled over all seeds: a first state, one window."""
     names = (*fields, *((EVALS,) if guard else ()))
     window_form = lambda point: tx_of(point) if guard else windowed(tx_of(point))
