@@ -82,13 +82,6 @@ def trained(name: str, task: Task) -> optax.GradientTransformation:
     lopt, family = optimizers.velo(*CONFIG.velo), single(task)
     theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
 
-    def validate(theta, key):
-        runs = meta.starts(family, jax.random.split(key, 8))
-        run = lambda start: meta.inner_run(
-            lopt, family, theta, start, num_steps=CONFIG.num_steps, eval_batches=8
-        )
-        return jnp.mean(jax.vmap(run)(runs)[0])
-
     theta, _ = train(
         meta.nes(lopt, family, theta, CONFIG.nes),
         theta,
@@ -96,7 +89,7 @@ def trained(name: str, task: Task) -> optax.GradientTransformation:
         seed=0,
         out=RUNS / name,
         config=dataclasses.asdict(CONFIG.nes),
-        validate=validate,
+        validate=meta.validation(lopt, family, CONFIG.num_steps),
     )
     return lopt.apply(theta, num_steps=CONFIG.num_steps)
 

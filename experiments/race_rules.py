@@ -5,7 +5,7 @@ LGL2O falls behind SGD's own run, while the race starts as fast as the learned o
 where SGD does. The rule for the learned optimizer's memory does not matter; jumps help in the
 middle of a run; a third runner (Adam) takes the race to its own, lower loss.
 
-    python -m experiments.race_rules --data FOLDER   # holds fashion_mnist/*.gz, IDX files
+    python -m experiments.race_rules   # FashionMNIST prepared (docs/data.md)
 
 meta-trains the LSTM, runs every rule, and writes docs/results/race/race.json and the figure; it
 goes on where it was interrupted. The optimizee is LGL2O's MLP with 20 sigmoid units; images are
@@ -14,7 +14,6 @@ averaged over 2x2 pixels, so that the whole of it fits on two cores (``--pool 1`
 
 import argparse
 import dataclasses
-import gzip
 import itertools
 import json
 import time
@@ -29,9 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt import guards, meta, optimizers
-from metaopt.base import Task, Theta, single
-from metaopt.datasets import Dataset
+from metaopt import datasets, guards, meta, optimizers
+from metaopt.base import Batch, Split, Task, Theta, single
 from metaopt.evaluation import Curves, evaluate
 from metaopt.networks import MLP
 from metaopt.tasks import classification
@@ -74,26 +72,21 @@ CONFIG = Config()
 MEMORY = ("carry", "rollback", "reset")
 
 
-def make_task(config: Config, folder: Path) -> Task:
-    """MLP-20 on the first nine tenths of the training images; judged on some of the others."""
-    x = _read(folder / config.data / "train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    y = _read(folder / config.data / "train-labels-idx1-ubyte.gz", 8)
-    side = x.shape[1] // config.pool
-    x = x.reshape(len(x), side, config.pool, side, config.pool).mean((2, 4)).astype(np.uint8)
-    cut, end = int(0.9 * len(x)), int(0.9 * len(x)) + config.judged
-    part = lambda start, stop: {
-        "x": jnp.asarray(x[start:stop, ..., None]),
-        "y": jnp.asarray(y[start:stop], jnp.int32),
-    }
-    splits: Any = {"train": part(0, cut), "valid": part(cut, end)}
-    data = Dataset(config.data, splits, 10, 1.0 / 255.0)
-    return classification(MLP((20, 10), nn.sigmoid), data, batch_size=config.batch)
+def make_task(config: Config) -> Task:
+    """MLP-20 on the training images; judged on some of those held out of them."""
+    data = datasets.load(config.data)
+    n = config.pool
 
+    def pooled(split: Split, end: int | None = None):
+        x, y = np.asarray(data.splits[split]["x"])[:end], data.splits[split]["y"][:end]
+        side = x.shape[1] // n
+        small = x.reshape(len(x), side, n, side, n).mean((2, 4)).astype(np.uint8)
+        return {"x": jnp.asarray(small[..., None]), "y": y}
 
-def _read(path: Path, header: int) -> np.ndarray:
-    """The bytes of an IDX file after its header."""
-    with gzip.open(path) as file:
-        return np.frombuffer(file.read(), np.uint8, offset=header)
+    splits: dict[Split, Batch] = {split: pooled(split) for split in ("train", "test")}
+    splits["valid"] = pooled("valid", config.judged)
+    net = MLP((20, 10), nn.sigmoid)
+    return classification(net, data._replace(splits=splits), batch_size=config.batch)
 
 
 def meta_train(config: Config, task: Task, out: Path) -> Theta:
@@ -101,13 +94,6 @@ def meta_train(config: Config, task: Task, out: Path) -> Theta:
     family, lopt = single(task), optimizers.lstm(config.hidden)
     settings = meta.TBPTTConfig(lr=config.meta_lr)
     theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
-
-    def validate(theta, key):
-        runs = meta.starts(family, jax.random.split(key, 4))
-        run = lambda start: meta.inner_run(
-            lopt, family, theta, start, num_steps=settings.rollout, eval_batches=4
-        )
-        return jnp.mean(jax.vmap(run)(runs)[0])
 
     names = ("data", "pool", "batch", "hidden", "meta_steps", "meta_lr")
     theta, _ = train(
@@ -117,7 +103,7 @@ def meta_train(config: Config, task: Task, out: Path) -> Theta:
         seed=0,
         out=out,
         config={name: getattr(config, name) for name in names},
-        validate=validate,
+        validate=meta.validation(lopt, family, settings.rollout, runs=4, eval_batches=4),
         validate_every=50,
     )
     return theta
@@ -250,7 +236,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="folder that holds fashion_mnist/ or mnist/")
     parser.add_argument("--pool", type=int, default=CONFIG.pool)
     parser.add_argument("--seeds", type=int, default=CONFIG.seeds)
     parser.add_argument("--only", nargs="*", default=(), help="names of contenders")
@@ -259,7 +244,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.draw:
         config = dataclasses.replace(CONFIG, pool=args.pool, seeds=args.seeds)
-        task = make_task(config, args.data)
+        task = make_task(config)
         theta = meta_train(config, task, args.out / "L2O")
         run(config, task, theta, args.out, tuple(args.only))
         RESULT.parent.mkdir(parents=True, exist_ok=True)

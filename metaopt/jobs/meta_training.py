@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from metaopt import catalog, checkpoints, devices, meta
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.config import TrainJob
 from metaopt.training import train
-
-VALIDATION_RUNS = 8
 
 
 def meta_train(job: TrainJob) -> Path:
@@ -39,7 +36,7 @@ def meta_train(job: TrainJob) -> Path:
         seed=job.seed,
         out=job.out,
         config=_plain(job.identity),
-        validate=_validation(lopt, families, job.horizon[1]),
+        validate=meta.validation(lopt, families, job.horizon[1]),
         validate_every=job.validate_every,
         checkpoint_every=job.checkpoint_every,
         label=f"{job.learned} by {job.method} on {job.task}",
@@ -80,33 +77,6 @@ def _trainer(
     if job.method == "pes":
         return meta.pes(lopt, families, theta, job.pes)
     return meta.tbptt(lopt, families, job.tbptt)
-
-
-def _validation(lopt: LearnedOptimizer, families: list[TaskFamily], num_steps: int):
-    """Mean held-out loss over runs from keys that meta-training never uses.
-
-    Of several families the losses are in units of the loss before the first step: those of one
-    family must not decide alone which theta is kept.
-    """
-    batches = 8
-
-    def group_loss(family, theta, key):
-        runs = meta.starts(family, jax.random.split(key, VALIDATION_RUNS))
-
-        def loss_of(start):
-            loss, _ = meta.inner_run(
-                lopt, family, theta, start, num_steps=num_steps, eval_batches=batches
-            )
-            if len(families) == 1:
-                return loss
-            return loss / meta.loss_unit(meta.held_out_loss(family, start, start.params, batches))
-
-        return jnp.mean(jax.vmap(loss_of)(runs))
-
-    def validate(theta, key):
-        return jnp.mean(jnp.stack([group_loss(family, theta, key) for family in families]))
-
-    return validate
 
 
 def _warm_start(job: TrainJob) -> Theta | None:

@@ -11,3 +11,4 @@ from metaopt.meta.pes import PESConfig as PESConfig
 from metaopt.meta.pes import pes as pes
 from metaopt.meta.tbptt import TBPTTConfig as TBPTTConfig
 from metaopt.meta.tbptt import tbptt as tbptt
+from metaopt.meta.validation import validation as validation

@@ -1,0 +1,55 @@
+"""What says which theta of a meta-training is kept: its loss on held-out runs."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from metaopt.base import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.checks import check_integer
+from metaopt.meta.base import as_groups, held_out_loss, inner_run, loss_unit, starts
+
+
+def validation(
+    lopt: LearnedOptimizer,
+    families: TaskFamily | Sequence[TaskFamily],
+    num_steps: int,
+    *,
+    runs: int = 8,
+    eval_batches: int = 8,
+) -> Callable[[Theta, Key], Float[Array, ""]]:
+    """``(theta, key) -> loss`` after runs of `num_steps` steps: `validate` of `training.train`.
+
+    Of several families, losses are in units of the loss before the first step: those of one
+    family must not decide alone which theta is kept.
+
+    Args:
+      lopt: what is meta-trained.
+      families: where the runs' tasks come from; `key` should be one that meta-training never uses.
+      num_steps: of each run.
+      runs: from each family.
+      eval_batches: mini-batches of the split "valid" on which the end of a run is judged.
+
+    Raises:
+      ValueError: `num_steps`, `runs` or `eval_batches` below 1.
+    """
+    for name, value in (("num_steps", num_steps), ("runs", runs), ("eval_batches", eval_batches)):
+        check_integer(f"validation: {name}", value, 1)
+    groups = as_groups(families)
+
+    def group_loss(family, theta, key):
+        def loss_of(start):
+            loss, _ = inner_run(
+                lopt, family, theta, start, num_steps=num_steps, eval_batches=eval_batches
+            )
+            if len(groups) == 1:
+                return loss
+            return loss / loss_unit(held_out_loss(family, start, start.params, eval_batches))
+
+        return jnp.mean(jax.vmap(loss_of)(starts(family, jax.random.split(key, runs))))
+
+    def validate(theta, key):
+        return jnp.mean(jnp.stack([group_loss(family, theta, key) for family in groups]))
+
+    return validate

@@ -1,0 +1,40 @@
+"""The held-out loss of a theta, on losses known in closed form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from structures import falling, geometric
+
+from metaopt.base import single
+from metaopt.meta import validation
+from metaopt.optimizers import adversaries
+from metaopt.tasks import quadratic
+
+
+def test_of_one_family_it_is_the_loss_at_the_end():
+    lopt, theta = geometric()
+    validate = validation(lopt, falling(3.0, 2), 4)
+    np.testing.assert_allclose(validate(theta, jax.random.key(0)), 3.0 * 0.5**4, rtol=1e-6)
+
+
+def test_families_weigh_alike_whatever_the_size_of_their_losses():
+    lopt, theta = geometric()
+    validate = validation(lopt, [falling(3.0, 2), falling(-500.0, 5)], 3)
+    # Units keep the sign of the loss: 1 * theta^3 and -1 * theta^3.
+    np.testing.assert_allclose(validate(theta, jax.random.key(0)), 0.0, atol=1e-6)
+    validate = validation(lopt, [falling(3.0, 2), falling(500.0, 5)], 3)
+    np.testing.assert_allclose(validate(theta, jax.random.key(0)), 0.5**3, rtol=1e-6)
+
+
+def test_a_run_that_ends_in_nan_makes_it_infinite():
+    lopt = adversaries.ADVERSARIES["nan"]
+    validate = validation(lopt, single(quadratic()), 2)
+    assert validate({}, jax.random.key(0)) == jnp.inf
+
+
+def test_sizes_below_one_are_refused():
+    lopt, _ = geometric()
+    for name in ("num_steps", "runs", "eval_batches"):
+        with pytest.raises(ValueError, match=f"validation: {name}"):
+            validation(lopt, falling(1.0, 1), **{"num_steps": 1, name: 0})
