@@ -12,8 +12,9 @@ steps where the paper has up to 120 000, those of CNNs 1 000; tests on CIFAR-10 
 (figures 7, 8) need their files. ``--full`` has the paper's lengths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.checks import (
     below,
@@ -29,8 +30,10 @@ from experiments.checks import (
 )
 from experiments.panels import Claim
 from experiments.reproduction import Figure, Makes, Reproduction, main
+from metaopt import guards
 from metaopt.baselines import BASELINES
 from metaopt.contenders import Contender, Learned, guarded
+from metaopt.rollouts import windowed
 
 GUARDS = ("gl2o", "lgl2o", "race")
 MLP, CNN = {"L2O": "lstm-mlp-mnist"}, {"L2O": "lstm-cnn-fmnist"}
@@ -41,6 +44,32 @@ def with_losses(learned: Sequence[Learned], makes: Makes) -> list[Contender]:
     label, make = BASELINES["sgd-lgl2o"].label, makes["sgd-lgl2o"]
     found = [guarded(learned[0], guard, label, make, 10) for guard in ("lgl2o", "race")]
     return [one._replace(fields=("accepted", "losses")) for one in found]
+
+
+def streams(learned: Sequence[Learned], makes: Makes) -> list[Contender]:
+    """Windows of one size and of growing sizes on one stream, whose every other half validates.
+
+    Only there can sizes differ from seed to seed. A step of the x-axis is a mini-batch: guards take
+    half as many optimizer steps.
+    """
+    one, sgd = learned[0], makes["sgd-lgl2o"]
+
+    def stream(name: str, build: Callable[[Any, Any], guards.Guard]) -> Contender:
+        make = lambda n: windowed(guards.streaming(build(one.make(n // 2), sgd(n // 2))))
+        fields = ("accepted", "n_t")
+        return Contender(name, "guarded", make, True, fields, one, "lgl2o", SGD)
+
+    sized = lambda n: lambda y, z: guards.lgl2o(y, z, n_t=n, n_c=n)
+    grows = lambda rule: (
+        lambda y, z: guards.lgl2o(y, z, adaptive=guards.Adaptive(rule=rule, cap=160))
+    )
+    return [
+        stream("LGL2O, windows of 10", sized(10)),
+        stream("LGL2O, windows of 100", sized(100)),
+        stream("LGL2O, growing (std)", grows("std")),
+        stream("LGL2O, growing (paired)", grows("paired")),
+        stream("RACE, windows of 10", guards.race),
+    ]
 
 
 def figures(full: bool) -> list[Figure]:
@@ -76,6 +105,12 @@ def figures(full: bool) -> list[Figure]:
             *("fig17-100", "Fig. 17: as fig. 4, windows of 100 steps", *circles, 2, MLP),
             guards=("lgl2o", "race"),
             window=100,
+        ),
+        Figure(
+            *("fig17-growing", "Fig. 17 on a stream: as fig. 4, per mini-batch, growing windows"),
+            *("circles-mlp20", 2 * long, 40, MLP),
+            guards=(),
+            more=streams,
         ),
         Figure(
             *("fig06", "Fig. 6: the MLP's optimizer on CNN-3, MNIST"),
