@@ -52,17 +52,20 @@ def for_all(fn: Callable[..., Any], *, long: bool) -> Callable[..., Any]:
     return compiled(one_by_one if loop else side_by_side, quick=not long)
 
 
-@lru_cache(maxsize=1)
-def _quick() -> dict[str, bool]:
-    """Options of the compiler that this machine's takes.
-
-    XLA's emitters of fusions on CPU take half of the compilation of an evaluation, and its
+def _quick() -> dict[str, Any]:
+    """XLA's emitters of fusions on CPU take half of the compilation of an evaluation, and its
     programs run no faster for them; those of VeLO's meta-training do.
     """
-    options = {"xla_cpu_use_fusion_emitters": False}
+    return option("xla_cpu_use_fusion_emitters", False)
+
+
+@lru_cache
+def option(name: str, value: Any) -> dict[str, Any]:
+    """``{name: value}`` for XLA; empty where its version or backend does not take the option."""
+    options = {name: value}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
-    except jax.errors.JaxRuntimeError:  # not a CPU, or a version without this option
+    except jax.errors.JaxRuntimeError:
         return {}
     return options
 

@@ -12,6 +12,7 @@ import pytest
 from metaopt import guards
 from metaopt.base import LearnedOptimizer
 from metaopt.networks import MLP
+from metaopt.programs import option
 from metaopt.rollouts import windowed
 
 pytestmark = pytest.mark.optimized
@@ -76,7 +77,7 @@ def test_every_further_runner_of_a_race_adds_itself():
 
 # On CPU, XLA's newer library of fused reductions stores every operand of what it reduces, even
 # constants: two more copies for the norm of any step of Adam that is not itself a result.
-PLAIN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+PLAIN = option("xla_cpu_experimental_ynn_fusion_type", "")
 
 
 @pytest.mark.parametrize(
