@@ -37,6 +37,14 @@ def _args(h: Mapping[str, jax.Array]) -> dict[str, Any]:
     return {**args, "eps": jnp.exp(h["log_eps"])} if "log_eps" in h else args
 
 
+def _downhill(updates, params):
+    """As ``optax.sgd(1.0)``, which multiplies by -1: of a negation XLA sees that its norm is the
+    gradient's, and computes it once. A third of what L3RS adds to the time of a population.
+    """
+    del params
+    return jax.tree.map(jnp.negative, updates)
+
+
 def _away_from_zero(updates, params):
     del updates
     return optax.tree.scale(-1.0, params)
@@ -50,7 +58,7 @@ ROOT = 1e-30
 BASES: dict[str, Base] = {
     base.name: base
     for base in (
-        Base("sgd", {}, lambda h: optax.sgd(1.0)),
+        Base("sgd", {}, lambda h: optax.stateless(_downhill)),
         Base(
             "adam", _hyper(0.9, 0.999, 1e-8), lambda h: optax.adam(1.0, **_args(h), eps_root=ROOT)
         ),
