@@ -1,5 +1,6 @@
 """Summaries of records -> figures for papers. Imports no JAX."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,12 @@ from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from metaopt.records import CurveRecord
 from metaopt.statistics import Interval
 
 # Okabe-Ito: told apart by colour-blind readers and in grey print.
 COLOURS = ("#8C8C8C", "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":")
+SHARED_LEGEND = 10  # of more optimizers, every panel has a legend of its own
 OFF_CHART = 1e3  # a mean above this multiple of its start is not drawn
 MANY_LAYERS = 8  # more are coloured by depth, without a legend
 
@@ -54,37 +55,6 @@ def style() -> Any:
         "savefig.dpi": 160,
         "svg.fonttype": "none",
     }
-
-
-def looks_of(entries: Mapping[str, CurveRecord]) -> dict[str, tuple[str, str]]:
-    """(colour, dash) per optimizer, the same in every panel, and no two alike (up to 32).
-
-    A guarded optimizer has the colour of its learned one and a dash of its guard. Where only one is
-    guarded, a colour of the guard and a dash of the fallback tell more, if there are enough.
-    """
-    guarded = {name: entry for name, entry in entries.items() if entry.kind == "guarded"}
-    guards = list(dict.fromkeys(entry.guard for entry in guarded.values()))
-    fallbacks = list(dict.fromkeys(entry.fallback for entry in guarded.values()))
-    free = [(colour, dash) for dash in DASHES for colour in COLOURS]
-    looks: dict[str, tuple[str, str]] = {}
-
-    def take(name: str, wanted: Sequence[tuple[str, str]]) -> None:
-        left = [look for look in (*wanted, *free) if look not in looks.values()]
-        looks[name] = left[0] if left else free[len(looks) % len(free)]
-
-    for name in entries:
-        if name not in guarded:
-            take(name, ())
-    unused = [colour for colour in COLOURS if colour not in {look[0] for look in looks.values()}]
-    one = len({entry.learned for entry in guarded.values()}) == 1 and len(unused) >= len(guards)
-    for name, entry in guarded.items():
-        colour = looks[entry.learned][0] if entry.learned in looks else COLOURS[-1]
-        index = guards.index(entry.guard)
-        if one:
-            colour, index = unused[index], fallbacks.index(entry.fallback)
-        first = 1 + index % (len(DASHES) - 1)
-        take(name, [(colour, dash) for dash in (*DASHES[first:], *DASHES[1:first])])
-    return {name: looks[name] for name in entries}
 
 
 def shades(number: int) -> list[str]:
@@ -140,12 +110,14 @@ def curves_figure(
 ) -> list[Path]:
     """One panel per task, one line per optimizer, log y; dotted line: the panel's target."""
     names = [name for name in looks if any(name in panel.lines for panel in panels)]
-    columns = len(panels) if len(panels) <= 3 else 2 if len(panels) == 4 else 3
-    rows = -(-len(panels) // columns)
+    shared = len(names) <= SHARED_LEGEND or len(panels) == 1
+    columns = len(panels) if len(panels) <= 3 else 3 if shared and len(panels) > 4 else 2
+    rows, width = -(-len(panels) // columns), 4.4 if shared else 6.6
     with plt.rc_context(style()):
         figure, axes = plt.subplots(
-            rows, columns, figsize=(4.4 * columns, 3.3 * rows), squeeze=False, layout="constrained"
-        )
+            *(rows, columns), figsize=(width * columns, 3.3 * rows),
+            squeeze=False, layout="constrained",
+        )  # fmt: skip
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
         for axis, panel in zip(axes.flat, panels, strict=False):
@@ -153,12 +125,27 @@ def curves_figure(
             title = textwrap.fill(panel.title, 44, break_long_words=False)
             axis.set(title=_plain(title), xlabel=xlabel, ylabel=ylabel)
             axis.xaxis.set_major_locator(MaxNLocator(5))
-        handles = [
-            Line2D([], [], color=looks[n][0], ls=looks[n][1], lw=1.8, label=_plain(n))
-            for n in names
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
+            if not shared:
+                handles = _handles([name for name in names if name in panel.lines], looks)
+                axis.legend(
+                    handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5
+                )
+        if shared:
+            handles = _handles(names, looks)
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
         return save(figure, out)
+
+
+def _handles(names: Sequence[str], looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+    """For a legend. The grid that a fallback was tuned on is left out where nothing is mistaken."""
+    brief = [re.sub(r" \([^()]*\)\)$", ")", name) for name in names]
+    labels = [
+        short if brief.count(short) == 1 else name for name, short in zip(names, brief, strict=True)
+    ]
+    return [
+        Line2D([], [], color=looks[name][0], ls=looks[name][1], lw=1.8, label=_plain(label))
+        for name, label in zip(names, labels, strict=True)
+    ]
 
 
 def _curves(axis: Any, panel: Panel, looks: Mapping[str, tuple[str, str]]) -> None:

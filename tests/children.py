@@ -86,6 +86,9 @@ def run_host(out: Path, steps: int, cache: Path, port: int, count: int, index: i
     if index == 0:
         np.save(out / "best.npy", log_lr(best))
     out.with_name(f"{out.name}.process-{index}").write_text(f"{len(jax.devices())} devices")
+    # JAX does this at the exit of an interpreter, which these children leave in another way: a
+    # process 0 that is gone before the others ends them.
+    jax.distributed.shutdown()
 
 
 def quietly(target, error_file: Path, *args, **kwargs):

@@ -273,3 +273,5 @@ def _worker(
         state, metrics = step(bits, state)
         jax.block_until_ready(metrics)
     results.put(time.perf_counter() - start)
+    if count > 1:
+        jax.distributed.shutdown()  # a child leaves without it; the first to go would end the other

@@ -8,6 +8,7 @@ import numpy as np
 
 from metaopt import plots
 from metaopt.records import Curves
+from metaopt.report.looks import looks_of
 from metaopt.report.summary import REFERENCE, Evaluation, TaskData, optimizers, standings
 from metaopt.statistics import Interval, mean_interval
 
@@ -21,7 +22,7 @@ COSTS = {
 
 def draw(evaluation: Evaluation, out: Path) -> list[Path]:
     """Writes all figures into the folder `out` and returns their paths."""
-    looks = plots.looks_of(optimizers(evaluation))
+    looks = looks_of(optimizers(evaluation), [task.curves for task in evaluation.tasks])
     paths = []
     for cost, name in (("steps", "comparison"), ("grad_evals", "comparison-gradients")):
         panels = [_panel(task, cost) for task in evaluation.tasks]

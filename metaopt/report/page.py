@@ -25,6 +25,7 @@ from metaopt.report.charts import (
 )
 from metaopt.report.curves import METRICS, curves_chart
 from metaopt.report.figures import COSTS, training_runs
+from metaopt.report.looks import looks_of
 from metaopt.report.summary import (
     REFERENCE,
     Evaluation,
@@ -58,7 +59,7 @@ class Line(NamedTuple):
 
 def render(evaluation: Evaluation, folder: Path) -> str:
     """The whole page as text."""
-    looks = plots.looks_of(optimizers(evaluation))
+    looks = looks_of(optimizers(evaluation), [task.curves for task in evaluation.tasks])
     charts: list[Chart] = []  # in the order in which the page numbers them
     found = standings(evaluation)
     first, rest = headline(evaluation, found)

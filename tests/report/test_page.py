@@ -15,6 +15,7 @@ from rich.console import Console
 
 from metaopt import plots, records
 from metaopt.report import page, print_summary, report, summary
+from metaopt.report.looks import looks_of
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def test_looks_tell_optimizers_apart():
         for i in range(4):
             name = f"{guard}(L{i}, SGD)"
             entries |= dict([entry(name, "guarded", learned=f"L{i}", guard=guard)])
-    looks = plots.looks_of(entries)
+    looks = looks_of(entries)
     assert len(set(looks.values())) == len(entries) == 20
     for i in range(4):
         assert looks[f"RACE(L{i}, SGD)"][0] == looks[f"L{i}"][0]
@@ -181,12 +182,23 @@ def test_guards_of_one_optimizer_have_colours_of_their_own():
     entries["L"] = records.CurveRecord("", "learned", learned="L")
     pairs = [(guard, fallback) for guard in ("GL2O", "RACE") for fallback in ("SGD", "Adam")]
     entries |= {f"{guard}(L, {fallback})": guarded(guard, fallback) for guard, fallback in pairs}
-    looks = plots.looks_of(entries)
+    looks = looks_of(entries)
     assert len(set(looks.values())) == len(entries)
     assert looks["RACE(L, SGD)"][0] == looks["RACE(L, Adam)"][0] != looks["GL2O(L, SGD)"][0]
     assert looks["RACE(L, SGD)"][1] == looks["GL2O(L, SGD)"][1] != looks["RACE(L, Adam)"][1]
     colours = [looks[name][0] for name in ("SGD", "Adam", "L", "GL2O(L, SGD)", "RACE(L, SGD)")]
     assert len(set(colours)) == 5
+
+
+def test_optimizers_that_never_meet_may_look_alike():
+    panels = [[f"base {task} {i}" for i in range(20)] for task in range(3)]
+    entries = {name: records.CurveRecord("", "baseline") for panel in panels for name in panel}
+    looks = looks_of(entries, panels)
+    for panel in panels:
+        assert len({looks[name] for name in panel}) == len(panel)
+    # What meets is told apart where it can be, whoever came first.
+    looks = looks_of(entries, [*panels, [panels[0][0], panels[2][0]]])
+    assert looks[panels[0][0]] != looks[panels[2][0]]
 
 
 def test_a_wide_comparison_stays_small(tmp_path):
