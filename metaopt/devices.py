@@ -30,6 +30,7 @@ class Spread(NamedTuple):
 
 
 EVERYTHING_HERE = Spread()
+WHOLE = PartitionSpec()  # of an array that lies whole on every device
 
 
 def initialise(
@@ -147,14 +148,61 @@ def evaluate(
     return jax.tree.map(lambda x: x[:size], results)
 
 
-def compiled_everywhere(fn: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """`jax.jit` whose results lie whole on every device of `mesh`, so that all processes see them.
+def over_runs(
+    fn: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """`fn` of arrays with an axis of runs, every device with its share of them.
+
+    Args:
+      fn: a pure function that treats each run by itself.
+      mesh: None: `fn` as it is.
+      in_specs, out_specs: `WHOLE`, or where the axis of runs is: `runs_on_axis`.
+    """
+    if mesh is None:
+        return fn
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def runs_on_axis(axis: int) -> PartitionSpec:
+    """An array whose `axis` counts runs, shared out over all devices of a mesh."""
+    return PartitionSpec(*[None] * axis, (POPULATION, TASK))
+
+
+def gathered(tree: Any, mesh: Mesh | None) -> Any:
+    """`tree`, whole on every device."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, WHOLE))
+
+
+def check_shares(where: str, runs: int, mesh: Mesh | None) -> None:
+    """Raises `ValueError` unless the devices of `mesh` can share so many runs evenly."""
+    if mesh is not None and runs % mesh.size:
+        raise ValueError(
+            f"{where}: {runs} cannot be shared evenly by {mesh.size} devices; "
+            f"give a multiple of {mesh.size}."
+        )
+
+
+def compiled_everywhere(
+    fn: Callable[..., Any], mesh: Mesh | None, specs: Any = WHOLE
+) -> Callable[..., Any]:
+    """`jax.jit` whose results lie on `mesh` as `specs` say; by default whole on every device.
 
     Arguments are numpy arrays that are equal in all processes, or results of such functions.
     """
     if mesh is None:
         return compiled(fn)
-    return jax.jit(fn, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(fn, out_shardings=placed(specs, mesh))
+
+
+def placed(specs: Any, mesh: Mesh) -> Any:
+    """The `NamedSharding` of every `PartitionSpec`."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
 
 
 def anywhere(*flags: bool) -> list[bool]:

@@ -48,11 +48,23 @@ def small_nes(spread=None, population=8, tasks_per_generation=4):
     return trainer, theta, lambda theta, key: jnp.sum((theta["log_lr"] + 1.0) ** 2)
 
 
-def train_small(out: Path, steps: int, *, spread=None, **settings):
+def small_windows(method: str, mesh=None):
+    """The same optimizer by "pes" or "tbptt", 8 pairs or 8 tasks: (trainer, theta, validate)."""
+    _, theta, validate = small_nes()
+    lopt, family = step_sizes(), single(tasks.quadratic(DIM))
+    lengths = {"rollout": 6, "truncation": 2}
+    if method == "pes":
+        config = meta.PESConfig(population=16, tasks=2, lr=0.1, **lengths)
+        return meta.pes(lopt, family, theta, config, mesh), theta, validate
+    config = meta.TBPTTConfig(tasks=8, lr=0.1, **lengths)
+    return meta.tbptt(lopt, family, config, mesh), theta, validate
+
+
+def train_small(out: Path, steps: int, *, spread=None, method="nes", **settings):
     """Trains it in folder `out`; the best theta."""
-    trainer, theta, validate = small_nes(spread)
-    given = {"config": {"a": 1}, "validate_every": 3, "checkpoint_every": 3, **settings}
     mesh = spread.mesh if spread else None
+    trainer, theta, validate = small_nes(spread) if method == "nes" else small_windows(method, mesh)
+    given = {"config": {"a": 1}, "validate_every": 3, "checkpoint_every": 3, **settings}
     return training.train(
         trainer, theta, steps=steps, seed=0, out=out, validate=validate, mesh=mesh, **given
     )
@@ -78,11 +90,13 @@ def run_small(out: Path, steps: int, cache: Path, num_devices: int = 1, **settin
     np.save(out / "best.npy", log_lr(best))
 
 
-def run_host(out: Path, steps: int, cache: Path, port: int, count: int, index: int):
+def run_host(
+    out: Path, steps: int, cache: Path, port: int, count: int, index: int, method: str = "nes"
+):
     """A child's whole life: one of `count` processes of one training."""
     prepare(cache)
     devices.initialise(f"localhost:{port}", count, index)
-    best, _ = train_small(out, steps, spread=all_devices())
+    best, _ = train_small(out, steps, spread=all_devices(), method=method)
     if index == 0:
         np.save(out / "best.npy", log_lr(best))
     out.with_name(f"{out.name}.process-{index}").write_text(f"{len(jax.devices())} devices")

@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 import time
+import types
 
 import children
 import jax
@@ -15,7 +16,7 @@ from metaopt import devices, jobs, training
 from metaopt.checkpoints import load
 from metaopt.config import UNBOUNDED, TrainJob
 from metaopt.jobs import meta_training
-from metaopt.meta import NESConfig
+from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 
 STEPS = 6
 
@@ -93,16 +94,20 @@ def test_eight_devices_give_what_one_gives(alone, spread_run):
     check_same(alone, spread_run / "run")
 
 
+def collectives(program):
+    """How many numbers each exchange between devices of a compiled program takes."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    sizes = [0]
+    for line in program.read_text().splitlines():
+        if found := re.search(rf"= *(.*) ({kinds})(-start)?\(", line):
+            shapes = re.findall(r"\w+\[([\d,]*)\]", found[1])
+            sizes += [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
+    return sizes
+
+
 def test_only_fitness_values_cross_devices(spread_run):
     """Of the compiled generation: no collective is larger than one loss per candidate and task."""
-    text = (spread_run / "program.txt").read_text()
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    sizes = []
-    for line in text.splitlines():
-        found = re.search(rf"= *\(?(\w+)\[([\d,]*)\].* ({kinds})(-start)?\(", line)
-        if found:
-            sizes.append(int(np.prod([int(n) for n in found[2].split(",") if n])))
-    assert sizes and max(sizes) <= 8 * 4
+    assert 0 < max(collectives(spread_run / "program.txt")) <= 8 * 4
 
 
 def test_a_population_that_does_not_divide_is_filled_up(spread_run):
@@ -110,12 +115,12 @@ def test_a_population_that_does_not_divide_is_filled_up(spread_run):
     np.testing.assert_array_equal(np.load(spread_run / "table.npy"), expected)
 
 
-def hosts(out, steps, cache, count):
+def hosts(out, steps, cache, count, method="nes"):
     """Exit codes of `count` processes, one device each, that train together in folder `out`."""
     port = children.free_port()
     args = (out, steps, cache, port, count)
     return children.finish(
-        *[children.start(children.run_host, *args, index) for index in range(count)]
+        *[children.start(children.run_host, *args, index, method) for index in range(count)]
     )
 
 
@@ -244,10 +249,83 @@ def test_minutes_alone_bound_a_run():
         TrainJob(checkpoint_every=0)
 
 
-@pytest.mark.parametrize("method", ["pes", "tbptt"])
-def test_methods_that_do_not_spread_say_so(method, monkeypatch):
+WINDOWS = pytest.mark.parametrize("method", ["pes", "tbptt"])
+
+
+def windows_on_devices(folder, cache, method, count):
+    """A training on `count` devices; what they exchange, and where the state of the runs lies."""
+    children.prepare(cache, count)
+    spread = children.all_devices() if count > 1 else None
+    best, _ = children.train_small(folder / "run", STEPS, spread=spread, method=method)
+    np.save(folder / "run" / "best.npy", children.log_lr(best))
+    if spread is None:
+        return
+    trainer, theta, _ = children.small_windows(method, spread.mesh)
+    key, whole = jax.random.key(0), devices.WHOLE
+    specs = trainer.specs(jax.eval_shape(trainer.init, key, theta))
+    init = devices.compiled_everywhere(trainer.init, spread.mesh, specs)
+    step = devices.compiled_everywhere(trainer.step, spread.mesh, (specs, whole))
+    state = init(key, theta)
+    (folder / "program.txt").write_text(step.lower(key, state).compile().as_text())
+    after, _ = step(key, state)
+    shares = [x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(after.runs)]
+    (folder / "shares.txt").write_text(" ".join(map(str, shares)))
+
+
+@pytest.fixture(scope="module")
+def windows_alone(tmp_path_factory):
+    """method -> (cache folder, metrics, theta) of its run on one device."""
+    runs = {}
+    for method in ("pes", "tbptt"):
+        folder = tmp_path_factory.mktemp(method)
+        assert children.finish(
+            children.start(windows_on_devices, folder, folder / "cache", method, 1)
+        ) == [0]
+        metrics = training.read_metrics(folder / "run")
+        runs[method] = (folder / "cache", metrics, np.load(folder / "run" / "best.npy"))
+    return runs
+
+
+def check_same_windows(alone, out):
+    metrics = training.read_metrics(out)
+    for name in ("meta_loss", "grad_norm", "num_steps"):
+        np.testing.assert_allclose(metrics[name], alone[1][name], rtol=1e-4, err_msg=name)
+    ends = [found["validation_loss"][-1] for found in (metrics, alone[1])]  # each part has one
+    np.testing.assert_allclose(*ends, rtol=1e-5)
+    np.testing.assert_allclose(np.load(out / "best.npy"), alone[2], rtol=1e-5)
+
+
+@WINDOWS
+def test_windows_on_eight_devices_give_what_one_gives(method, windows_alone, tmp_path):
+    alone = windows_alone[method]
+    child = children.start(windows_on_devices, tmp_path, alone[0], method, 8)
+    assert children.finish(child) == [0]
+    check_same_windows(alone, tmp_path / "run")
+    # Every device keeps an eighth of the inner runs, and none of them ever leaves it.
+    assert set((tmp_path / "shares.txt").read_text().split()) == {"0.125"}
+    assert 0 < max(collectives(tmp_path / "program.txt")) <= 2 * 8 * 2
+
+
+@WINDOWS
+def test_windows_by_processes_restore_what_others_saved(method, windows_alone, tmp_path):
+    """The first half by 2 processes, then by 4, then alone on one device."""
+    alone, out = windows_alone[method], tmp_path / "run"
+    assert hosts(out, STEPS // 3, alone[0], 2, method) == [0, 0]
+    assert hosts(out, 2 * STEPS // 3, alone[0], 4, method) == [0] * 4
+    child = children.start(windows_on_devices, tmp_path, alone[0], method, 1)
+    assert children.finish(child) == [0]
+    check_same_windows(alone, out)
+
+
+@WINDOWS
+def test_runs_that_do_not_divide_over_the_devices(method, monkeypatch):
+    uneven = {"pes": PESConfig(population=6), "tbptt": TBPTTConfig(tasks=3)}
+    job = TrainJob(method=method, **{method: uneven[method]})
     monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert meta_training._mesh(TrainJob(method=method)) is None
+    assert meta_training._mesh(job) is None  # 3 runs on 2 devices: one takes them all
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=f"--method {method} does not spread over processes"):
-        meta_training._mesh(TrainJob(method=method))
+    flag = {"pes": "--pes.population must be a multiple of 4", "tbptt": "--tbptt.tasks .* of 2"}
+    with pytest.raises(ValueError, match=flag[method]):
+        meta_training._mesh(job)
+    with pytest.raises(ValueError, match="3 cannot be shared evenly by 2 devices"):
+        devices.check_shares("x", 3, types.SimpleNamespace(size=2))

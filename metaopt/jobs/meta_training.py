@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from metaopt import catalog, checkpoints, devices, meta
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
@@ -51,18 +52,23 @@ def meta_train(job: TrainJob) -> Path:
     return checkpoints.save(job.out / "export", job.learned, job.optimizer_config, theta, trained)
 
 
-def _mesh(job: TrainJob):
-    """All devices; None where there is one, or where the method cannot use several."""
-    if jax.device_count() == 1:
+def _mesh(job: TrainJob) -> Mesh | None:
+    """All devices, or as many of this one process as share its runs evenly; None for one."""
+    count = jax.device_count()
+    if count == 1:
         return None
-    if job.method != "nes":
-        if jax.process_count() > 1:
-            raise ValueError(
-                f"--method {job.method} does not spread over processes; use nes, or start one "
-                "process (--coordinator none)."
-            )
-        return None
-    return devices.mesh_for(job.nes.population, job.nes.tasks)
+    if job.method == "nes":
+        return devices.mesh_for(job.nes.population, job.nes.tasks)
+    flag, whole, each = (
+        ("--pes.population", job.pes.population, 2)  # its pairs are shared out
+        if job.method == "pes"
+        else ("--tbptt.tasks", job.tbptt.tasks, 1)
+    )
+    runs = whole // each
+    if jax.process_count() > 1 and runs % count:
+        raise ValueError(f"{flag} must be a multiple of {each * count} on {count} devices.")
+    used = max(n for n in range(1, count + 1) if runs % n == 0)
+    return devices.mesh_for(runs, 1, jax.devices()[:used]) if used > 1 else None
 
 
 def _trainer(
@@ -75,8 +81,8 @@ def _trainer(
     if job.method == "nes":
         return meta.nes(lopt, families, theta, job.nes, spread)
     if job.method == "pes":
-        return meta.pes(lopt, families, theta, job.pes)
-    return meta.tbptt(lopt, families, job.tbptt)
+        return meta.pes(lopt, families, theta, job.pes, spread.mesh)
+    return meta.tbptt(lopt, families, job.tbptt, spread.mesh)
 
 
 def _warm_start(job: TrainJob) -> Theta | None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from metaopt.base import Key, LearnedOptimizer, Params, Split, Task, TaskFamily, Theta
@@ -20,11 +21,13 @@ class MetaTrainer(NamedTuple):
       step: ``(key, state) -> (state, metrics)``; metrics are scalars, among them ``meta_loss``
         and ``inner_steps`` (optimizee steps taken).
       theta: ``state -> theta``, the meta-parameters learned so far.
+      specs: ``state -> PartitionSpecs`` of its leaves: where they lie on a mesh of devices.
     """
 
     init: Callable[[Key, Theta], Any]
     step: Callable[[Key, Any], tuple[Any, dict[str, jax.Array]]]
     theta: Callable[[Any], Theta]
+    specs: Callable[[Any], Any] = lambda state: jax.tree.map(lambda _: PartitionSpec(), state)
 
 
 class Start(NamedTuple):

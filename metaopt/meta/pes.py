@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from metaopt import devices
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.checks import check_number
 from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
@@ -78,6 +80,7 @@ def pes(
     families: TaskFamily | Sequence[TaskFamily],
     theta: Theta,
     config: PESConfig,
+    mesh: Mesh | None = None,
 ) -> MetaTrainer:
     r"""Persistent evolution strategies, by evosax's `PersistentES`.
 
@@ -98,8 +101,10 @@ def pes(
       families: where its tasks come from; of several, each particle runs `config.tasks` of each.
       theta: an example of the meta-parameters; only its structure is used here.
       config: see `PESConfig`.
+      mesh: devices that share the pairs evenly; the state of a pair's runs stays where it is.
 
-    Raises: ValueError: theta is empty, not float32, or does not fit the tasks of every family.
+    Raises: ValueError: theta is empty, not float32, or does not fit the tasks of every family;
+      the pairs do not divide over the devices.
 
     References: Vicol, Metz, Sohl-Dickstein 2021 (arXiv 2112.13835).
     """
@@ -120,7 +125,17 @@ def pes(
         clip_difference=config.clip_difference,
     )
     pairs = config.population // 2
-    windows = [_windows(lopt, family, config) for family in groups]
+    devices.check_shares("pes: pairs (half of the population)", pairs, mesh)
+    of_pairs, of_both = devices.runs_on_axis(0), devices.runs_on_axis(1)
+    windows = [
+        devices.over_runs(
+            _windows(lopt, family, config),
+            mesh,
+            (of_both, of_pairs, of_both, of_pairs, of_pairs),
+            of_both,
+        )
+        for family in groups
+    ]
 
     def group_starts(key):
         """Per group the starts of all pairs, [pairs, tasks]; both of a pair share theirs."""
@@ -154,6 +169,7 @@ def pes(
             for window, start, run in zip(windows, group_starts(k_start), state.runs, strict=True)
         ]
         losses, good, runs = zip(*outcomes, strict=True)
+        losses, good = devices.gathered((losses, good), mesh)
         losses = jnp.mean(jnp.concatenate(losses, axis=2), axis=2).ravel()  # [population]
         finite = jnp.isfinite(losses)
         told = es.tell(k_tell, population, losses, asked)
@@ -169,7 +185,11 @@ def pes(
         }
         return PESState(told, runs, phase, state.generation + jnp.any(finite)), metrics
 
-    return MetaTrainer(init, step, lambda state: es.theta(state.strategy))
+    def specs(state: PESState):
+        whole = jax.tree.map(lambda _: devices.WHOLE, state)
+        return whole._replace(runs=jax.tree.map(lambda _: of_both, state.runs))
+
+    return MetaTrainer(init, step, lambda state: es.theta(state.strategy), specs)
 
 
 def _phases(config: PESConfig, keys, generation) -> Phase:

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from metaopt import devices
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
 from metaopt.meta.updates import population_metrics
@@ -54,7 +56,10 @@ class TBPTTState(NamedTuple):
 
 
 def tbptt(
-    lopt: LearnedOptimizer, families: TaskFamily | Sequence[TaskFamily], config: TBPTTConfig
+    lopt: LearnedOptimizer,
+    families: TaskFamily | Sequence[TaskFamily],
+    config: TBPTTConfig,
+    mesh: Mesh | None = None,
 ) -> MetaTrainer:
     """Truncated back-propagation through time.
 
@@ -73,12 +78,26 @@ def tbptt(
       families: where its tasks come from; of several (networks or data sets of different
         structure) `config.tasks` runs each go side by side.
       config: see `TBPTTConfig`.
+      mesh: devices that share the tasks of every family evenly; the state of a run stays where it
+        is, and only losses and a sum of meta-gradients cross.
 
-    Raises: ValueError: at `init`: theta is empty, not float32, or does not fit every family.
+    Raises: ValueError: the tasks do not divide over the devices; at `init`: theta is empty, not
+      float32, or does not fit every family.
 
     References: Andrychowicz et al. 2016 and their released code; LGL2O, section 4.
     """
     groups = as_groups(families)
+    devices.check_shares("tbptt: tasks", config.tasks, mesh)
+    of_runs, whole = devices.runs_on_axis(0), devices.WHOLE
+    windows = [
+        devices.over_runs(
+            jax.vmap(_window_and_gradient(lopt, family, config), (None, 0, 0, 0, None, 0)),
+            mesh,
+            (whole, of_runs, of_runs, of_runs, whole, of_runs),
+            of_runs,
+        )
+        for family in groups
+    ]
     optimizer = optax.apply_if_finite(
         optax.chain(
             optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
@@ -109,16 +128,14 @@ def tbptt(
 
     def step(key, state: TBPTTState):
         outcomes = [
-            jax.vmap(_window_and_gradient(lopt, family, config), (None, 0, 0, 0, None, 0))(
-                state.theta, start, run, phase, state.update, _places(phase)
-            )
-            for family, start, run, phase in zip(
-                groups, group_starts(key), state.runs, state.phases, strict=True
+            window(state.theta, start, run, phase, state.update, _places(phase))
+            for window, start, run, phase in zip(
+                windows, group_starts(key), state.runs, state.phases, strict=True
             )
         ]
         losses, grads, runs, phases = zip(*outcomes, strict=True)
-        losses = jnp.concatenate(losses)
-        finite, grad = finite_mean(losses, jax.tree.map(lambda *g: jnp.concatenate(g), *grads))
+        finite, grad = finite_mean(losses, grads)
+        losses, phases, grad = devices.gathered((jnp.concatenate(losses), phases, grad), mesh)
         updates, opt_state = optimizer.update(grad, state.optimizer, state.theta)
         metrics = {
             **population_metrics(losses, jnp.isfinite(losses)),
@@ -131,22 +148,35 @@ def tbptt(
         theta = optax.apply_updates(state.theta, updates)
         return TBPTTState(theta, opt_state, runs, phases, state.update + 1), metrics
 
-    return MetaTrainer(init, step, lambda state: state.theta)
+    def specs(state: TBPTTState):
+        everywhere = jax.tree.map(lambda _: whole, state)
+        return everywhere._replace(runs=jax.tree.map(lambda _: of_runs, state.runs))
+
+    return MetaTrainer(init, step, lambda state: state.theta, specs)
 
 
-def finite_mean(losses: Float[Array, " n"], grads: Theta) -> tuple[jax.Array, Theta]:
-    """Which runs have a finite loss and gradient ``[n]``, and the mean gradient of those.
+def finite_mean(
+    losses: Sequence[Float[Array, " n"]], grads: Sequence[Theta]
+) -> tuple[jax.Array, Theta]:
+    """Which runs have a finite loss and gradient, over all groups, and the mean gradient of those.
 
     NaN where there is none. Gradients are masked one by one, since back-propagation can fail where
     the loss is fine, and no `where` on losses keeps a NaN out of the gradient of their mean.
     """
-    finite = jnp.isfinite(losses) & jax.vmap(all_finite)(grads)
+    finite = [
+        jnp.isfinite(loss) & jax.vmap(all_finite)(grad)
+        for loss, grad in zip(losses, grads, strict=True)
+    ]
+    number = sum(jnp.sum(of_group) for of_group in finite)
 
-    def mean(g):
-        kept = jnp.where(finite.reshape(-1, *[1] * (g.ndim - 1)), g, 0.0)
-        return jnp.sum(kept, axis=0) / jnp.sum(finite)
+    def mean(*parts):
+        kept = [
+            jnp.sum(jnp.where(of_group.reshape(-1, *[1] * (g.ndim - 1)), g, 0.0), axis=0)
+            for of_group, g in zip(finite, parts, strict=True)
+        ]
+        return sum(kept) / number
 
-    return finite, jax.tree.map(mean, grads)
+    return jnp.concatenate(finite), jax.tree.map(mean, *grads)
 
 
 def _places(phases: Phase) -> jax.Array:

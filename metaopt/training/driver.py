@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from metaopt import devices
 from metaopt.base import Key, Theta
@@ -37,14 +37,16 @@ class _Programs(NamedTuple):
     """The run's compiled functions; all take numpy arrays or each other's results.
 
     Attributes:
-      first: ``theta -> TrainState`` before any step.
+      first: ``() -> TrainState`` before any step.
       step: ``(step, trainer state) -> (trainer state, metrics)``.
       validate: ``TrainState -> (TrainState with the best theta brought up to date, loss)``.
+      layout: `jax.ShapeDtypeStruct`s of a `TrainState`, with where it is to lie.
     """
 
     first: Callable[..., TrainState]
     step: Callable[..., tuple[Any, dict[str, jax.Array]]]
     validate: Callable[..., tuple[TrainState, jax.Array]]
+    layout: TrainState
 
 
 def train(
@@ -104,16 +106,16 @@ def train(
         raise ValueError(f"train: minutes must not be negative, got {minutes}.")
     folder = Path(out).absolute()
     plan = _Plan(steps, 60.0 * minutes, validate_every, checkpoint_every)
-    programs = _programs(trainer, validate, seed, mesh)
+    programs = _programs(trainer, theta, validate, seed, mesh)
     with (
         run_folder.claimed(folder, config, overwrite, resume_changed),
         run_folder.full_disk_explained(folder),
         sigterm_noted() as signals,
         states.manager(folder) as checkpoints,
     ):
-        saved = states.restore_newest(checkpoints, _layout(programs.first, theta, mesh))
+        saved = states.restore_newest(checkpoints, programs.layout)
         if saved is None:  # the initial theta competes: no run exports anything worse
-            first = programs.first(jax.tree.map(np.asarray, theta))
+            first = programs.first()
             saved = Saved(0, programs.validate(first)[0], 0.0)
         with log(folder, saved.step, steps, label, tensorboard) as write:
             saved, terminated = _loop(saved, programs, plan, checkpoints, write, signals)
@@ -156,12 +158,16 @@ def _loop(
 
 
 def _programs(
-    trainer: MetaTrainer, validate: Callable[[Theta, Key], jax.Array], seed: int, mesh: Mesh | None
+    trainer: MetaTrainer,
+    theta: Theta,
+    validate: Callable[[Theta, Key], jax.Array],
+    seed: int,
+    mesh: Mesh | None,
 ) -> _Programs:
     # Raw key data: plain numpy arguments are what all processes can hand over alike.
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), 3))
     init_bits, validate_bits, step_bits = np.asarray(keys)
-    compiled = lambda fn: devices.compiled_everywhere(fn, mesh)
+    theta = jax.tree.map(np.asarray, theta)
     wrap = jax.random.wrap_key_data
 
     def first(bits, theta):
@@ -180,19 +186,27 @@ def _programs(
         best = optax.tree.where(better, current, state.best)
         return TrainState(state.trainer, best, jnp.where(better, loss, state.best_loss)), loss
 
-    first, step, keep_best = compiled(first), compiled(step), compiled(keep_best)
+    shapes = jax.eval_shape(first, init_bits, theta)
+    inner, whole = trainer.specs(shapes.trainer), devices.WHOLE
+    best = jax.tree.map(lambda _: whole, shapes.best)
+    specs = shapes._replace(trainer=inner, best=best, best_loss=whole)
+    compiled = lambda fn, specs: devices.compiled_everywhere(fn, mesh, specs)
+    first, step = compiled(first, specs), compiled(step, (inner, whole))
+    keep_best = compiled(keep_best, (specs, whole))
     return _Programs(
-        first=lambda theta: first(init_bits, theta),
+        first=lambda: first(init_bits, theta),
         step=lambda index, state: step(step_bits, index, state),
         validate=lambda state: keep_best(validate_bits, state),
+        layout=_layout(shapes, specs, mesh),
     )
 
 
-def _layout(first: Callable[..., TrainState], theta: Theta, mesh: Mesh | None) -> TrainState:
-    """Shapes of the state and where it is to lie: whole on every device of the mesh."""
+def _layout(shapes: TrainState, specs: TrainState, mesh: Mesh | None) -> TrainState:
+    """Shapes of the state and where it is to lie."""
     if mesh is None:
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: here, shapes)
     else:
-        place = NamedSharding(mesh, PartitionSpec())
-    shapes = jax.eval_shape(first, theta)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+        places = devices.placed(specs, mesh)
+    placed = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    return jax.tree.map(placed, shapes, places)

@@ -91,7 +91,9 @@ def _writer(folder: Path, done: int):
         raise ValueError(
             "tensorboard: event files need the extra: pip install 'metaopt-jax[tensorboard]'."
         ) from None
-    return SummaryWriter(str(folder), purge_step=done or None)
+    # Files are named by the second: without the suffix, a run that goes on within the one in which
+    # it began would write over its first file.
+    return SummaryWriter(str(folder), purge_step=done or None, filename_suffix=f".{done}")
 
 
 @contextlib.contextmanager
