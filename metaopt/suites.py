@@ -162,7 +162,7 @@ SUITES: dict[str, Suite] = {
         seeds=3,
     ),
     "guards-adversarial": Suite(
-        "useless optimizers under every guard: none may be worse than the fallback",
+        "useless optimizers under every guard: who ends where the fallback does?",
         (
             SuiteTask("MLP-20 on digits", "digits-mlp20", 200, 2),
             SuiteTask("spirals", "spirals", 200, 2),

@@ -32,7 +32,7 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """Strided convolutions (VALID, ReLU, no pooling) and a linear read-out.
+    """Strided convolutions (VALID, no pooling) with an activation, and a linear read-out.
 
     The default is CNN-3 of LGL2O section 4.3 and Meta Guard A.1.
     """
@@ -42,13 +42,14 @@ class CNN(nn.Module):
     kernels: Sequence[int] = (5, 3, 3)
     strides: Sequence[int] = (2, 2, 2)
     init_style: Init = "torch"
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x):
         layers = zip(self.channels, self.kernels, self.strides, strict=True)
         for layer, (channels, kernel, stride) in enumerate(layers):
             x = Conv(channels, kernel, stride, init_style=self.init_style, name=f"Conv_{layer}")(x)
-            x = nn.relu(x)
+            x = self.activation(x)
         x = x.reshape((x.shape[0], -1))
         return dense(self.num_classes, x.shape[-1], self.init_style, name="Dense_0")(x)
 
