@@ -92,8 +92,8 @@ def figures(full: bool) -> list[Figure]:
         "b": ("CNN-3/FashionMNIST, on MLP-20", "fashion-mlp20", "lstm-cnn-fmnist"),
         "c": ("CNN-3/FashionMNIST, on MNIST", "mnist-cnn3", "lstm-cnn-fmnist"),
         "d": ("MLP-20/MNIST, on CNN-3/FashionMNIST", "fashion-cnn3", "lstm-mlp-mnist"),
+        "a-sigmoid": ("CNN-3 of sigmoids/FashionMNIST, at home", SIGMOID.task, SIGMOID),
     }
-    panels["a-sigmoid"] = ("CNN-3 of sigmoids/FashionMNIST, at home", SIGMOID.task, SIGMOID)
     return [
         Figure(
             name=name,

@@ -129,22 +129,20 @@ def evaluate(
 
     if (mesh := spread.mesh) is None:
         return share(population, starts, shared)
-    here = NamedSharding(mesh, PartitionSpec())
     size, tasks = (jax.tree.leaves(tree)[0].shape[0] for tree in (population, starts))
     missing = -size % mesh.shape[POPULATION]
     over_tasks = TASK if tasks % mesh.shape[TASK] == 0 else None
     filled = jax.tree.map(
         lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]) if missing else x,
-        jax.lax.with_sharding_constraint(population, here),
+        gathered(population, mesh),
     )
-    results = jax.shard_map(
+    spread_out = over_runs(
         share,
-        mesh=mesh,
-        in_specs=(PartitionSpec(POPULATION), PartitionSpec(over_tasks), PartitionSpec()),
-        out_specs=PartitionSpec(POPULATION, over_tasks),
-        check_vma=False,  # loop carries that begin as constants are fine: nothing is reduced here
-    )(filled, starts, shared)
-    results = jax.lax.with_sharding_constraint(results, here)
+        mesh,
+        (PartitionSpec(POPULATION), PartitionSpec(over_tasks), WHOLE),
+        PartitionSpec(POPULATION, over_tasks),
+    )
+    results = gathered(spread_out(filled, starts, shared), mesh)
     return jax.tree.map(lambda x: x[:size], results)
 
 
@@ -156,16 +154,22 @@ def over_runs(
     Args:
       fn: a pure function that treats each run by itself.
       mesh: None: `fn` as it is.
-      in_specs, out_specs: `WHOLE`, or where the axis of runs is: `runs_on_axis`.
+      in_specs, out_specs: `WHOLE`, or where the axis of runs is, for example `runs_on_axis`.
     """
     if mesh is None:
         return fn
+    # Loop carries that begin as constants are fine: nothing is reduced over devices.
     return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def runs_on_axis(axis: int) -> PartitionSpec:
     """An array whose `axis` counts runs, shared out over all devices of a mesh."""
     return PartitionSpec(*[None] * axis, (POPULATION, TASK))
+
+
+def specs_of(tree: Any, spec: PartitionSpec = WHOLE) -> Any:
+    """The same `spec` for every leaf."""
+    return jax.tree.map(lambda _: spec, tree)
 
 
 def gathered(tree: Any, mesh: Mesh | None) -> Any:

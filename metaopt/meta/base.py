@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from metaopt.base import Key, LearnedOptimizer, Params, Split, Task, TaskFamily, Theta
 from metaopt.contracts import check_family
+from metaopt.devices import specs_of
 from metaopt.rollouts import mean_loss, unroll_sampled
 
 
@@ -27,7 +27,7 @@ class MetaTrainer(NamedTuple):
     init: Callable[[Key, Theta], Any]
     step: Callable[[Key, Any], tuple[Any, dict[str, jax.Array]]]
     theta: Callable[[Any], Theta]
-    specs: Callable[[Any], Any] = lambda state: jax.tree.map(lambda _: PartitionSpec(), state)
+    specs: Callable[[Any], Any] = specs_of
 
 
 class Start(NamedTuple):

@@ -186,8 +186,7 @@ def pes(
         return PESState(told, runs, phase, state.generation + jnp.any(finite)), metrics
 
     def specs(state: PESState):
-        whole = jax.tree.map(lambda _: devices.WHOLE, state)
-        return whole._replace(runs=jax.tree.map(lambda _: of_both, state.runs))
+        return devices.specs_of(state)._replace(runs=devices.specs_of(state.runs, of_both))
 
     return MetaTrainer(init, step, lambda state: es.theta(state.strategy), specs)
 

@@ -149,8 +149,7 @@ def tbptt(
         return TBPTTState(theta, opt_state, runs, phases, state.update + 1), metrics
 
     def specs(state: TBPTTState):
-        everywhere = jax.tree.map(lambda _: whole, state)
-        return everywhere._replace(runs=jax.tree.map(lambda _: of_runs, state.runs))
+        return devices.specs_of(state)._replace(runs=devices.specs_of(state.runs, of_runs))
 
     return MetaTrainer(init, step, lambda state: state.theta, specs)
 

@@ -188,8 +188,7 @@ def _programs(
 
     shapes = jax.eval_shape(first, init_bits, theta)
     inner, whole = trainer.specs(shapes.trainer), devices.WHOLE
-    best = jax.tree.map(lambda _: whole, shapes.best)
-    specs = shapes._replace(trainer=inner, best=best, best_loss=whole)
+    specs = devices.specs_of(shapes)._replace(trainer=inner)
     compiled = lambda fn, specs: devices.compiled_everywhere(fn, mesh, specs)
     first, step = compiled(first, specs), compiled(step, (inner, whole))
     keep_best = compiled(keep_best, (specs, whole))
