@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from metaopt.statistics import Interval
 
@@ -181,6 +181,10 @@ def standings_figure(
             means = [float(i.mean) for i in intervals.values() if 0 < i.mean < np.inf]
             low, high = 0.5 * min([*means, 1.0]), 2.0 * max([*means, 1.0])
             axis.set(title=title, xscale="log", xlim=(low, high))
+            few = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)  # so that labels do not overlap
+            axis.xaxis.set_major_locator(LogLocator(subs=few))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.axvline(1.0, color="grey", lw=0.9, ls=":")
             for name, interval in intervals.items():
                 if np.isnan(interval.mean):
