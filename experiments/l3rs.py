@@ -44,7 +44,7 @@ def ablation(name: str, full: bool) -> TrainJob:
     """The zoo's meta-training, shorter, with other settings."""
     (job,) = ENTRIES["l3rs-finetune-cnn"].jobs
     out = Path("runs/l3rs-ablations") / (slug(name) + "-full" * full)
-    return dataclasses.replace(job, steps=1000 if full else 150, out=out, **ABLATIONS[name])
+    return dataclasses.replace(job, steps=1000 if full else 400, out=out, **ABLATIONS[name])
 
 
 def figures(full: bool) -> list[Figure]:
@@ -80,6 +80,7 @@ def figures(full: bool) -> list[Figure]:
         guards=(),
         fallbacks=(),
         baselines=("adam",),
+        seeds=40,
     )
     return [*found, steps, ablations]
 

@@ -42,6 +42,7 @@ class Figure:
       baselines: tuned on the task; those of `fallbacks` are among them.
       window: steps per window, and mini-batches that a guard decides on.
       more: further contenders, ``(learned optimizers, tuned baselines) -> contenders``.
+      seeds: runs per contender, if other than in the paper's other figures.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Figure:
     more: Callable[[Sequence[Learned], Makes], Sequence[Contender]] = field(
         default=lambda learned, makes: ()
     )
+    seeds: int | None = None
 
     def contenders(self, makes: Makes) -> list[Contender]:
         """What is run, in the order of tables."""
@@ -120,7 +122,7 @@ def _run_figure(figures, number: int, full: bool, out: Path, seeds: int) -> None
         SuiteTask(figure.title, figure.task, figure.num_steps, figure.measure_every),
         figure.baselines,
         figure.contenders,
-        Settings(seeds, window=figure.window),
+        Settings(figure.seeds or seeds, window=figure.window),
     )
 
 

@@ -74,6 +74,7 @@ BASELINES: dict[str, Baseline] = {
     "sgd-lgl2o-cnn": Baseline("SGD (LGL2O's grid, CNN)", optax.sgd, _LGL2O_CONVOLUTIONAL),
     "adam-lgl2o": Baseline("Adam (LGL2O's grid)", optax.adam, _LGL2O_ADAM),
     "sgd-meta-guard": Baseline("SGD (constant)", optax.sgd, points(("constant",), lr=_CONSTANT)),
+    "sgd-meta-guard-3": Baseline("SGD at 3", optax.sgd, points(("constant",), lr=(3.0,))),
     "adam-l3rs": Baseline("Adam (L3RS's grid)", optax.adam, _L3RS_ADAM),
     "adam-l3rs-head": Baseline("Adam (head only)", optax.adam, _L3RS_ADAM, head_only=True),
 }

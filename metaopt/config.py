@@ -20,7 +20,7 @@ SERVED = {"ema": ("l3rs",), "hidden": ("lstm", "velo"), "bank": ("velo",)}
 # Fields of a `TrainJob` that may change when its run is resumed.
 WHERE_AND_HOW = (
     *("out", "overwrite", "resume_changed", "tensorboard", "checkpoint_every", "minutes"),
-    *("population_chunk", "coordinator", "num_processes", "process_id"),
+    *("population_chunk", "coordinator", "num_processes", "process_id", "cpu_devices"),
 )
 
 
@@ -53,11 +53,13 @@ class TrainJob:
       resume_changed: go on with a run whose configuration was another one.
       tensorboard: write TensorBoard event files too (extra: metaopt-jax[tensorboard]).
       population_chunk: candidates of nes that a device evaluates at a time, which bounds its
-        memory; 0: all of its share.
+        memory; 0: all of its share, or on CPU as many as it is fastest with.
       coordinator: auto joins the processes that Slurm, Open MPI or a TPU pod started; host:port
         of process 0 joins those that are given it; none joins nothing.
       num_processes: with host:port: how many processes there are.
       process_id: with host:port: which one this is, from 0.
+      cpu_devices: devices that this process divides the CPU into, which share the work; 0: one
+        per core.
     """
 
     task: str = "digits"
@@ -85,13 +87,14 @@ class TrainJob:
     coordinator: str = "auto"
     num_processes: int | None = None
     process_id: int | None = None
+    cpu_devices: int = 0
 
     def __post_init__(self):
         check_fields(self)
         for name in ("hidden", "bank", "steps", "validate_every", "checkpoint_every"):
             if (value := getattr(self, name)) is not None:
                 check_integer(f"TrainJob.{name}", value, 1)
-        for name in ("minutes", "population_chunk"):
+        for name in ("minutes", "population_chunk", "cpu_devices"):
             check_number(f"TrainJob.{name}", getattr(self, name), least=0)
         check_number("TrainJob.seed", self.seed, least=0, most=LARGEST_SEED)
         for name, served in SERVED.items():

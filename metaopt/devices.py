@@ -1,6 +1,8 @@
 """Which devices and processes share a meta-training, and how a population is spread over them."""
 
+import contextlib
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +24,8 @@ class Spread(NamedTuple):
 
     Attributes:
       mesh: devices with the axes `POPULATION` and `TASK` (see `mesh_for`); None: one device.
-      chunk: candidates that a device evaluates at a time, which bounds its memory; 0: all.
+      chunk: candidates that a device evaluates at a time, which bounds its memory; 0: all, or on
+        CPU as many as it is fastest with.
     """
 
     mesh: Mesh | None = None
@@ -30,22 +33,31 @@ class Spread(NamedTuple):
 
 
 EVERYTHING_HERE = Spread()
+CACHE = 2**21  # bytes that a CPU core has near: what runs hold side by side should fit
 WHOLE = PartitionSpec()  # of an array that lies whole on every device
 
 
 def initialise(
-    coordinator: str = "auto", num_processes: int | None = None, process_id: int | None = None
+    coordinator: str = "auto",
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    cpu_devices: int = 0,
 ) -> None:
-    """Joins the processes of one meta-training; call it before anything else uses JAX.
+    """Joins the processes of one meta-training, and makes devices of this one's CPU cores.
+
+    Call it before anything else uses JAX, whose devices are fixed from then on.
 
     Args:
       coordinator: "auto" joins what Slurm, Open MPI or a TPU pod started as several processes and
         does nothing elsewhere; "none" never joins; ``host:port`` is an address of process 0 that
         all others reach.
       num_processes, process_id: with ``host:port``: how many there are, and which one this is.
+      cpu_devices: devices that the CPU is divided into; 0: one per core that this process may run
+        on, since XLA keeps programs as small as ours on one core each.
 
     Raises: ValueError: arguments that do not fit together.
     """
+    _divide_cpu(cpu_devices)
     explicit = coordinator not in ("auto", "none")
     if explicit != (num_processes is not None) or explicit != (process_id is not None):
         raise ValueError(
@@ -66,6 +78,21 @@ def initialise(
             f"process_id must be 0 to {num_processes - 1} (num_processes - 1), got {process_id}."
         )
     jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def _divide_cpu(count: int) -> None:
+    """Sets the number of CPU devices, unless a user's JAX already has one."""
+    flag = "xla_force_host_platform_device_count"
+    if jax.config.values["jax_num_cpu_devices"] > 0 or flag in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):  # JAX was used before
+        jax.config.update("jax_num_cpu_devices", count or _cores())
+
+
+def _cores() -> int:
+    """CPU cores that this process may run on."""
+    linux = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
 
 
 def _started_in_parallel() -> bool:
@@ -94,15 +121,22 @@ def mesh_for(population: int, tasks: int, devices: Sequence[Any] | None = None) 
     Args:
       population: candidates of a generation.
       tasks: tasks of a generation.
-      devices: default: those of all processes.
+      devices: default: those of all processes; one process takes no more than there are runs.
     """
     devices = list(jax.devices() if devices is None else devices)
+    if jax.process_count() == 1:
+        devices = devices[: population * tasks]
     shape = mesh_shape(population, tasks, len(devices))
     return jax.make_mesh(shape, (POPULATION, TASK), (AxisType.Auto,) * 2, devices=devices)
 
 
 def evaluate(
-    run: Callable[..., Any], population: Any, starts: Any, shared: Any, spread: Spread
+    run: Callable[..., Any],
+    population: Any,
+    starts: Any,
+    shared: Any,
+    spread: Spread,
+    held: int = 0,
 ) -> Any:
     """``run(candidate, start, shared)`` for all candidates and starts, each where it is assigned.
 
@@ -115,35 +149,87 @@ def evaluate(
       starts: pytree of arrays ``[tasks, ...]``.
       shared: pytree that all runs share.
       spread: over which devices, and how many candidates at a time.
+      held: bytes that a run carries from step to step, where that is known.
 
     Returns: the results as ``[n, tasks, ...]``, the same on every device.
     """
 
     def share(population, starts, shared):
-        each = jax.vmap(run, in_axes=(None, 0, None))
-        of_one = lambda candidate: each(candidate, starts, shared)
+        def of_one(start):
+            each = lambda candidate: run(candidate, start, shared)
+            return for_each(each, population, held, spread.chunk)
+
+        # Candidates share a task's mini-batches: for a core, that is enough work side by side.
         size = jax.tree.leaves(population)[0].shape[0]
-        if 0 < spread.chunk < size:
-            return jax.lax.map(of_one, population, batch_size=spread.chunk)
-        return jax.vmap(of_one)(population)
+        results = for_each(of_one, starts, CACHE if _cores_each() <= 1 else held * size)
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), results)
 
     if (mesh := spread.mesh) is None:
         return share(population, starts, shared)
     size, tasks = (jax.tree.leaves(tree)[0].shape[0] for tree in (population, starts))
-    missing = -size % mesh.shape[POPULATION]
     over_tasks = TASK if tasks % mesh.shape[TASK] == 0 else None
-    filled = jax.tree.map(
-        lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]) if missing else x,
-        gathered(population, mesh),
-    )
     spread_out = over_runs(
         share,
         mesh,
         (PartitionSpec(POPULATION), PartitionSpec(over_tasks), WHOLE),
         PartitionSpec(POPULATION, over_tasks),
     )
+    filled = _filled(gathered(population, mesh), mesh.shape[POPULATION])
     results = gathered(spread_out(filled, starts, shared), mesh)
     return jax.tree.map(lambda x: x[:size], results)
+
+
+def evaluate_one(
+    run: Callable[..., Any], starts: Any, shared: Any, mesh: Mesh | None, held: int = 0
+) -> Any:
+    """``run(start, shared)`` for all starts, shared out over all devices: see `evaluate`.
+
+    Returns: the results as ``[tasks, ...]``, the same on every device.
+    """
+    share = lambda starts, shared: for_each(lambda start: run(start, shared), starts, held)
+    if mesh is None:
+        return share(starts, shared)
+    size = jax.tree.leaves(starts)[0].shape[0]
+    own = runs_on_axis(0)
+    filled = _filled(gathered(starts, mesh), mesh.size)
+    results = gathered(over_runs(share, mesh, (own, WHOLE), own)(filled, shared), mesh)
+    return jax.tree.map(lambda x: x[:size], results)
+
+
+def for_each(fn: Callable[[Any], Any], xs: Any, held: int = 0, chunk: int = 0) -> Any:
+    """`fn` of each entry of ``xs [n, ...]``, side by side or one after the other.
+
+    On CPU a `vmap` over runs on different data moves their axis before and after each product of
+    matrices, and puts what they hold out of the cache; one after the other, each operation costs
+    its start (docs/scaling.md has the numbers).
+
+    Args:
+      fn: a pure function.
+      xs: pytree of arrays.
+      held: bytes that an entry is at work on. On CPU so many entries go side by side as fit in the
+        `CACHE` of a device's cores; elsewhere all.
+      chunk: go side by side in any case; 0: see `held`.
+    """
+    size = jax.tree.leaves(xs)[0].shape[0]
+    if not chunk:
+        fits = lambda n: n == 1 or n * held <= CACHE * _cores_each()
+        # A divisor, so that one program does all.
+        chunk = max(n for n in range(1, size + 1) if size % n == 0 and fits(n))
+    if chunk >= size:
+        return jax.vmap(fn)(xs)
+    return jax.lax.map(fn, xs, batch_size=chunk if chunk > 1 else None)
+
+
+def _cores_each() -> float:
+    """CPU cores per device, over which XLA spreads large operations; infinite elsewhere."""
+    return _cores() / jax.local_device_count() if jax.default_backend() == "cpu" else math.inf
+
+
+def _filled(tree: Any, count: int) -> Any:
+    """Arrays ``[n, ...]`` with the last entry repeated until `count` divides them."""
+    missing = -jax.tree.leaves(tree)[0].shape[0] % count
+    fill = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]) if missing else x
+    return jax.tree.map(fill, tree)
 
 
 def over_runs(
@@ -197,7 +283,16 @@ def compiled_everywhere(
     """
     if mesh is None:
         return compiled(fn)
-    return jax.jit(fn, out_shardings=placed(specs, mesh))
+    place = lambda arrays: [_on_every_device(array, mesh) for array in arrays]
+    return compiled(fn, place=place, out_shardings=placed(specs, mesh))
+
+
+def _on_every_device(array: Any, mesh: Mesh) -> Any:
+    """An array that all processes have, as one of `mesh`."""
+    if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.device_put(array, NamedSharding(mesh, WHOLE))
+    bits = _on_every_device(jax.random.key_data(array), mesh)  # keys do not go to other processes
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(array))
 
 
 def placed(specs: Any, mesh: Mesh) -> Any:

@@ -8,7 +8,13 @@ import jax
 import jax.core
 
 
-def compiled(fn: Callable[..., Any], *, quick: bool = False) -> Callable[..., Any]:
+def compiled(
+    fn: Callable[..., Any],
+    *,
+    quick: bool = False,
+    place: Callable[[Any], Any] = lambda arrays: arrays,
+    out_shardings: Any = None,
+) -> Callable[..., Any]:
     """`jax.jit` for functions that close over arrays: these become arguments of the program.
 
     `jax.jit` writes them into each program as constants. XLA then carries a data set of 100 MB
@@ -18,6 +24,8 @@ def compiled(fn: Callable[..., Any], *, quick: bool = False) -> Callable[..., An
       fn: a pure function of pytrees of arrays. It is traced once per structure, shapes and dtypes
         of its arguments; what it closes over must not change.
       quick: compile sooner, for programs that run for seconds; see `_quick`.
+      place: is given the arrays that `fn` closes over, once, and puts them where they are used.
+      out_shardings: as in `jax.jit`.
     """
     programs: dict[Any, Callable[..., Any]] = {}
 
@@ -25,7 +33,8 @@ def compiled(fn: Callable[..., Any], *, quick: bool = False) -> Callable[..., An
         leaves, structure = jax.tree.flatten(args)
         kind = (structure, *map(jax.typeof, leaves))
         if kind not in programs:
-            programs[kind] = _program(fn, args, _quick() if quick else {})
+            options = _quick() if quick else {}
+            programs[kind] = _program(fn, args, options, place, out_shardings)
         return programs[kind](leaves)
 
     return call
@@ -71,7 +80,11 @@ def option(name: str, value: Any) -> dict[str, Any]:
 
 
 def _program(
-    fn: Callable[..., Any], args: tuple[Any, ...], options: dict[str, bool]
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    options: dict[str, bool],
+    place: Callable[[Any], Any],
+    out_shardings: Any,
 ) -> Callable[..., Any]:
     """`fn` for leaves of the kind of those in `args`."""
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args)
@@ -81,5 +94,8 @@ def _program(
         return jax.core.eval_jaxpr(closed.jaxpr, constants, *leaves)
 
     run.__name__ = getattr(fn, "__name__", "run")  # what profiles and logs call the program
-    program = jax.jit(run, compiler_options=options)
-    return lambda leaves: jax.tree.unflatten(structure, program(closed.consts, leaves))
+    if out_shardings is not None:  # of the leaves
+        out_shardings = jax.tree.leaves(jax.tree.broadcast(out_shardings, shapes))
+    program = jax.jit(run, compiler_options=options, out_shardings=out_shardings)
+    constants = place(closed.consts)
+    return lambda leaves: jax.tree.unflatten(structure, program(constants, leaves))

@@ -1,4 +1,4 @@
-"""What `optax.tree` lacks: finiteness, leaf names, and a check that two trees fit."""
+"""What `optax.tree` lacks: finiteness, leaf names, sizes, and a check that two trees fit."""
 
 from typing import Any
 
@@ -66,3 +66,8 @@ def check_same_structure(where: str, expected: Any, given: Any) -> None:
                 f"{where}: leaf {name!r} has shape {jnp.shape(shapes[1][name])}, "
                 f"expected {jnp.shape(leaf)}."
             )
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays, or shapes of arrays, of a tree."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

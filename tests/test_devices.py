@@ -73,7 +73,7 @@ def eight_devices(folder, cache):
     best, _ = children.train_small(folder / "run", STEPS, spread=spread)
     np.save(folder / "run" / "best.npy", children.log_lr(best))
     trainer, theta, _ = children.small_nes(spread)
-    step = devices.compiled_everywhere(trainer.step, spread.mesh)
+    step = jax.jit(trainer.step, out_shardings=devices.placed(devices.WHOLE, spread.mesh))
     state = trainer.init(jax.random.key(0), theta)
     text = step.lower(jax.random.key(1), state).compile().as_text()
     (folder / "program.txt").write_text(text)
@@ -264,7 +264,7 @@ def windows_on_devices(folder, cache, method, count):
     key, whole = jax.random.key(0), devices.WHOLE
     specs = trainer.specs(jax.eval_shape(trainer.init, key, theta))
     init = devices.compiled_everywhere(trainer.init, spread.mesh, specs)
-    step = devices.compiled_everywhere(trainer.step, spread.mesh, (specs, whole))
+    step = jax.jit(trainer.step, out_shardings=devices.placed((specs, whole), spread.mesh))
     state = init(key, theta)
     (folder / "program.txt").write_text(step.lower(key, state).compile().as_text())
     after, _ = step(key, state)

@@ -1,5 +1,8 @@
 """Speed of meta-training: generations of NES against bare SGD runs, and two processes against one.
 
+Bare runs are timed twice: as one program on one device, which is what one writes by hand, and
+shared out over the same devices as the generations.
+
 The work of a generation is that of a published orientation: an MLP 784-32-10, mini-batches of 128,
 8 tasks, 2 antithetic candidates, 50 steps. On 2 CPU cores the field's reference framework does
 about 700 inner steps/s of it with a 197-parameter optimizer (9 to 20 s of compilation), and 154
@@ -17,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from rich.table import Table
 
 from metaopt import devices, meta, optimizers
@@ -65,6 +69,8 @@ def run(
 ) -> dict[str, Any]:
     """Measures generations of NES, each interleaved with the same runs of SGD written by hand.
 
+    On CPU every core becomes a device, as in `metaopt train`, unless JAX was used before.
+
     Args:
       workload: of a generation.
       scaling: of a generation by one process on one core, and by two on a core each (L3RS);
@@ -75,19 +81,27 @@ def run(
 
     Returns:
       ``{"device", "threads", "workload", "repeats", "rows", "scaling"}``. A row has "optimizer",
-      "inner_steps_per_s", "of_bare" (speed over that of the bare runs), "trace_s", "compile_s",
-      "program_mb" (memory that the compiled generation needs). "scaling" is None or has
+      "inner_steps_per_s", "of_bare" (speed over that of the bare runs on one device),
+      "of_bare_spread" (on the same devices), "trace_s", "compile_s", "program_mb" (memory that the
+      compiled generation needs on a device). "scaling" is None or has
       "workload", "one_process" and "two_processes" (generations/s) and "ratio".
     """
     unknown = sorted(set(names) - set(LEARNED))
     if unknown:
         raise ValueError(f"meta: no optimizer {unknown}; there are {sorted(LEARNED)}.")
-    task = _task(workload)
-    bare = _compiled(_bare(task, workload), jax.random.key(0))
-    rows = [_row("bare SGD", bare, bare, workload, repeats)]
+    devices.initialise("none")
+    task, key = _task(workload), jax.random.key(0)
+    mesh = devices.mesh_for(workload.population, workload.tasks)
+    bares = {
+        "bare SGD, one device": _compiled(_bare(task, workload), None, key),
+        "bare SGD": _compiled(_bare(task, workload, mesh), mesh, key),
+    }
+    row = lambda name, program: _row(name, (program, *bares.values()), workload, repeats)
+    rows = [row(name, bare) for name, bare in bares.items()]
     for name in names:
-        generation = _compiled(*_generation(LEARNED[name](), task, workload))
-        rows.append(_row(name, generation, bare, workload, repeats))
+        step, bits, state = _generation(LEARNED[name](), task, workload, devices.Spread(mesh))
+        generation = _compiled(step, mesh, bits, state)
+        rows.append(row(name, generation))
     device = jax.devices()[0]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return {
@@ -108,7 +122,8 @@ def table(record: dict[str, Any]) -> Table:
         f"{of['num_steps']} steps, MLP 784-{of['hidden']}-10, batch {of['batch_size']}; "
         f"{record['device']}, {record['threads']} threads"
     )
-    columns = ("optimizer", "inner steps/s", "of bare", "trace s", "compile s", "program MB")
+    columns = ("optimizer", "inner steps/s", "of bare, one device", "of bare", "trace s")
+    columns += ("compile s", "program MB")
     for column in columns:
         table.add_column(column, justify="left" if column == "optimizer" else "right")
     for row in record["rows"]:
@@ -116,6 +131,7 @@ def table(record: dict[str, Any]) -> Table:
             row["optimizer"],
             f"{row['inner_steps_per_s']:,.0f}",
             f"{row['of_bare']:.2f}",
+            f"{row['of_bare_spread']:.2f}",
             f"{row['trace_s']:.1f}",
             f"{row['compile_s']:.1f}",
             f"{row['program_mb']:.1f}",
@@ -151,25 +167,29 @@ def _generation(
     return lambda bits, state: trainer.step(jax.random.wrap_key_data(bits), state), bits, state
 
 
-def _bare(task: Task, workload: Workload):
+def _bare(task: Task, workload: Workload, mesh: Mesh | None = None):
     """``key -> losses [population, tasks]`` of SGD with one step size per candidate, by hand."""
 
+    def one_run(rate, key):
+        k_init, k_train, k_eval = jax.random.split(key, 3)
+
+        def step(params, t):
+            batch = task.sample(jax.random.fold_in(k_train, t), ())
+            value, grads = jax.value_and_grad(task.loss)(params, batch)
+            return jax.tree.map(lambda p, g: p - rate * g, params, grads), value
+
+        params, _ = jax.lax.scan(step, task.init(k_init), jnp.arange(workload.num_steps))
+        return mean_loss(task.loss, params, task.sample(k_eval, (1,), "valid"))
+
+    runs = jax.vmap(jax.vmap(one_run, in_axes=(None, 0)), in_axes=(0, None))
+
     def losses(key):
-        def one_run(rate, key):
-            k_init, k_train, k_eval = jax.random.split(key, 3)
-
-            def step(params, t):
-                batch = task.sample(jax.random.fold_in(k_train, t), ())
-                value, grads = jax.value_and_grad(task.loss)(params, batch)
-                return jax.tree.map(lambda p, g: p - rate * g, params, grads), value
-
-            params, _ = jax.lax.scan(step, task.init(k_init), jnp.arange(workload.num_steps))
-            return mean_loss(task.loss, params, task.sample(k_eval, (1,), "valid"))
-
         rates = jnp.linspace(0.05, 0.1, workload.population)
-        over_tasks = jax.vmap(one_run, in_axes=(None, 0))
-        return jax.vmap(over_tasks, in_axes=(0, None))(rates, jax.random.split(key, workload.tasks))
+        return shared_out(rates, jax.random.split(key, workload.tasks))
 
+    by_candidate, by_task = map(PartitionSpec, (devices.POPULATION, devices.TASK))
+    both = PartitionSpec(devices.POPULATION, devices.TASK)
+    shared_out = devices.over_runs(runs, mesh, (by_candidate, by_task), both)
     return losses
 
 
@@ -188,9 +208,10 @@ class _Program(NamedTuple):
         return time.perf_counter() - start
 
 
-def _compiled(fn: Callable[..., Any], *args: Any) -> _Program:
+def _compiled(fn: Callable[..., Any], mesh: Mesh | None, *args: Any) -> _Program:
+    where = devices.placed(devices.WHOLE, mesh) if mesh else None
     start = time.perf_counter()
-    lowered = jax.jit(fn).lower(*args)
+    lowered = jax.jit(fn, out_shardings=where).lower(*args)
     traced = time.perf_counter()
     compiled = lowered.compile()
     end = time.perf_counter()
@@ -202,13 +223,16 @@ def _compiled(fn: Callable[..., Any], *args: Any) -> _Program:
 
 
 def _row(
-    name: str, program: _Program, bare: _Program, workload: Workload, repeats: int
+    name: str, programs: tuple[_Program, ...], workload: Workload, repeats: int
 ) -> dict[str, Any]:
-    rounds = [(program.seconds(), bare.seconds()) for _ in range(repeats)]
+    """A row of the first of three programs; the others are the bare ones, by hand and spread."""
+    program = programs[0]
+    rounds = [[one.seconds() for one in programs] for _ in range(repeats)]
     return {
         "optimizer": name,
-        "inner_steps_per_s": workload.inner_steps / statistics.median(own for own, _ in rounds),
-        "of_bare": statistics.median(other / own for own, other in rounds),
+        "inner_steps_per_s": workload.inner_steps / statistics.median(own for own, *_ in rounds),
+        "of_bare": statistics.median(hand / own for own, hand, _ in rounds),
+        "of_bare_spread": statistics.median(spread / own for own, _, spread in rounds),
         "trace_s": program.trace_s,
         "compile_s": program.compile_s,
         "program_mb": program.megabytes,

@@ -18,7 +18,7 @@ def meta_train(job: TrainJob) -> Path:
 
     Of several processes each calls it with the same job, but for `process_id`.
     """
-    devices.initialise(job.coordinator, job.num_processes, job.process_id)
+    devices.initialise(job.coordinator, job.num_processes, job.process_id, job.cpu_devices)
     lopt = checkpoints.build(job.learned, job.optimizer_config, where="--learned")
     warm = _warm_start(job)
     families = [catalog.family(name) for name in job.tasks]
@@ -37,7 +37,7 @@ def meta_train(job: TrainJob) -> Path:
         seed=job.seed,
         out=job.out,
         config=_plain(job.identity),
-        validate=meta.validation(lopt, families, job.horizon[1]),
+        validate=meta.validation(lopt, families, job.horizon[1], mesh=spread.mesh),
         validate_every=job.validate_every,
         checkpoint_every=job.checkpoint_every,
         label=f"{job.learned} by {job.method} on {job.task}",

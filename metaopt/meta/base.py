@@ -11,6 +11,7 @@ from metaopt.base import Key, LearnedOptimizer, Params, Split, Task, TaskFamily,
 from metaopt.contracts import check_family
 from metaopt.devices import specs_of
 from metaopt.rollouts import mean_loss, unroll_sampled
+from metaopt.trees import nbytes
 
 
 class MetaTrainer(NamedTuple):
@@ -118,6 +119,12 @@ def inner_run(
         num_steps,
     )
     return held_out_loss(family, start, params, eval_batches, split), trajectory
+
+
+def carried_bytes(lopt: LearnedOptimizer, theta: Theta, params: Params) -> int:
+    """What an inner run from such params carries from step to step."""
+    begin = lambda theta, params: (params, lopt.apply(theta, num_steps=1).init(params))
+    return nbytes(jax.eval_shape(begin, theta, params))
 
 
 def held_out_loss(

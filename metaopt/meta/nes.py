@@ -14,6 +14,7 @@ from metaopt.devices import EVERYTHING_HERE, Spread, evaluate
 from metaopt.meta.base import (
     MetaTrainer,
     as_groups,
+    carried_bytes,
     check_serves,
     check_theta,
     held_out_loss,
@@ -180,7 +181,8 @@ def _group_losses(lopt: LearnedOptimizer, config: NESConfig, spread: Spread):
             )
             return trajectory if config.objective == "trajectory" else final
 
-        losses = evaluate(loss_of, population, group, num_steps, spread)
+        held = carried_bytes(lopt, *jax.tree.map(lambda x: x[0], (population, group.params)))
+        losses = evaluate(loss_of, population, group, num_steps, spread, held)
         if config.objective != "normalised":
             return losses
         start_loss = lambda start: held_out_loss(family, start, start.params, config.eval_batches)

@@ -18,7 +18,7 @@ from metaopt.meta.strategies import persistent
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
 from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
 from metaopt.rollouts import unroll_sampled
-from metaopt.trees import all_finite
+from metaopt.trees import all_finite, nbytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,5 +221,12 @@ def _windows(lopt: LearnedOptimizer, family: TaskFamily, config: PESConfig):
         return loss / run.unit, good, run._replace(params=params, state=state)
 
     over_tasks = jax.vmap(window, in_axes=(None, 0, 0, None, None))
-    over_pairs = jax.vmap(over_tasks, in_axes=(0, 0, 0, 0, 0))
-    return jax.vmap(over_pairs, in_axes=(0, None, 0, None, None))
+    of_pair = jax.vmap(over_tasks, in_axes=(0, None, 0, None, None))
+
+    def of_all(thetas, start, runs, phase, fresh):
+        moved = lambda tree, *axes: jax.tree.map(lambda x: jnp.moveaxis(x, *axes), tree)
+        pairs = moved(thetas, 0, 1), start, moved(runs, 0, 1), phase, fresh
+        held = nbytes((runs.params, runs.state)) // phase.left.size
+        return moved(devices.for_each(lambda pair: of_pair(*pair), pairs, held), 1, 0)
+
+    return of_all

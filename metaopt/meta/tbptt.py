@@ -16,7 +16,7 @@ from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta,
 from metaopt.meta.updates import population_metrics
 from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
 from metaopt.rollouts import unroll
-from metaopt.trees import all_finite
+from metaopt.trees import all_finite, nbytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def tbptt(
     of_runs, whole = devices.runs_on_axis(0), devices.WHOLE
     windows = [
         devices.over_runs(
-            jax.vmap(_window_and_gradient(lopt, family, config), (None, 0, 0, 0, None, 0)),
+            _windows_and_gradients(lopt, family, config),
             mesh,
             (whole, of_runs, of_runs, of_runs, whole, of_runs),
             of_runs,
@@ -183,8 +183,10 @@ def _places(phases: Phase) -> jax.Array:
     return jnp.where(jnp.all(phases.left == 0), jnp.arange(phases.left.size), 0)
 
 
-def _window_and_gradient(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig):
-    """One window: ``(theta, start, run, phase, update, place) -> loss, gradient, run, phase``."""
+def _windows_and_gradients(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig):
+    """One window of all runs: ``(theta, start, run, phase, update, place) -> loss, gradient, run,
+    phase``; all but theta and update, which runs share, are [tasks].
+    """
 
     def loss_of(theta, start, run: InnerRun, phase: Phase, update, place):
         fresh = phase.left == 0
@@ -216,4 +218,10 @@ def _window_and_gradient(lopt: LearnedOptimizer, family: TaskFamily, config: TBP
         (loss, carried), grad = jax.value_and_grad(loss_of, has_aux=True)(*arguments)
         return loss, grad, *carried
 
-    return window
+    def windows(theta, start, run, phase, update, place):
+        of_run = lambda own: window(theta, *own[:3], update, own[3])
+        states = config.truncation + 1  # back-propagation goes through all of them
+        held = states * nbytes((run.params, run.state)) // place.size
+        return devices.for_each(of_run, (start, run, phase, place), held)
+
+    return windows

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from metaopt.base import Key, LearnedOptimizer, TaskFamily, Theta
 from metaopt.checks import check_integer
-from metaopt.meta.base import as_groups, held_out_loss, inner_run, loss_unit, starts
+from metaopt.devices import evaluate_one
+from metaopt.meta.base import as_groups, carried_bytes, held_out_loss, inner_run, loss_unit, starts
 
 
 def validation(
@@ -18,6 +20,7 @@ def validation(
     *,
     runs: int = 8,
     eval_batches: int = 8,
+    mesh: Mesh | None = None,
 ) -> Callable[[Theta, Key], Float[Array, ""]]:
     """``(theta, key) -> loss`` after runs of `num_steps` steps: `validate` of `training.train`.
 
@@ -30,6 +33,7 @@ def validation(
       num_steps: of each run.
       runs: from each family.
       eval_batches: mini-batches of the split "valid" on which the end of a run is judged.
+      mesh: devices that share the runs; None: one device.
 
     Raises:
       ValueError: `num_steps`, `runs` or `eval_batches` below 1.
@@ -39,7 +43,7 @@ def validation(
     groups = as_groups(families)
 
     def group_loss(family, theta, key):
-        def loss_of(start):
+        def loss_of(start, theta):
             loss, _ = inner_run(
                 lopt, family, theta, start, num_steps=num_steps, eval_batches=eval_batches
             )
@@ -47,7 +51,9 @@ def validation(
                 return loss
             return loss / loss_unit(held_out_loss(family, start, start.params, eval_batches))
 
-        return jnp.mean(jax.vmap(loss_of)(starts(family, jax.random.split(key, runs))))
+        begun = starts(family, jax.random.split(key, runs))
+        held = carried_bytes(lopt, theta, jax.tree.map(lambda x: x[0], begun.params))
+        return jnp.mean(evaluate_one(loss_of, begun, theta, mesh, held))
 
     def validate(theta, key):
         return jnp.mean(jnp.stack([group_loss(family, theta, key) for family in groups]))

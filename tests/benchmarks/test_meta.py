@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from metaopt import optimizers
+from metaopt import devices, optimizers
 from metaopt.benchmarks import meta as bench
 
 TINY = bench.Workload(hidden=3, batch_size=4, population=2, tasks=2, num_steps=3)
@@ -27,7 +27,8 @@ def record():
 
 
 def test_every_optimizer_is_measured_next_to_bare_sgd(record):
-    assert [row["optimizer"] for row in record["rows"]] == ["bare SGD", "l3rs"]
+    names = ["bare SGD, one device", "bare SGD", "l3rs"]
+    assert [row["optimizer"] for row in record["rows"]] == names
     for row in record["rows"]:
         assert min(value for name, value in row.items() if name != "optimizer") > 0
     assert record["workload"]["num_steps"] == 3 and TINY.inner_steps == 2 * 2 * 3
@@ -69,6 +70,8 @@ def test_the_bare_runs_are_plain_sgd():
         grads = jax.grad(task.loss)(params, task.sample(jax.random.fold_in(k_train, t), ()))
         params = jax.tree.map(lambda p, g: p - np.float32(0.05) * g, params, grads)
     assert found.shape == (2, 2)
+    mesh = devices.mesh_for(2, 2, jax.devices()[:1])
+    np.testing.assert_allclose(bench._bare(task, TINY, mesh)(jax.random.key(5)), found, rtol=1e-5)
     batch = task.sample(k_eval, (1,), "valid")
     expected = task.loss(params, jax.tree.map(lambda a: a[0], batch))
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-5)

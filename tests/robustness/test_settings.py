@@ -80,6 +80,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "coordinator": [None, 3],
         "num_processes": ["2", 2.0],
         "process_id": ["0", 0.5],
+        "cpu_devices": [-1, 0.5, None],
     },
     EvaluateJob: {
         "checkpoints": ["runs/x", [Path("runs/x")], ("runs/x",), None, 3],
