@@ -64,7 +64,7 @@ class Form(NamedTuple):
         """What makes the library take this form."""
         if self.cores is None:
             return nullcontext()
-        return mock.patch.object(devices, "_cores_each", lambda: self.cores)
+        return mock.patch.object(devices, "cores_each", lambda: self.cores)
 
 
 def forms(case: Case) -> dict[str, Form]:

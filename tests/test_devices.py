@@ -1,5 +1,6 @@
 """Spread over devices and processes, a meta-training gives what it gives on one."""
 
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ from metaopt.checkpoints import load
 from metaopt.config import UNBOUNDED, TrainJob
 from metaopt.jobs import meta_training
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
+from metaopt.meta.population import evaluate, evaluate_one
 
 STEPS = 6
 
@@ -58,7 +60,7 @@ def test_a_chunk_bounds_what_a_device_holds():
         return jnp.sum(jnp.linalg.matmul(square, square)[0]) + start + shared
 
     def peak(chunk):
-        of = lambda p, s: devices.evaluate(run, p, s, jnp.zeros([]), devices.Spread(None, chunk))
+        of = lambda p, s: evaluate(run, p, s, jnp.zeros([]), devices.Spread(None, chunk))
         compiled = jax.jit(of).lower(jnp.ones(16), jnp.ones(1)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -78,8 +80,10 @@ def eight_devices(folder, cache):
     text = step.lower(jax.random.key(1), state).compile().as_text()
     (folder / "program.txt").write_text(text)
     odd = devices.Spread(devices.mesh_for(5, 3, jax.devices()[:4]))
+    tripled = lambda s: evaluate_one(lambda start, by: start * by, s, jnp.float32(3.0), odd.mesh)
+    np.save(folder / "tripled.npy", jax.jit(tripled)(jnp.arange(6.0)))
     given = jnp.arange(5.0), jnp.arange(3.0) * 10, jnp.float32(100.0)
-    table = jax.jit(lambda *a: devices.evaluate(lambda p, s, c: p + s + c, *a, odd))(*given)
+    table = jax.jit(lambda *a: evaluate(lambda p, s, c: p + s + c, *a, odd))(*given)
     np.save(folder / "table.npy", table)
 
 
@@ -113,6 +117,7 @@ def test_only_fitness_values_cross_devices(spread_run):
 def test_a_population_that_does_not_divide_is_filled_up(spread_run):
     expected = np.arange(5.0)[:, None] + 10 * np.arange(3.0) + 100
     np.testing.assert_array_equal(np.load(spread_run / "table.npy"), expected)
+    np.testing.assert_array_equal(np.load(spread_run / "tripled.npy"), 3 * np.arange(6.0))
 
 
 def hosts(out, steps, cache, count, method="nes"):
@@ -195,6 +200,25 @@ def test_the_mesh_leaves_the_least_to_the_busiest_device(population, tasks, coun
 def test_processes_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         devices.initialise(*arguments)
+
+
+def count_devices(file, given, already):
+    """A child's whole life: writes how many devices it has and the cores of each."""
+    if already:
+        jax.config.update("jax_num_cpu_devices", already)
+    devices.initialise("none", cpu_devices=given)
+    file.write_text(f"{jax.device_count()} {devices.cores_each()}")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be counted")
+@pytest.mark.parametrize("given, already", [(0, 0), (3, 0), (3, 2)])
+def test_the_cores_become_devices(tmp_path, given, already):
+    """One per core, or as many as are asked for; not where JAX was told otherwise before."""
+    cores = len(os.sched_getaffinity(0))
+    child = children.start(count_devices, tmp_path / "found", given, already)
+    assert children.finish(child) == [0]
+    expected = already or given or cores
+    assert (tmp_path / "found").read_text() == f"{expected} {cores / expected}"
 
 
 def test_one_process_joins_nothing(monkeypatch):

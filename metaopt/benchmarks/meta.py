@@ -1,7 +1,6 @@
 """Speed of meta-training: generations of NES against bare SGD runs, and two processes against one.
 
-Bare runs are timed twice: as one program on one device, which is what one writes by hand, and
-shared out over the same devices as the generations.
+Bare runs are timed on one device, as one writes them by hand, and on those of the generations.
 
 The work of a generation is that of a published orientation: an MLP 784-32-10, mini-batches of 128,
 8 tasks, 2 antithetic candidates, 50 steps. On 2 CPU cores the field's reference framework does

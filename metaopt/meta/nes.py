@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.checks import check_fields, check_integer, check_number
-from metaopt.devices import EVERYTHING_HERE, Spread, evaluate
+from metaopt.devices import EVERYTHING_HERE, Spread
 from metaopt.meta.base import (
     MetaTrainer,
     as_groups,
@@ -22,6 +22,7 @@ from metaopt.meta.base import (
     loss_unit,
     starts,
 )
+from metaopt.meta.population import evaluate
 from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT, strategy
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
 from metaopt.names import known

@@ -14,6 +14,7 @@ from metaopt import devices
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.checks import check_number
 from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
+from metaopt.meta.population import for_each
 from metaopt.meta.strategies import persistent
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
 from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
@@ -227,6 +228,6 @@ def _windows(lopt: LearnedOptimizer, family: TaskFamily, config: PESConfig):
         moved = lambda tree, *axes: jax.tree.map(lambda x: jnp.moveaxis(x, *axes), tree)
         pairs = moved(thetas, 0, 1), start, moved(runs, 0, 1), phase, fresh
         held = nbytes((runs.params, runs.state)) // phase.left.size
-        return moved(devices.for_each(lambda pair: of_pair(*pair), pairs, held), 1, 0)
+        return moved(for_each(lambda pair: of_pair(*pair), pairs, held), 1, 0)
 
     return of_all

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from metaopt import devices
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
+from metaopt.meta.population import for_each
 from metaopt.meta.updates import population_metrics
 from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
 from metaopt.rollouts import unroll
@@ -222,6 +223,6 @@ def _windows_and_gradients(lopt: LearnedOptimizer, family: TaskFamily, config: T
         of_run = lambda own: window(theta, *own[:3], update, own[3])
         states = config.truncation + 1  # back-propagation goes through all of them
         held = states * nbytes((run.params, run.state)) // place.size
-        return devices.for_each(of_run, (start, run, phase, place), held)
+        return for_each(of_run, (start, run, phase, place), held)
 
     return windows

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from metaopt.base import Key, LearnedOptimizer, TaskFamily, Theta
 from metaopt.checks import check_integer
-from metaopt.devices import evaluate_one
 from metaopt.meta.base import as_groups, carried_bytes, held_out_loss, inner_run, loss_unit, starts
+from metaopt.meta.population import evaluate_one
 
 
 def validation(
