@@ -1,6 +1,7 @@
 """How claims are decided: functions ``panel -> (outcome, our numbers)``."""
 
-from experiments.panels import Check, Outcome, Panel, graded
+from experiments.panels import AVERAGED, Check, Outcome, Panel, graded
+from metaopt.statistics import mean_interval
 
 NEAR = 1.05  # losses closer than this factor count as level
 MARKS = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
@@ -28,6 +29,22 @@ def below(name: str, *others: str, step: int | None = None) -> Check:
         own = panel.loss(name, step)
         parts = [own < panel.loss(other, step) for other in others]
         return graded(parts), at(panel, step, name, *others)
+
+    return check
+
+
+def ahead(name: str, *others: str) -> Check:
+    """`name` ends below each of the others beyond chance: seed by seed, by a 95% interval."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        ends = lambda n: panel.curves[n].loss[:, -AVERAGED:].mean(axis=1)
+        gaps = [mean_interval(ends(other) - ends(name)) for other in others]
+        words = [
+            f"{short(other)} {float(gap.mean):+.2g} [{float(gap.low):+.2g}, {float(gap.high):+.2g}]"
+            for other, gap in zip(others, gaps, strict=True)
+        ]
+        parts = [float(gap.low) > 0 for gap in gaps]
+        return graded(parts), f"{at(panel, None, name)}; above it: {', '.join(words)}"
 
     return check
 

@@ -26,7 +26,7 @@ LEARNED = {
     "VeLO 32/16": lambda: optimizers.velo(32, 16),
     "LSTM": lambda: optimizers.lstm(20),
 }
-ROUNDS = 5
+ROUNDS = 3
 
 
 class Case(NamedTuple):
@@ -48,9 +48,8 @@ CASES = (
     Case("digits", "VeLO 32/16", 16, 4, 20),
     Case("spirals", "LSTM", 16, 4, 20),
     Case("digits", "LSTM", 16, 4, 10),
-    Case("mnist-mlp20", "LSTM", 8, 2, 10),
+    Case("mnist-mlp20", "LSTM", 4, 2, 10),
     Case("digits", "LSTM", 0, 4, 20),
-    Case("mnist-mlp20", "LSTM", 0, 4, 20),
 )
 
 

@@ -48,6 +48,9 @@ def panel(tmp_path_factory):
         (checks.below("slow", "falls"), "not"),
         (checks.below("slow", "falls", "leaves"), "partly"),
         (checks.below("falls", "breaks"), "not"),  # no order with what is not finite
+        (checks.ahead("falls", "slow", "leaves"), "reproduced"),
+        (checks.ahead("falls", "slow", "falls"), "partly"),
+        (checks.ahead("falls", "falls"), "not"),
         (checks.level("falls", "falls"), "reproduced"),
         (checks.level("falls", "slow"), "not"),
         (checks.rises("turns"), "reproduced"),
