@@ -18,6 +18,9 @@ import pytest
 import metaopt
 from metaopt import catalog, datasets
 
+# What `devices.initialise` finds must not depend on which test used JAX first.
+jax.config.update("jax_num_cpu_devices", 1)
+
 # A collection walks through all that JAX has traced so far: a tenth of the suite's time.
 gc.set_threshold(50_000, 20, 100)
 
