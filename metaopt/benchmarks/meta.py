@@ -289,8 +289,8 @@ def _worker(
     spread = devices.Spread(mesh)
     step, bits, state = _generation(LEARNED["l3rs"](), _task(workload), workload, spread)
     step = devices.compiled_everywhere(step, mesh)
-    for _ in range(2):  # the state is handed over as numpy arrays, then as the mesh's: two programs
-        state, _ = jax.block_until_ready(step(bits, state))
+    state = devices.compiled_everywhere(lambda state: state, mesh)(state)  # where the next will be
+    state, _ = jax.block_until_ready(step(bits, state))
     start = time.perf_counter()
     for _ in range(generations):
         state, metrics = step(bits, state)

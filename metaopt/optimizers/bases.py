@@ -18,11 +18,15 @@ class Base(NamedTuple):
       name: unique among the bases of one L3RS.
       hyper: initial values of its unconstrained hyper-parameters (see `make`).
       make: hyper-parameters -> transformation with learning rate 1, whose output is added.
+      skips: its `update` takes ``finite``, whether loss and gradient are, and keeps its state where
+        they are not. L3RS does that for others, but only when it knows the directions: XLA then
+        holds two states, and copies.
     """
 
     name: str
     hyper: Mapping[str, float]
     make: Callable[[Mapping[str, jax.Array]], optax.GradientTransformation]
+    skips: bool = False
 
 
 def _hyper(b1: float, b2: float, eps: float | None = None) -> dict[str, float]:
@@ -50,6 +54,31 @@ def _away_from_zero(updates, params):
     return optax.tree.scale(-1.0, params)
 
 
+def _scale_by_adam(
+    b1: jax.Array, b2: jax.Array, eps: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """As `optax.scale_by_adam`, for populations: skips steps (see `Base`), and divides once per
+    coordinate. Of optax's three divisions XLA makes one too, but not in programs of several
+    devices. Together a seventh of the time of a population.
+    """
+
+    def init(params):
+        mu, nu = optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), mu, nu)
+
+    def update(updates, state, params=None, **extra_args):
+        del params
+        count = optax.safe_increment(state.count)
+        rise1, rise2 = 1 / (1 - b1**count), 1 / (1 - b2**count)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        state = optax.tree.where(extra_args["finite"], optax.ScaleByAdamState(count, mu, nu), state)
+        step = lambda m, v: m * rise1 / (jnp.sqrt(v * rise2 + ROOT) + eps)
+        return jax.tree.map(step, state.mu, state.nu), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 # sqrt has no derivative at 0, where the second moment of a coordinate whose gradient was always 0
 # (a dead pixel) is: back-propagation to b2 would be NaN. Far below eps^2, it changes no step.
 ROOT = 1e-30
@@ -60,12 +89,20 @@ BASES: dict[str, Base] = {
     for base in (
         Base("sgd", {}, lambda h: optax.stateless(_downhill)),
         Base(
-            "adam", _hyper(0.9, 0.999, 1e-8), lambda h: optax.adam(1.0, **_args(h), eps_root=ROOT)
+            "adam",
+            _hyper(0.9, 0.999, 1e-8),
+            lambda h: optax.chain(_scale_by_adam(**_args(h)), optax.scale(-1.0)),
+            skips=True,
         ),
         Base("adamax", _hyper(0.9, 0.999, 1e-8), lambda h: optax.adamax(1.0, **_args(h))),
         Base("lion", _hyper(0.9, 0.99), lambda h: optax.lion(1.0, **_args(h), weight_decay=0.0)),
         Base(
-            "lamb", _hyper(0.9, 0.999, 1e-6), lambda h: optax.lamb(1.0, **_args(h), eps_root=ROOT)
+            "lamb",
+            _hyper(0.9, 0.999, 1e-6),
+            lambda h: optax.chain(
+                _scale_by_adam(**_args(h)), optax.scale_by_trust_ratio(), optax.scale(-1.0)
+            ),
+            skips=True,
         ),
         Base("weight_decay", {}, lambda h: optax.stateless(_away_from_zero)),
     )

@@ -45,7 +45,7 @@ class L3RSState(NamedTuple):
       loss: averages ``[G]`` of the loss (before debiasing), or ().
       lambda_: the last step's norm per layer ``[L]``.
       alpha: the last step's mixture per layer ``[L, P]``; rows sum to 1.
-      skipped: steps left out since loss or gradient was not finite, int32 [].
+      skipped: steps left out since loss, gradient or the step was not finite, int32 [].
     """
 
     count: Int[Array, ""]
@@ -220,9 +220,13 @@ def l3rs(
             value = jnp.asarray(value, jnp.float32)
             norms_of = lambda tree: _layer_norms(tree, index, len(names))
             grad_norms = norms_of(grads)
+            finite = all_finite(value, grad_norms)
 
             directions, base_states = zip(
-                *[tx.update(grads, s, weights) for tx, s in zip(txs, state.base, strict=True)],
+                *[
+                    tx.update(grads, s, weights, finite=finite)
+                    for tx, s in zip(txs, state.base, strict=True)
+                ],
                 strict=True,
             )
             direction_norms = jnp.stack([norms_of(d) for d in directions], axis=1)  # [L, P]
@@ -247,11 +251,15 @@ def l3rs(
             zero = direction_norms == 0
             inverse = jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, direction_norms))
             factors = lambda_[:, None] * alpha * inverse  # [L, P]
-            ok = all_finite(value, grad_norms, factors)
+            ok = finite & all_finite(factors)
+            base_states = tuple(
+                new if base.skips else optax.tree.where(ok, new, old)
+                for base, new, old in zip(bases, base_states, state.base, strict=True)
+            )
             new_state = L3RSState(
                 count, base_states, norms, loss, lambda_, alpha, skipped=state.skipped
             )
-            skip = state._replace(count=count, skipped=state.skipped + 1)
+            skip = state._replace(count=count, base=base_states, skipped=state.skipped + 1)
             step = _mix(directions, jnp.where(ok, factors, 0.0), index, ok)
             return optax.tree.cast_like(step, updates), optax.tree.where(ok, new_state, skip)
 

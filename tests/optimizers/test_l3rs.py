@@ -229,10 +229,14 @@ def test_base_hyper_parameters_are_meta_learned():
     assert np.isfinite(slope) and slope != 0
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+MOMENTUM = optax.sgd(1.0, momentum=0.9)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e30])  # the square of 1e30 is not finite
 @pytest.mark.parametrize("where", ["grad", "value"])
-def test_a_non_finite_step_is_skipped_and_counted(bad, where):
-    lopt = l3rs()
+@pytest.mark.parametrize("base", [*BASES, MOMENTUM], ids=[*BASES, "momentum"])
+def test_a_non_finite_step_is_skipped_and_counted(bad, where, base):
+    lopt = l3rs((base,))
     theta = random_theta(lopt)
     tx = lopt.apply(theta, num_steps=20)
     _, _, before = run(lopt, theta, gradients(3))
@@ -241,7 +245,7 @@ def test_a_non_finite_step_is_skipped_and_counted(bad, where):
     if where == "grad":
         grad["a"]["kernel"] = grad["a"]["kernel"].at[0, 0].set(bad)
     else:
-        value = bad
+        value = bad if bad != 1e30 else jnp.inf
     updates, after = tx.update(grad, before, PARAMS, value=value)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
     assert (after.skipped, after.count) == (1, before.count + 1)
@@ -249,8 +253,20 @@ def test_a_non_finite_step_is_skipped_and_counted(bad, where):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("base", [*BASES, MOMENTUM], ids=[*BASES, "momentum"])
+def test_a_step_that_overflows_is_left_out_and_states_stay_finite(base):
+    lopt = l3rs((base,), variant="none")
+    theta = lopt.init(jax.random.key(0), PARAMS)
+    theta["net"]["Dense_2"]["bias"] = jnp.full(2, 100.0)  # exp(100) is not a float32
+    start = jax.tree.map(lambda x: x + 0.1, PARAMS)
+    _, updates, state = run(lopt, theta, gradients(3), start)
+    assert state.skipped == 3
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.base))
+
+
 def test_user_transformations_can_be_bases():
-    lopt = l3rs((optax.sgd(1.0, momentum=0.9), "adam"), variant="none")
+    lopt = l3rs((MOMENTUM, "adam"), variant="none")
     _, updates, state = run(lopt, lopt.init(jax.random.key(0), PARAMS), gradients(3))
     assert state.alpha.shape == (4, 2)
     assert np.isfinite(optax.tree.norm(updates))
