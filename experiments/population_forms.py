@@ -16,7 +16,7 @@ from unittest import mock
 
 import jax
 
-from metaopt import catalog, devices, meta, optimizers
+from metaopt import catalog, devices, meta, optimizers, programs
 from metaopt.jobs.evaluating import environment
 from metaopt.records import write_json
 
@@ -95,8 +95,8 @@ def update(case: Case, form: Form) -> Callable[[], Any]:
             lopt, family, meta.TBPTTConfig(tasks=case.tasks, truncation=case.steps)
         )
     with form.applied():
-        step = devices.compiled_everywhere(trainer.step, None)
-        state = devices.compiled_everywhere(trainer.init, None)(k_theta, theta)
+        step = programs.compiled(trainer.step)
+        state = programs.compiled(trainer.init)(k_theta, theta)
         jax.block_until_ready(step(k_step, state))
     return lambda: jax.block_until_ready(step(k_step, state))
 

@@ -177,17 +177,24 @@ def check_shares(where: str, runs: int, mesh: Mesh | None) -> None:
         )
 
 
-def compiled_everywhere(
-    fn: Callable[..., Any], mesh: Mesh | None, specs: Any = WHOLE
-) -> Callable[..., Any]:
-    """`jax.jit` whose results lie on `mesh` as `specs` say; by default whole on every device.
+def compiler(mesh: Mesh | None) -> Callable[..., Callable[..., Any]]:
+    """``(fn, specs=WHOLE)``: `jax.jit` whose results lie on `mesh` as `specs` say.
 
-    Arguments are numpy arrays that are equal in all processes, or results of such functions.
+    Arguments are numpy arrays that are equal in all processes, or results of such functions. The
+    arrays that functions close over, such as a data set, lie whole on every device, once for all
+    functions.
     """
     if mesh is None:
-        return compiled(fn)
-    place = lambda arrays: [_on_every_device(array, mesh) for array in arrays]
-    return compiled(fn, place=place, out_shardings=placed(specs, mesh))
+        return lambda fn, specs=WHOLE: compiled(fn)
+    copies: dict[int, tuple[Any, Any]] = {}  # id -> the array, which keeps its id, and its copy
+
+    def place(arrays):
+        for array in arrays:
+            if id(array) not in copies:
+                copies[id(array)] = array, _on_every_device(array, mesh)
+        return [copies[id(array)][1] for array in arrays]
+
+    return lambda fn, specs=WHOLE: compiled(fn, place=place, out_shardings=placed(specs, mesh))
 
 
 def _on_every_device(array: Any, mesh: Mesh) -> Any:

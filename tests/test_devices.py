@@ -221,6 +221,22 @@ def test_the_cores_become_devices(tmp_path, given, already):
     assert (tmp_path / "found").read_text() == f"{expected} {cores / expected}"
 
 
+def close_over_data_twice(file):
+    """A child's whole life: two programs on four devices, and how often their data lie there."""
+    children.prepare(file.parent / "cache", 4)
+    data, compiled = jnp.arange(1000.0), devices.compiler(devices.mesh_for(4, 1))
+    add, scale = compiled(lambda x: x + data.sum()), compiled(lambda x: x * data[3] * data)
+    results = add(np.float32(1.0)), scale(np.float32(2.0))[4]
+    spread = [x for x in jax.live_arrays() if x.shape == (1000,) and len(x.devices()) == 4]
+    file.write_text(" ".join(str(int(x)) for x in (*results, len(spread))))
+
+
+def test_data_lie_on_every_device_once_for_all_programs(tmp_path):
+    child = children.start(close_over_data_twice, tmp_path / "found")
+    assert children.finish(child) == [0]
+    assert (tmp_path / "found").read_text() == "499501 24 1"
+
+
 def test_one_process_joins_nothing(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     devices.initialise()
@@ -287,7 +303,7 @@ def windows_on_devices(folder, cache, method, count):
     trainer, theta, _ = children.small_windows(method, spread.mesh)
     key, whole = jax.random.key(0), devices.WHOLE
     specs = trainer.specs(jax.eval_shape(trainer.init, key, theta))
-    init = devices.compiled_everywhere(trainer.init, spread.mesh, specs)
+    init = devices.compiler(spread.mesh)(trainer.init, specs)
     step = jax.jit(trainer.step, out_shardings=devices.placed((specs, whole), spread.mesh))
     state = init(key, theta)
     (folder / "program.txt").write_text(step.lower(key, state).compile().as_text())

@@ -288,8 +288,8 @@ def _worker(
     mesh = devices.mesh_for(workload.population, workload.tasks)
     spread = devices.Spread(mesh)
     step, bits, state = _generation(LEARNED["l3rs"](), _task(workload), workload, spread)
-    step = devices.compiled_everywhere(step, mesh)
-    state = devices.compiled_everywhere(lambda state: state, mesh)(state)  # where the next will be
+    compiled = devices.compiler(mesh)
+    step, state = compiled(step), compiled(lambda state: state)(state)  # where the next will be
     state, _ = jax.block_until_ready(step(bits, state))
     start = time.perf_counter()
     for _ in range(generations):

@@ -189,7 +189,7 @@ def _programs(
     shapes = jax.eval_shape(first, init_bits, theta)
     inner, whole = trainer.specs(shapes.trainer), devices.WHOLE
     specs = devices.specs_of(shapes)._replace(trainer=inner)
-    compiled = lambda fn, specs: devices.compiled_everywhere(fn, mesh, specs)
+    compiled = devices.compiler(mesh)
     first, step = compiled(first, specs), compiled(step, (inner, whole))
     keep_best = compiled(keep_best, (specs, whole))
     return _Programs(
