@@ -224,7 +224,7 @@ def l3rs(
 
             directions, base_states = zip(
                 *[
-                    tx.update(grads, s, weights, finite=finite)
+                    tx.update(grads, s, weights, value=value, finite=finite)
                     for tx, s in zip(txs, state.base, strict=True)
                 ],
                 strict=True,

@@ -265,8 +265,9 @@ def test_a_step_that_overflows_is_left_out_and_states_stay_finite(base):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.base))
 
 
-def test_user_transformations_can_be_bases():
-    lopt = l3rs((MOMENTUM, "adam"), variant="none")
+@pytest.mark.parametrize("mine", [MOMENTUM, optax.polyak_sgd()], ids=["momentum", "polyak"])
+def test_user_transformations_can_be_bases(mine):  # also those that need the loss
+    lopt = l3rs((mine, "adam"), variant="none")
     _, updates, state = run(lopt, lopt.init(jax.random.key(0), PARAMS), gradients(3))
     assert state.alpha.shape == (4, 2)
     assert np.isfinite(optax.tree.norm(updates))
