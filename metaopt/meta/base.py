@@ -77,7 +77,7 @@ def check_serves(
 
 
 def starts(family: TaskFamily, keys: Key) -> Start:
-    """One `Start` per key, stacked along axis 0: task, initial params and all mini-batches.
+    """One `Start` per key, of whatever shape `keys` is: task, initial params, all mini-batches.
 
     By `lax.map`, since random bits under `vmap` take XLA several times longer to compile.
     """
@@ -87,7 +87,8 @@ def starts(family: TaskFamily, keys: Key) -> Start:
         task_params = family.sample(k_task)
         return Start(task_params, family.task(task_params).init(k_init), key)
 
-    return jax.lax.map(start, keys)
+    found = jax.lax.map(start, keys.ravel())
+    return jax.tree.map(lambda a: a.reshape(*keys.shape, *a.shape[1:]), found)
 
 
 def inner_run(

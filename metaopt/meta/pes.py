@@ -138,36 +138,31 @@ def pes(
         for family in groups
     ]
 
-    def group_starts(key):
-        """Per group the starts of all pairs, [pairs, tasks]; both of a pair share theirs."""
-        keys = jax.random.split(key, (len(groups), pairs * config.tasks))
-        shaped = lambda a: a.reshape(pairs, config.tasks, *a.shape[1:])
-        return [
-            jax.tree.map(shaped, starts(family, k)) for family, k in zip(groups, keys, strict=True)
-        ]
+    # Per group a key for every start, [pairs, tasks]; both of a pair share theirs.
+    start_keys = lambda key: jax.random.split(key, (len(groups), pairs, config.tasks))
 
     def init(key, theta):
         k_start, k_es = jax.random.split(key)
         length = jnp.asarray(config.rollout, jnp.int32)
         runs = []
-        for family, start in zip(groups, group_starts(k_start), strict=True):
+        for family, keys in zip(groups, start_keys(k_start), strict=True):
             first = lambda s, family=family: begin(lopt, family, config, theta, s, length)
-            run = jax.vmap(jax.vmap(first))(start)
+            run = jax.vmap(jax.vmap(first))(starts(family, keys))
             runs.append(jax.tree.map(lambda a: jnp.broadcast_to(a, (2, *a.shape)), run))
         ended = Phase(jnp.full(pairs, length), jnp.zeros(pairs, jnp.int32))
         return PESState(es.init(k_es, theta), tuple(runs), ended, jnp.zeros([], jnp.int32))
 
     def step(key, state: PESState):
         k_ask, k_start, k_length, k_tell = jax.random.split(key, 4)
-        fresh = state.phase.left == 0
-        phase = optax.tree.where(
-            fresh, _phases(config, jax.random.split(k_length, pairs), state.generation), state.phase
-        )
+        # Whole, or the devices would share these few numbers out, and gather them again.
+        fresh = devices.gathered(state.phase.left == 0, mesh)
+        new = _phases(config, jax.random.split(k_length, pairs), state.generation)
+        phase = devices.gathered(optax.tree.where(fresh, new, state.phase), mesh)
         population, asked = es.ask(k_ask, state.strategy, state.generation)
         signed = jax.tree.map(lambda a: a.reshape(2, pairs, *a.shape[1:]), population)
         outcomes = [
-            window(signed, start, run, phase, fresh)
-            for window, start, run in zip(windows, group_starts(k_start), state.runs, strict=True)
+            window(signed, keys, run, phase, fresh)
+            for window, keys, run in zip(windows, start_keys(k_start), state.runs, strict=True)
         ]
         losses, good, runs = zip(*outcomes, strict=True)
         losses, good = devices.gathered((losses, good), mesh)
@@ -203,7 +198,7 @@ def _phases(config: PESConfig, keys, generation) -> Phase:
 def _windows(lopt: LearnedOptimizer, family: TaskFamily, config: PESConfig):
     """One window of all particles of a task group.
 
-    ``(thetas [2, pairs], starts [pairs, tasks], runs [2, pairs, tasks], phase, fresh [pairs]) ->
+    ``(thetas [2, pairs], keys [pairs, tasks], runs [2, pairs, tasks], phase, fresh [pairs]) ->
     losses, good, runs``, all [2, pairs, tasks]; `good` where nothing of the run is NaN or inf.
     """
 
@@ -224,9 +219,9 @@ def _windows(lopt: LearnedOptimizer, family: TaskFamily, config: PESConfig):
     over_tasks = jax.vmap(window, in_axes=(None, 0, 0, None, None))
     of_pair = jax.vmap(over_tasks, in_axes=(0, None, 0, None, None))
 
-    def of_all(thetas, start, runs, phase, fresh):
+    def of_all(thetas, keys, runs, phase, fresh):
         moved = lambda tree, *axes: jax.tree.map(lambda x: jnp.moveaxis(x, *axes), tree)
-        pairs = moved(thetas, 0, 1), start, moved(runs, 0, 1), phase, fresh
+        pairs = moved(thetas, 0, 1), starts(family, keys), moved(runs, 0, 1), phase, fresh
         held = nbytes((runs.params, runs.state)) // phase.left.size
         return moved(for_each(lambda pair: of_pair(*pair), pairs, held), 1, 0)
 

@@ -106,12 +106,7 @@ def tbptt(
         ),
         max_consecutive_errors=jnp.iinfo(jnp.int32).max,
     )
-    group_starts = lambda key: [
-        starts(family, keys)
-        for family, keys in zip(
-            groups, jax.random.split(key, (len(groups), config.tasks)), strict=True
-        )
-    ]
+    start_keys = lambda key: jax.random.split(key, (len(groups), config.tasks))
 
     def init(key, theta):
         check_theta("tbptt", theta)
@@ -120,8 +115,8 @@ def tbptt(
         runs = [
             jax.vmap(
                 lambda start, family=family: begin(lopt, family, config, theta, start, length)
-            )(fresh)
-            for family, fresh in zip(groups, group_starts(key), strict=True)
+            )(starts(family, keys))
+            for family, keys in zip(groups, start_keys(key), strict=True)
         ]
         ended = Phase(jnp.full(config.tasks, length), jnp.zeros(config.tasks, jnp.int32))
         update = jnp.zeros([], jnp.int32)
@@ -129,9 +124,9 @@ def tbptt(
 
     def step(key, state: TBPTTState):
         outcomes = [
-            window(state.theta, start, run, phase, state.update, _places(phase))
-            for window, start, run, phase in zip(
-                windows, group_starts(key), state.runs, state.phases, strict=True
+            window(state.theta, keys, run, phase, state.update, _places(phase))
+            for window, keys, run, phase in zip(
+                windows, start_keys(key), state.runs, state.phases, strict=True
             )
         ]
         losses, grads, runs, phases = zip(*outcomes, strict=True)
@@ -185,7 +180,7 @@ def _places(phases: Phase) -> jax.Array:
 
 
 def _windows_and_gradients(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig):
-    """One window of all runs: ``(theta, start, run, phase, update, place) -> loss, gradient, run,
+    """One window of all runs: ``(theta, key, run, phase, update, place) -> loss, gradient, run,
     phase``; all but theta and update, which runs share, are [tasks].
     """
 
@@ -219,10 +214,10 @@ def _windows_and_gradients(lopt: LearnedOptimizer, family: TaskFamily, config: T
         (loss, carried), grad = jax.value_and_grad(loss_of, has_aux=True)(*arguments)
         return loss, grad, *carried
 
-    def windows(theta, start, run, phase, update, place):
+    def windows(theta, keys, run, phase, update, place):
         of_run = lambda own: window(theta, *own[:3], update, own[3])
         states = config.truncation + 1  # back-propagation goes through all of them
         held = states * nbytes((run.params, run.state)) // place.size
-        return for_each(of_run, (start, run, phase, place), held)
+        return for_each(of_run, (starts(family, keys), run, phase, place), held)
 
     return windows
