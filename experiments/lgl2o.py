@@ -149,6 +149,14 @@ SGD = "SGD (LGL2O's grid)"
 LGL2O, GL2O, RACE = (f"{guard}(L2O, {SGD})" for guard in ("LGL2O", "GL2O", "RACE"))
 SGD_CNN = "SGD (LGL2O's grid, CNN)"
 LGL2O_CNN, GL2O_CNN, RACE_CNN = (f"{g}(L2O, {SGD_CNN})" for g in ("LGL2O", "GL2O", "RACE"))
+BOTH_DIVERGE = every(diverges("L2O"), diverges(GL2O_CNN))
+IS_SGD = level(LGL2O_CNN, SGD_CNN)
+
+
+def _race(panel: str, race: str = RACE, sgd: str = SGD) -> Claim:
+    return Claim("ours", "race is never above SGD's own run", panel, best_of(race, sgd))
+
+
 TUNED = "its decay is tuned for the length of the run; so it passes"
 CLAIMS = (
     Claim("3", "L2O is the fastest at first", "fig03-start",
@@ -163,7 +171,7 @@ CLAIMS = (
     Claim("3", "LGL2O uses L2O first, later both", "fig03", switches(LGL2O),
           "L2O is ahead of tuned SGD for 150 steps, 15 of the first 40 windows"),
     Claim("3", "GL2O does not diverge", "fig03", never_diverges(GL2O)),
-    Claim("ours", "race is never above SGD's own run", "fig03", best_of(RACE, SGD)),
+    _race("fig03"),
     Claim("ours", "nor above L2O's", "fig03", best_of(RACE, "L2O")),
     Claim("ours", "on FashionMNIST LGL2O falls behind SGD's own run, race does not", "behind",
           every(below(SGD, LGL2O), best_of(RACE, SGD))),
@@ -182,17 +190,17 @@ CLAIMS = (
     Claim("9", "tuned Adam wins in the long run, LGL2O early", "fig05",
           every(below("Adam", LGL2O), below(LGL2O, "Adam", step=1_000))),
     Claim("6", "L2O and GL2O diverge quickly on a CNN", "fig06",
-          every(diverges("L2O"), diverges(GL2O_CNN)),
+          BOTH_DIVERGE,
           "ours turns around after 200 steps, and stays far below its start"),
-    Claim("6", "there LGL2O is SGD", "fig06", level(LGL2O_CNN, SGD_CNN),
+    Claim("6", "there LGL2O is SGD", "fig06", IS_SGD,
           "it follows L2O, whose windows win while SGD's run, far ahead, is lost; race keeps it"),
-    Claim("ours", "race is never above SGD's own run", "fig06", best_of(RACE_CNN, SGD_CNN)),
+    _race("fig06", RACE_CNN, SGD_CNN),
     Claim("7", "L2O and GL2O diverge to a high loss", "fig07",
-          every(diverges("L2O"), diverges(GL2O_CNN)),
+          BOTH_DIVERGE,
           "as in figure 6: ours turns around after 200 steps; GL2O is SGD from the start"),
-    Claim("7", "LGL2O is SGD from the start", "fig07", level(LGL2O_CNN, SGD_CNN),
+    Claim("7", "LGL2O is SGD from the start", "fig07", IS_SGD,
           "it follows L2O, which is ahead of SGD up to step 200, and then is lost with it"),
-    Claim("ours", "race is never above SGD's own run", "fig07", best_of(RACE_CNN, SGD_CNN)),
+    _race("fig07", RACE_CNN, SGD_CNN),
     Claim("12", "L2O is stable for long, LGL2O reaches a better loss", "fig12",
           every(never_diverges("L2O"), below(LGL2O, "L2O")),
           "our CNN's optimizer fails on this MLP from the start; the paper's lasts 100 000 steps"),
@@ -200,19 +208,19 @@ CLAIMS = (
           every(diverges("L2O"), never_diverges(GL2O_CNN))),
     Claim("13", "LGL2O is far below both of its parts", "fig13",
           below(LGL2O_CNN, "L2O", SGD_CNN), "it falls to chance, as in figure 16"),
-    Claim("ours", "race is never above SGD's own run", "fig13", best_of(RACE_CNN, SGD_CNN)),
+    _race("fig13", RACE_CNN, SGD_CNN),
     Claim("14", "SGD and GL2O are stuck", "fig14", every(stuck(SGD), stuck(GL2O)), TUNED),
     Claim("14", "L2O and LGL2O pass", "fig14",
           every(below("L2O", SGD, GL2O, step=3_000), below(LGL2O, SGD, GL2O, step=3_000))),
     Claim("14", "L2O stops on a plateau, LGL2O ends below it", "fig14", below(LGL2O, "L2O")),
-    Claim("ours", "race is never above SGD's own run", "fig14", best_of(RACE, SGD)),
+    _race("fig14"),
     Claim("15", "all learned ones are faster than SGD, GL2O the slowest of them", "fig15",
           every(below(GL2O, SGD, step=1_000), below("L2O", GL2O, step=1_000))),
-    Claim("ours", "race is never above SGD's own run", "fig15", best_of(RACE, SGD)),
+    _race("fig15"),
     Claim("16", "LGL2O is the best and does not become unstable", "fig16",
           every(below(LGL2O_CNN, "L2O", SGD_CNN), never_diverges(LGL2O_CNN)),
           "it falls to chance, as in Meta Guard's figure 1 a; the paper's SGD has a rate of 1e-4"),
-    Claim("ours", "race is never above SGD's own run", "fig16", best_of(RACE_CNN, SGD_CNN)),
+    _race("fig16", RACE_CNN, SGD_CNN),
     Claim("17", "with windows of 100 steps LGL2O does not rise late", "fig17-100",
           negated(rises(LGL2O))),
     Claim("17", "nor with windows that grow when the losses cannot be told apart", "fig17-growing",

@@ -256,12 +256,11 @@ def l3rs(
                 new if base.skips else optax.tree.where(ok, new, old)
                 for base, new, old in zip(bases, base_states, state.base, strict=True)
             )
-            new_state = L3RSState(
-                count, base_states, norms, loss, lambda_, alpha, skipped=state.skipped
-            )
-            skip = state._replace(count=count, base=base_states, skipped=state.skipped + 1)
+            new_state = L3RSState(count, (), norms, loss, lambda_, alpha, skipped=state.skipped)
+            skip = state._replace(count=count, base=(), skipped=state.skipped + 1)
+            new_state = optax.tree.where(ok, new_state, skip)._replace(base=base_states)
             step = _mix(directions, jnp.where(ok, factors, 0.0), index, ok)
-            return optax.tree.cast_like(step, updates), optax.tree.where(ok, new_state, skip)
+            return optax.tree.cast_like(step, updates), new_state
 
         return transformation(init_fn, update_fn)
 
