@@ -85,7 +85,7 @@ def for_each(fn: Callable[[Any], Any], xs: Any, held: int = 0, chunk: int = 0) -
 
     On CPU a `vmap` over runs on different data moves their axis before and after each product of
     matrices, and puts what they hold out of the cache; one after the other, each operation costs
-    its start (docs/scaling.md has the numbers).
+    its start (docs/scaling.md has the numbers). A `vmap` over a single run has that cost as well.
 
     Args:
       fn: a pure function.
@@ -99,7 +99,7 @@ def for_each(fn: Callable[[Any], Any], xs: Any, held: int = 0, chunk: int = 0) -
         fits = lambda n: n == 1 or n * held <= CACHE * devices.cores_each()
         # A divisor, so that one program does all.
         chunk = max(n for n in range(1, size + 1) if size % n == 0 and fits(n))
-    if chunk >= size:
+    if size > 1 and chunk >= size:
         return jax.vmap(fn)(xs)
     return jax.lax.map(fn, xs, batch_size=chunk if chunk > 1 else None)
 

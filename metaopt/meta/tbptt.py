@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from metaopt import devices
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
+from metaopt.checks import check_number
 from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
 from metaopt.meta.population import for_each
-from metaopt.meta.updates import population_metrics
+from metaopt.meta.updates import decayed, meta_optimizer, population_metrics
 from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
 from metaopt.rollouts import unroll
 from metaopt.trees import all_finite, nbytes
@@ -25,21 +26,21 @@ class TBPTTConfig(WindowsConfig):
     """Settings of truncated back-propagation; those of its windows are in `WindowsConfig`.
 
     Attributes:
-      lr: learning rate of Adam on theta.
+      lr: learning rate of Adam on theta at meta-update 0.
+      half_life: meta-updates after which lr is halved (smoothly); 0 keeps it.
       clip: bound on the norm of the meta-gradient; 0 leaves it as it is.
       second_order: differentiate through the gradients that the optimizer sees.
     """
 
     lr: float = 1e-3
+    half_life: int = 0
     clip: float = 0.0
     second_order: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.lr >= 0 or self.clip < 0:
-            raise ValueError(
-                f"TBPTTConfig.lr and clip must not be negative, got {self.lr} and {self.clip}."
-            )
+        for name in ("lr", "half_life", "clip"):
+            check_number(f"TBPTTConfig.{name}", getattr(self, name), least=0)
 
 
 class TBPTTState(NamedTuple):
@@ -99,11 +100,9 @@ def tbptt(
         )
         for family in groups
     ]
+    lr = decayed(config.lr, config.half_life)
     optimizer = optax.apply_if_finite(
-        optax.chain(
-            optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-            optax.adam(config.lr),
-        ),
+        meta_optimizer("adam", lr, clip=config.clip),
         max_consecutive_errors=jnp.iinfo(jnp.int32).max,
     )
     start_keys = lambda key: jax.random.split(key, (len(groups), config.tasks))
@@ -137,7 +136,7 @@ def tbptt(
             **population_metrics(losses, jnp.isfinite(losses)),
             "non_finite": jnp.sum(~finite),
             "grad_norm": optax.tree.norm(grad),
-            "lr": jnp.asarray(config.lr),
+            "lr": lr(state.update - state.optimizer.total_notfinite),
             "num_steps": jnp.mean(jnp.concatenate([phase.length for phase in phases])),
             "inner_steps": jnp.array(config.truncation * config.tasks * len(groups)),
         }

@@ -35,26 +35,27 @@ def _symmetric_uniform(bound: float):
     )
 
 
-class Rows(nn.Module):
-    """A dense layer on features ``[in, m]`` -> ``[units, m]``; `nn.Dense` has them last.
-
-    Coordinates come last since m is large: gates are then whole rows, and the element-wise part of
-    a step, most of its time, runs over contiguous memory.
-    """
+class Dense(nn.Module):
+    """The parameters of a dense layer, named as in `nn.Dense`; kernel ``[in, units]``."""
 
     units: int
     init: Any
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", self.init, (len(x), self.units))
-        y = kernel.T @ x
-        return y + self.param("bias", self.init, (self.units,))[:, None] if self.use_bias else y
+    def __call__(self, inputs: int):
+        kernel = self.param("kernel", self.init, (inputs, self.units))
+        bias = self.param("bias", self.init, (self.units,)) if self.use_bias else None
+        return kernel, bias
 
 
 class LSTMCell(nn.Module):
-    """An LSTM cell on ``[in, m]``, its parameters named as in `nn.OptimizedLSTMCell`."""
+    """An LSTM cell on ``[in, m]``, its parameters named as in `nn.OptimizedLSTMCell`.
+
+    Coordinates come last since m is large: gates are then whole rows, and the element-wise part of
+    a step, most of its time, runs over contiguous memory. All gates are one product of matrices,
+    and sigmoids are hyperbolic tangents: on CPU that is a fifth of the time of back-propagation.
+    """
 
     hidden: int
     init: Any
@@ -62,14 +63,22 @@ class LSTMCell(nn.Module):
     @nn.compact
     def __call__(self, x, carry):
         c, h = carry
-        i, f, g, o = (
-            Rows(self.hidden, self.init, use_bias=False, name=f"i{gate}")(x)
-            + Rows(self.hidden, self.init, name=f"h{gate}")(h)
-            for gate in "ifgo"
-        )
-        c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
-        h = nn.sigmoid(o) * jnp.tanh(c)
+        of_x, of_h, biases = [], [], []
+        for gate in "ifgo":
+            of_x.append(Dense(self.hidden, self.init, use_bias=False, name=f"i{gate}")(len(x))[0])
+            kernel, bias = Dense(self.hidden, self.init, name=f"h{gate}")(self.hidden)
+            of_h.append(kernel)
+            biases.append(bias)
+        kernel = jnp.concatenate([jnp.concatenate(of_x, 1), jnp.concatenate(of_h, 1)])
+        gates = kernel.T @ jnp.concatenate([x, h]) + jnp.concatenate(biases)[:, None]
+        i, f, g, o = jnp.split(gates, 4)
+        c = _sigmoid(f) * c + _sigmoid(i) * jnp.tanh(g)
+        h = _sigmoid(o) * jnp.tanh(c)
         return c, h
+
+
+def _sigmoid(x):
+    return 0.5 + 0.5 * jnp.tanh(0.5 * x)
 
 
 class CoordinateLSTM(nn.Module):
@@ -88,7 +97,8 @@ class CoordinateLSTM(nn.Module):
             carry = LSTMCell(self.hidden, init, name=f"lstm_{layer}")(x, carry)
             x = carry[1]
             new_memory.append(carry)
-        return Rows(1, init, name="readout")(x)[0], tuple(new_memory)
+        kernel, bias = Dense(1, init, name="readout")(len(x))
+        return kernel[:, 0] @ x + bias, tuple(new_memory)
 
 
 def lstm(

@@ -93,13 +93,15 @@ def steps(config, task, n, start):
     return history, step
 
 
-@pytest.mark.parametrize("truncation", [3, 6])
-def test_one_update_is_adam_on_the_gradient_of_the_window(truncation):
+@pytest.mark.parametrize("truncation, half_life", [(3, 0), (3, 1), (6, 0)])
+def test_one_update_is_adam_on_the_gradient_of_the_window(truncation, half_life):
     """Replays a window by hand: carried params and state are constants, the rest plain grad."""
     task, start = quadratic(dim=3), theta()
-    config = TBPTTConfig(rollout=6, truncation=truncation, lr=0.01)
+    config = TBPTTConfig(rollout=6, truncation=truncation, lr=0.01, half_life=half_life)
     history, _ = steps(config, task, 2, start)
-    adam, expected = optax.adam(0.01), start
+    rates = [0.01, 0.005 if half_life else 0.01]
+    np.testing.assert_allclose([metrics["lr"] for *_, metrics in history], rates)
+    adam, expected = optax.adam(lambda count: jnp.array(rates)[count]), start
     adam_state = adam.init(start)
     for i, (before, _, metrics) in enumerate(history):
         key = jax.random.split(jax.random.fold_in(jax.random.key(2), i), 1)[0]

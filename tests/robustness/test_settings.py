@@ -51,6 +51,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
     TBPTTConfig: {
         **WINDOWS,
         "lr": [-1.0, NAN, INF, "1", None],
+        "half_life": [-1, 0.5, INF, "500", None],
         "clip": [-1.0, NAN, INF, "1", None],
         "second_order": [1, "no", None],
     },
