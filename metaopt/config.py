@@ -16,7 +16,7 @@ from metaopt.suites import SUITES, fitted
 LARGEST_SEED = 2**32 - 1
 UNBOUNDED = 10**9  # meta-updates of a run that only its minutes end
 # Settings of some optimizers only -> which; None where they are left at their defaults.
-SERVED = {"ema": ("l3rs",), "hidden": ("lstm", "velo"), "bank": ("velo",)}
+SERVED = {"ema": ("l3rs",), "hidden": ("lstm", "velo"), "p": ("lstm",), "bank": ("velo",)}
 # Fields of a `TrainJob` that may change when its run is resumed.
 WHERE_AND_HOW = (
     *("out", "overwrite", "resume_changed", "tensorboard", "checkpoint_every", "minutes"),
@@ -36,6 +36,7 @@ class TrainJob:
       variant: of l3rs: embedding fits networks with the same layers only; none, global any.
       ema: averages of the features of l3rs (by default three); its docstring says which.
       hidden: units of lstm (by default 20) or velo (512).
+      p: of lstm: it reads gradients down to e^-p by their logarithm (by default 10).
       bank: parameter sets that velo mixes (by default 256).
       method: nes (evolution strategies), pes (persistent evolution strategies) or tbptt
         (truncated back-propagation); docs/meta-training.md says which for what.
@@ -68,6 +69,7 @@ class TrainJob:
     variant: Literal["embedding", "none", "per_layer", "global"] = "embedding"
     ema: Literal["three", "one", "raw", "none"] | None = None
     hidden: int | None = None
+    p: float | None = None
     bank: int | None = None
     method: Literal["nes", "pes", "tbptt"] = "nes"
     steps: int | None = None
@@ -94,6 +96,8 @@ class TrainJob:
         for name in ("hidden", "bank", "steps", "validate_every", "checkpoint_every"):
             if (value := getattr(self, name)) is not None:
                 check_integer(f"TrainJob.{name}", value, 1)
+        if self.p is not None:
+            check_number("TrainJob.p", self.p, above=0)
         for name in ("minutes", "population_chunk", "cpu_devices"):
             check_number(f"TrainJob.{name}", getattr(self, name), least=0)
         check_number("TrainJob.seed", self.seed, least=0, most=LARGEST_SEED)
@@ -130,8 +134,8 @@ class TrainJob:
             chosen = {} if self.variant == "embedding" else {"variant": self.variant}
             chosen |= {} if self.ema is None else {"ema": self.ema}
             return {"base": names(self.base), **chosen}
-        sizes = {"hidden": self.hidden, "bank": self.bank}
-        return {name: size for name, size in sizes.items() if size is not None}
+        chosen = {"hidden": self.hidden, "p": self.p, "bank": self.bank}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,28 +29,38 @@ class TBPTTConfig(WindowsConfig):
       lr: learning rate of Adam on theta at meta-update 0.
       half_life: meta-updates after which lr is halved (smoothly); 0 keeps it.
       clip: bound on the norm of the meta-gradient; 0 leaves it as it is.
+      average: weight of the past in a running mean of theta, which then is what is validated and
+        exported: it has less of the noise of single windows. 0: theta itself.
+      objective: "loss": a window's loss; "log": its logarithm, so that the late windows of a run,
+        whose losses and gradients are small, weigh as much as the first ones (losses must be
+        positive: a run whose loss has no logarithm counts as not finite).
       second_order: differentiate through the gradients that the optimizer sees.
     """
 
     lr: float = 1e-3
     half_life: int = 0
     clip: float = 0.0
+    average: float = 0.0
+    objective: Literal["loss", "log"] = "loss"
     second_order: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("lr", "half_life", "clip"):
             check_number(f"TBPTTConfig.{name}", getattr(self, name), least=0)
+        check_number("TBPTTConfig.average", self.average, least=0, below=1)
 
 
 class TBPTTState(NamedTuple):
     """State between two windows.
 
-    Attributes: theta; optimizer: Adam's state; runs, phases: one `InnerRun` and one `Phase` with
-    leading axis [tasks] per task group; update: meta-updates made, int32 [].
+    Attributes: theta; mean: the running mean of it; optimizer: Adam's state; runs, phases: one
+    `InnerRun` and one `Phase` with leading axis [tasks] per task group; update: meta-updates made,
+    int32 [].
     """
 
     theta: Theta
+    mean: Theta
     optimizer: Any
     runs: tuple[InnerRun, ...]
     phases: tuple[Phase, ...]
@@ -119,7 +129,8 @@ def tbptt(
         ]
         ended = Phase(jnp.full(config.tasks, length), jnp.zeros(config.tasks, jnp.int32))
         update = jnp.zeros([], jnp.int32)
-        return TBPTTState(theta, optimizer.init(theta), tuple(runs), (ended,) * len(groups), update)
+        phases = (ended,) * len(groups)
+        return TBPTTState(theta, theta, optimizer.init(theta), tuple(runs), phases, update)
 
     def step(key, state: TBPTTState):
         outcomes = [
@@ -141,12 +152,13 @@ def tbptt(
             "inner_steps": jnp.array(config.truncation * config.tasks * len(groups)),
         }
         theta = optax.apply_updates(state.theta, updates)
-        return TBPTTState(theta, opt_state, runs, phases, state.update + 1), metrics
+        mean = optax.incremental_update(theta, state.mean, 1.0 - config.average)
+        return TBPTTState(theta, mean, opt_state, runs, phases, state.update + 1), metrics
 
     def specs(state: TBPTTState):
         return devices.specs_of(state)._replace(runs=devices.specs_of(state.runs, of_runs))
 
-    return MetaTrainer(init, step, lambda state: state.theta, specs)
+    return MetaTrainer(init, step, lambda state: state.mean, specs)
 
 
 def finite_mean(
@@ -207,10 +219,14 @@ def _windows_and_gradients(lopt: LearnedOptimizer, family: TaskFamily, config: T
         final = task.loss(params, last)
         loss = (jnp.sum(losses) + final) / (config.truncation + 1) / run.unit
         left = jnp.where(all_finite(params, state, final), phase.left - 1, 0)
-        return loss, (run._replace(params=params, state=state), phase._replace(left=left))
+        carried = run._replace(params=params, state=state), phase._replace(left=left)
+        if config.objective == "loss":
+            return loss, (loss, *carried)
+        loss = jnp.where(loss > 0, loss, jnp.nan)
+        return jnp.log(loss), (loss, *carried)
 
     def window(*arguments):
-        (loss, carried), grad = jax.value_and_grad(loss_of, has_aux=True)(*arguments)
+        (_, (loss, *carried)), grad = jax.value_and_grad(loss_of, has_aux=True)(*arguments)
         return loss, grad, *carried
 
     def windows(theta, keys, run, phase, update, place):

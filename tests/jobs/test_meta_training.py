@@ -31,8 +31,9 @@ def test_a_job_knows_its_tasks_and_horizon_and_only_its_own_method():
 def test_a_mixture_of_networks_is_trained_by_one_theta(tmp_path):
     settings = NESConfig(population=2, tasks=1, min_steps=2, max_steps=2, objective="normalised")
     task = "quadratic,digits-linear"
-    job = TrainJob(task=task, nes=settings, out=tmp_path, **{**SMALL, "learned": "lstm"})
+    job = TrainJob(task=task, nes=settings, out=tmp_path, **{**SMALL, "learned": "lstm", "p": 7.0})
     loaded = metaopt.load(meta_train(job))
+    assert loaded.config == {"p": 7.0}
     assert loaded.trained["task"] == task
     assert loaded.trained["num_steps"] == [2, 2]
     metrics = read_metrics(tmp_path)

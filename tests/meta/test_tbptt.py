@@ -90,18 +90,27 @@ def steps(config, task, n, start):
         before = state
         state, metrics = step(jax.random.fold_in(jax.random.key(2), i), state)
         history.append((before, state, metrics))
-    return history, step
+    return history, trainer, step
 
 
-@pytest.mark.parametrize("truncation, half_life", [(3, 0), (3, 1), (6, 0)])
-def test_one_update_is_adam_on_the_gradient_of_the_window(truncation, half_life):
+@pytest.mark.parametrize(
+    "truncation, half_life, average, objective",
+    [(3, 0, 0.0, "loss"), (3, 1, 0.75, "loss"), (3, 0, 0.0, "log"), (6, 0, 0.0, "loss")],
+)
+def test_one_update_is_adam_on_the_gradient_of_the_window(
+    truncation, half_life, average, objective
+):
     """Replays a window by hand: carried params and state are constants, the rest plain grad."""
     task, start = quadratic(dim=3), theta()
-    config = TBPTTConfig(rollout=6, truncation=truncation, lr=0.01, half_life=half_life)
-    history, _ = steps(config, task, 2, start)
+    config = TBPTTConfig(
+        **{"rollout": 6, "truncation": truncation, "lr": 0.01, "objective": objective},
+        half_life=half_life,
+        average=average,
+    )
+    history, trainer, _ = steps(config, task, 2, start)
     rates = [0.01, 0.005 if half_life else 0.01]
     np.testing.assert_allclose([metrics["lr"] for *_, metrics in history], rates)
-    adam, expected = optax.adam(lambda count: jnp.array(rates)[count]), start
+    adam, expected, mean = optax.adam(lambda count: jnp.array(rates)[count]), start, start
     adam_state = adam.init(start)
     for i, (before, _, metrics) in enumerate(history):
         key = jax.random.split(jax.random.fold_in(jax.random.key(2), i), 1)[0]
@@ -119,19 +128,24 @@ def test_one_update_is_adam_on_the_gradient_of_the_window(truncation, half_life)
             return (jnp.sum(losses) + task.loss(y, batches[-1])) / (truncation + 1)
 
         loss, grad = jax.value_and_grad(window)(expected)
+        if objective == "log":
+            grad = jax.tree.map(lambda g, loss=loss: g / loss, grad)
         np.testing.assert_allclose(metrics["meta_loss"], loss, rtol=1e-5)
         np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(grad), rtol=1e-4)
         updates, adam_state = adam.update(grad, adam_state)
         expected = optax.apply_updates(expected, updates)
         memory_moves = optax.tree.norm(grad["memory"]) > 0
         assert bool(memory_moves) == fresh  # h0 belongs to theta, and acts in first windows only
-    for a, b in zip(jax.tree.leaves(history[-1][1].theta), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        mean = jax.tree.map(lambda m, t: average * m + (1 - average) * t, mean, expected)
+    state = history[-1][1]
+    for ours, replayed in ((state.theta, expected), (trainer.theta(state), mean)):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(replayed), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_rate_zero_changes_nothing_and_truncation_does_not_change_the_forward_run():
     task, start = quadratic(dim=3, noise=0.0), theta()
-    short, _ = steps(TBPTTConfig(rollout=6, truncation=2, lr=0.0), task, 3, start)
+    short, *_ = steps(TBPTTConfig(rollout=6, truncation=2, lr=0.0), task, 3, start)
     for a, b in zip(jax.tree.leaves(short[-1][1].theta), jax.tree.leaves(start), strict=True):
         np.testing.assert_array_equal(a, b)
     x = short[0][1].runs[0].params[0]  # after the first window of the run
@@ -142,7 +156,7 @@ def test_rate_zero_changes_nothing_and_truncation_does_not_change_the_forward_ru
 
 
 def test_training_lowers_the_window_loss():
-    history, step = steps(
+    history, _, step = steps(
         TBPTTConfig(rollout=20, truncation=10, tasks=4, lr=1e-2), quadratic(dim=3), 60, theta()
     )
     losses = [float(h[2]["meta_loss"]) for h in history]
@@ -150,10 +164,20 @@ def test_training_lowers_the_window_loss():
     assert step._cache_size() == 1
 
 
+def test_a_loss_without_a_logarithm_counts_as_not_finite_and_moves_nothing():
+    task, start = quadratic(dim=3), theta()
+    below = task._replace(loss=lambda x, batch: task.loss(x, batch) - 100.0)
+    config = TBPTTConfig(rollout=6, truncation=3, objective="log")
+    ((_, state, metrics),), *_ = steps(config, below, 1, start)
+    assert metrics["non_finite"] == 1
+    for a, b in zip(jax.tree.leaves(state.theta), jax.tree.leaves(start), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_diverged_run_starts_afresh_and_theta_stays_finite():
     task = linear()
     broken = task._replace(loss=lambda x, batch: jnp.vdot(batch, x) * jnp.nan)
-    history, _ = steps(TBPTTConfig(rollout=6, truncation=3), broken, 2, theta())
+    history, *_ = steps(TBPTTConfig(rollout=6, truncation=3), broken, 2, theta())
     _, state, metrics = history[-1]
     assert metrics["non_finite"] == 1
     assert int(state.phases[0].left[0]) == 0

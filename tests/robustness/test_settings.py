@@ -53,6 +53,8 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "lr": [-1.0, NAN, INF, "1", None],
         "half_life": [-1, 0.5, INF, "500", None],
         "clip": [-1.0, NAN, INF, "1", None],
+        "objective": ["best", "", None, 1],
+        "average": [-0.1, 1.0, NAN, INF, "0", None],
         "second_order": [1, "no", None],
     },
     TrainJob: {
@@ -62,6 +64,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "variant": ["both", "", None],
         "ema": ["two", "", 3, 0.9],
         "hidden": [0, -1, 8.0, "8", 20],
+        "p": [0, -1.0, NAN, INF, "7", 7.0],
         "bank": [0, -1, 8.0, "8", 256],
         "method": ["es", "", None],
         "steps": [0, -1, 2.5, "300"],
