@@ -8,12 +8,14 @@ MARKS = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 
 
 def short(name: str) -> str:
-    """What tables call an optimizer: SGD's grid, and SGD as a fallback, are left out."""
+    """What tables call an optimizer: SGD's grid, SGD as a fallback, and "L2O" are left out."""
     optimizer, _, inside = name.partition("(")
     if optimizer.endswith(" "):
         return "SGD" if optimizer == "SGD " else name
-    fallback = inside.partition(", ")[2].partition(")")[0].partition(" (")[0]
-    return f"{optimizer}({fallback})" if fallback not in ("", "SGD") else optimizer
+    learned, _, rest = inside.partition(", ")
+    fallback = rest.partition(")")[0].partition(" (")[0]
+    parts = [learned] * learned.startswith("L2O-") + [fallback] * (fallback not in ("", "SGD"))
+    return f"{optimizer}({', '.join(parts)})" if parts else optimizer
 
 
 def at(panel: Panel, step: int | None, *names: str) -> str:

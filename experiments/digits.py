@@ -28,22 +28,14 @@ L3RS = TrainJob(
     nes=NESConfig(population=32, tasks=4, sigma=0.05, lr=1e-2, half_life=200),
     out=OUT / "L3RS",
 )
-L2O_START = TrainJob(
-    task="digits",
-    learned="lstm",
-    method="tbptt",
-    steps=320,
-    validate_every=40,
-    tbptt=TBPTTConfig(tasks=1, lr=2e-3),
-    out=OUT / "L2O-start",
-)
 L2O = TrainJob(
     task="digits",
     learned="lstm",
-    steps=6,
-    validate_every=3,
-    nes=NESConfig(population=8, tasks=2, sigma=0.01, lr=1e-3),
-    warm_start=str(L2O_START.out),
+    p=7.0,
+    method="tbptt",
+    steps=240,
+    validate_every=40,
+    tbptt=TBPTTConfig(tasks=2, objective="log", average=0.98, lr=3e-3, half_life=150, clip=1.0),
     out=OUT / "L2O",
 )
 EVALUATION = EvaluateJob(
@@ -51,17 +43,11 @@ EVALUATION = EvaluateJob(
 )
 
 
-def meta_train_in_turn(*jobs: TrainJob) -> None:
-    """One process: the later jobs start from what the earlier ones exported."""
-    for job in jobs:
-        meta_train(job)
-
-
 def main() -> int:
     console, started = Console(), time.perf_counter()
     console.print(f"[bold]1/3[/] meta-train {L3RS.out} and, beside it, {L2O.out}")
     with console.status("meta-training: the metrics.jsonl of each folder grows"):
-        in_processes(meta_train_in_turn, [(L3RS,), (L2O_START, L2O)], workers=2)
+        in_processes(meta_train, [(L3RS,), (L2O,)], workers=2)
     console.print(f"[bold]2/3[/] tune the baselines and evaluate: {EVALUATION.out}")
     with console.status("evaluating"):
         evaluate_suite(EVALUATION)

@@ -1,7 +1,7 @@
 """What each learned optimizer does in a training run: the figures of docs/optimizers.
 
 Claim: on the task of meta-training (digits, 100 steps) L3RS and VeLO end below tuned Adam; the LSTM
-is ahead of tuned SGD for half of the run and ends behind it. How they step: the panels show it.
+starts slowly, and ends where tuned Adam does. How they step: the panels show it.
 
     python -m experiments.optimizer_figures [lstm l3rs velo] [--draw]
 

@@ -61,15 +61,6 @@ def _mlp20(data: str) -> Entry:
     return _mlp(data, 20, activation=nn.sigmoid)
 
 
-def _half_size(data: str, net: nn.Module) -> Entry:
-    """Images of half the height and width: a fourth of the pixels to meta-train on."""
-
-    def make() -> Task:
-        return tasks.classification(net, datasets.resized(datasets.load(data), SIDE // 2))
-
-    return Entry(make, (data,), "Dense_1")
-
-
 def _sigmoid_cnn(num_classes: int) -> networks.CNN:
     """CNN-3, should its authors have meant sigmoids, as in their MLP: they do not say."""
     return networks.CNN(num_classes, activation=nn.sigmoid)
@@ -167,8 +158,8 @@ TASKS: dict[str, Entry] = {
     "python-text": Entry(_text, head="head"),
     "quadratic": Entry(lambda: tasks.quadratic(dim=32, condition=100.0), head=""),
     "mnist-mlp20": _mlp20("mnist"),
-    "mnist14-mlp20": _half_size("mnist", networks.MLP((20, 10), nn.sigmoid, "torch")),
     "mnist-cnn3": _net("mnist", networks.CNN),
+    "mnist-cnn3-sigmoid": _net("mnist", _sigmoid_cnn),
     "mnist-mlp128x3": _mlp("mnist", 128, 128, 128, style="flax"),
     "fashion-mlp20": _mlp20("fashion_mnist"),
     "fashion-cnn3": _net("fashion_mnist", networks.CNN),

@@ -108,6 +108,7 @@ def test_shares_and_numbers(panel):
         ("Adam (head only)", "Adam (head only)"),
         ("SMG(L2O)", "SMG"),
         ("LGL2O(L2O, SGD (LGL2O's grid))", "LGL2O"),
+        ("RACE(L2O-300, SGD (LGL2O's grid))", "RACE(L2O-300)"),
         ("RACE(L3RS, Adam)", "RACE(Adam)"),
         ("VeLO(ft)", "VeLO"),
     ],
