@@ -85,21 +85,21 @@ def for_each(fn: Callable[[Any], Any], xs: Any, held: int = 0, chunk: int = 0) -
 
     On CPU a `vmap` over runs on different data moves their axis before and after each product of
     matrices, and puts what they hold out of the cache; one after the other, each operation costs
-    its start (docs/scaling.md has the numbers). A `vmap` over a single run has that cost as well.
+    its start (docs/scaling.md has the numbers).
 
     Args:
       fn: a pure function.
       xs: pytree of arrays.
       held: bytes that an entry is at work on. On CPU so many entries go side by side as fit in the
-        `CACHE` of a device's cores; elsewhere all.
+        `CACHE` of a device's cores, and one that does not fit has no axis either; elsewhere all.
       chunk: go side by side in any case; 0: see `held`.
     """
     size = jax.tree.leaves(xs)[0].shape[0]
     if not chunk:
-        fits = lambda n: n == 1 or n * held <= CACHE * devices.cores_each()
+        fits = lambda n: n * held <= CACHE * devices.cores_each()
         # A divisor, so that one program does all.
-        chunk = max(n for n in range(1, size + 1) if size % n == 0 and fits(n))
-    if size > 1 and chunk >= size:
+        chunk = max((n for n in range(1, size + 1) if size % n == 0 and fits(n)), default=0)
+    if chunk >= size:
         return jax.vmap(fn)(xs)
     return jax.lax.map(fn, xs, batch_size=chunk if chunk > 1 else None)
 
