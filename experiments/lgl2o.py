@@ -172,9 +172,10 @@ CLAIMS = (
           "and starts slowly", "fig03-start",
           every(*(below("L2O-300", SGD, "Adam", step=step) for step in (100, 200, 300)),
                 below("Adam", "L2O-300", step=50))),
-    Claim("ours", "around it LGL2O is never above the better of L2O and SGD in 1000 steps",
-          "fig03-start",
-          every(best_of(LGL2O_300, "L2O-300", SGD), below(LGL2O_300, "L2O-300", SGD, step=300))),
+    Claim("ours", "around it LGL2O is below both at steps 200 and 300, level with the better one "
+          "later", "fig03-start",
+          every(*(below(LGL2O_300, "L2O-300", SGD, step=step) for step in (200, 300)),
+                best_of(LGL2O_300, "L2O-300", SGD))),
     Claim("3", "early on L2O < GL2O < SGD in loss", "fig03-start",
           every(below("L2O", GL2O, step=100), below(GL2O, SGD, step=100))),
     Claim("3", "L2O turns around at about step 1000", "fig03", rises("L2O")),
