@@ -1,9 +1,14 @@
 """How claims are decided: functions ``panel -> (outcome, our numbers)``."""
 
+from collections.abc import Callable
+
+import numpy as np
+
 from experiments.panels import AVERAGED, Check, Outcome, Panel, graded
 from metaopt.statistics import mean_interval
 
 NEAR = 1.05  # losses closer than this factor count as level
+SETTLED = 1.2  # a meta-training within this factor of its end has settled
 MARKS = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 
 
@@ -186,6 +191,60 @@ def decays(name: str) -> Check:
         return graded([first < middle, last < 0.5 * middle]), words
 
     return check
+
+
+def settles(name: str, within: Callable[[float], bool]) -> Check:
+    """When the held-out loss comes to within a fifth of where it ends, and stays there.
+
+    The share of meta-training, as the mean over its seeds; it ends at the mean of the last quarter.
+    """
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        shares = []
+        for steps, loss in panel.held_out(name):
+            above = np.flatnonzero(~(loss <= SETTLED * _quarter(loss, -1)))
+            first = above[-1] + 1 if above.size else 0
+            shares.append(float(steps[first] / steps[-1]) if first < len(steps) else 1.0)
+        share = float(np.mean(shares))
+        return graded([within(share)]), f"{name} settles after {share:.0%} of meta-training"
+
+    return check
+
+
+def gains(name: str) -> Check:
+    """The held-out loss of the last quarter of meta-training is below that of the first one."""
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        ends = np.array([[_quarter(loss, n) for n in (0, -1)] for _, loss in panel.held_out(name)])
+        first, last = ends.mean(axis=0)
+        words = f"held-out loss of {name}: first quarter {first:.3g}, last {last:.3g}"
+        return graded([last < first]), words
+
+    return check
+
+
+def steadier(name: str, other: str) -> Check:
+    """Candidates explode in half as many generations, or fewer.
+
+    Counted are generations after the first quarter of meta-training in which the mean meta-loss of
+    the population is more than ten times its median over those generations.
+    """
+
+    def check(panel: Panel) -> tuple[Outcome, str]:
+        shares = []
+        for one in (name, other):
+            runs = [run["meta_loss"] for run in panel.meta_trainings(one)]
+            later = [loss[len(loss) // 4 :] for loss in runs]
+            shares.append(float(np.mean([~(x <= 10 * np.nanmedian(x)) for x in later])))
+        words = f"candidates explode in {shares[0]:.1%} of the generations of {name}, "
+        return graded([2 * shares[0] <= shares[1]]), words + f"{shares[1]:.1%} of {other}"
+
+    return check
+
+
+def _quarter(loss: np.ndarray, which: int) -> float:
+    """The mean of the first quarter of measurements (0) or of the last one (-1)."""
+    return float(np.mean(np.array_split(loss, 4)[which]))
 
 
 def every(*checks: Check) -> Check:

@@ -90,9 +90,21 @@ SIGMOID = TrainJob(
 # Name -> where L2O comes from and what it is run on, the task, L2O, and the SGD beside it.
 PANELS: dict[str, tuple[str, str, str | TrainJob, str]] = {
     "a": ("CNN-3/FashionMNIST, at home", "fashion-cnn3", "lstm-cnn-fmnist", SGD),
+    "a-300": (
+        "CNN-3/FashionMNIST, runs of 300 to 500 steps, at home",
+        "fashion-cnn3",
+        "lstm-cnn-fmnist-300",
+        SGD,
+    ),
     "b": ("CNN-3/FashionMNIST, on MLP-20", "fashion-mlp20", "lstm-cnn-fmnist", SGD),
     "c": ("CNN-3/FashionMNIST, on MNIST", "mnist-cnn3", "lstm-cnn-fmnist", SGD),
     "d": ("MLP-20/MNIST, on CNN-3/FashionMNIST", "fashion-cnn3", "lstm-mlp-mnist", SGD),
+    "d-300": (
+        "MLP-20/MNIST, runs of 300 steps, on CNN-3/FashionMNIST",
+        "fashion-cnn3",
+        "lstm-mlp-mnist-300",
+        SGD,
+    ),
     "a-sigmoid": ("CNN-3 of sigmoids/FashionMNIST, at home", SIGMOID.task, SIGMOID, SGD),
     "a-3": ("CNN-3 of sigmoids/FashionMNIST, at home", SIGMOID.task, SIGMOID, SGD_3),
     "b-3": ("CNN-3 of sigmoids/FashionMNIST, on MLP-20", "fashion-mlp20", SIGMOID, SGD_3),
@@ -126,7 +138,9 @@ def figures(full: bool) -> list[Figure]:
 
 
 def _figure(panel: str) -> str:
-    return f"1 {panel}".replace("-sigmoid", ", sigmoids").replace("-3", ", sigmoids, SGD at 3")
+    words = {"-sigmoid": ", sigmoids", "-300": ", longer runs", "-3": ", sigmoids, SGD at 3"}
+    name, dash, kind = panel.partition("-")
+    return f"1 {name}{words.get(dash + kind, '')}"
 
 
 LABELS = {name: BASELINES[sgd].label for name, (*_, sgd) in PANELS.items()}

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from metaopt.records import Curves, TaskRecord, read_curves, read_record
+from metaopt.records import Curves, TaskRecord, read_curves, read_index, read_record
+from metaopt.report.figures import training_runs
 from metaopt.statistics import steps_to_reach
 
 Outcome = Literal["reproduced", "partly", "not"]
@@ -32,6 +33,27 @@ class Panel:
     def curves(self) -> dict[str, Curves]:
         """Name in the record -> curves."""
         return {n: read_curves(self.folder / c.file) for n, c in self.record.curves.items()}
+
+    @cached_property
+    def training(self) -> dict[str, dict[str, np.ndarray]]:
+        """Label -> curves of a meta-training, where the folder is that of all figures."""
+        return training_runs(read_index(self.folder))
+
+    def meta_trainings(self, name: str) -> list[dict[str, np.ndarray]]:
+        """The curves of each of an optimizer's meta-trainings: ``"NAME, seed N"`` in the index."""
+        runs = [run for label, run in self.training.items() if label.startswith(f"{name}, ")]
+        if not runs:
+            raise KeyError(name)
+        return runs
+
+    def held_out(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(meta-updates, held-out losses) of each of an optimizer's meta-trainings."""
+        runs = self.meta_trainings(name)
+        there = [np.isfinite(run["validation_loss"]) for run in runs]
+        return [
+            (run["step"][keep], run["validation_loss"][keep])
+            for run, keep in zip(runs, there, strict=True)
+        ]
 
     def loss(self, name: str, step: int | None = None) -> float:
         """Mean test loss over seeds and the last measurements up to `step` (None: the end)."""
@@ -83,8 +105,8 @@ Check: TypeAlias = Callable[[Panel], tuple[Outcome, str]]  # the outcome, and ou
 class Claim(NamedTuple):
     """A sentence of a paper and how it is decided.
 
-    Attributes: figure: of the paper; text: the claim; panel: name of the figure's folder; check;
-    reason: one line of words on the outcome.
+    Attributes: figure: of the paper; text: the claim; panel: name of the figure's folder, "": of
+    all, with the meta-trainings; check; reason: one line of words on the outcome.
     """
 
     figure: str

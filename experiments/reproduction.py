@@ -20,10 +20,12 @@ from metaopt.evaluation import Adjustable
 from metaopt.jobs import in_processes, meta_train
 from metaopt.jobs.comparing import Settings, compare
 from metaopt.jobs.evaluating import environment
-from metaopt.records import FORMAT, INDEX, write_json
+from metaopt.records import FORMAT, INDEX, read_index, write_json
 from metaopt.suites import SuiteTask
+from metaopt.training import training_curves
 
 Makes = dict[str, Adjustable]  # tuned baseline -> ``num_steps -> transformation``
+TRAININGS = "trainings"  # what `--only` calls the meta-trainings
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,15 @@ class Reproduction:
     """All figures of a paper.
 
     Attributes: title: of the report; figures: ``full -> figures``, a function of a module; seeds:
-    runs per contender, and with ``--full``; out: where the records are committed.
+    runs per contender, and with ``--full``; out: where the records are committed; trainings:
+    ``full -> meta-trainings`` by label, whose curves are a figure of the paper.
     """
 
     title: str
     figures: Callable[[bool], Sequence[Figure]]
     seeds: tuple[int, int]
     out: Path
+    trainings: Callable[[bool], Mapping[str, TrainJob]] = lambda full: {}
 
 
 def main(paper: Reproduction, module: str, argv: Sequence[str] | None = None) -> None:
@@ -103,16 +107,24 @@ def main(paper: Reproduction, module: str, argv: Sequence[str] | None = None) ->
     given = parser.parse_args(argv)
     figures, seeds = paper.figures(given.full), paper.seeds[given.full]
     command = f"python -m {module}" + " --full" * given.full
-    write_json(given.out / INDEX, _index(paper.title, figures, seeds, command))
-    wanted = given.only.split(",") if given.only else [figure.name for figure in figures]
-    if unknown := sorted(set(wanted) - {figure.name for figure in figures}):
-        parser.error(f"--only: no figures {unknown}; there are {[f.name for f in figures]}")
+    trainings = paper.trainings(given.full)
+    index = _index(paper.title, figures, seeds, command, _known(given.out, trainings))
+    write_json(given.out / INDEX, index)
+    names = [figure.name for figure in figures] + [TRAININGS] * bool(trainings)
+    wanted = given.only.split(",") if given.only else names
+    if unknown := sorted(set(wanted) - set(names)):
+        parser.error(f"--only: no figures {unknown}; there are {names}")
     calls = [
         (paper.figures, number, given.full, given.out, seeds)
         for number, figure in enumerate(figures)
         if figure.name in wanted
     ]
     in_processes(_run_figure, calls, given.workers)
+    if TRAININGS in wanted:
+        new = {label: job for label, job in trainings.items() if label not in index["training"]}
+        in_processes(meta_train, [(job,) for job in new.values()], given.workers)
+        found = {label: training_curves(job.out) for label, job in new.items()}
+        write_json(given.out / INDEX, index | {"training": index["training"] | found})
 
 
 def _run_figure(figures, number: int, full: bool, out: Path, seeds: int) -> None:
@@ -126,12 +138,20 @@ def _run_figure(figures, number: int, full: bool, out: Path, seeds: int) -> None
     )
 
 
-def _index(title: str, figures: Sequence[Figure], seeds: int, command: str) -> dict[str, Any]:
+def _known(out: Path, trainings: Mapping[str, TrainJob]) -> dict[str, Any]:
+    """The curves of meta-trainings that are recorded already."""
+    recorded = read_index(out).get("training", {}) if (out / INDEX).exists() else {}
+    return {label: recorded[label] for label in trainings if label in recorded}
+
+
+def _index(
+    title: str, figures: Sequence[Figure], seeds: int, command: str, training: dict[str, Any]
+) -> dict[str, Any]:
     """The index of the evaluation, for `metaopt report`."""
     return {
         "format": FORMAT,
         "job": {"suite": title, "seeds": seeds},
         "tasks": [figure.name for figure in figures],
         "environment": environment(command),
-        "training": {},
+        "training": training,
     }

@@ -11,7 +11,7 @@ from experiments import l3rs, lgl2o, meta_guard
 from experiments.checks import short
 from experiments.panels import Claim, Panel
 from metaopt.files import write_whole
-from metaopt.records import RECORD, read_index
+from metaopt.records import INDEX, RECORD, read_index
 
 RESULTS = Path("docs/results")
 PAPERS = {"lgl2o": lgl2o, "meta-guard": meta_guard, "l3rs": l3rs}
@@ -30,12 +30,13 @@ length of run; LGL2O's paper did it once for all of its figures.
 def lines(name: str, claims: tuple[Claim, ...]) -> list[str]:
     """The table of one paper."""
     index = read_index(RESULTS / name)
-    made = index["environment"]
+    made, trained = index["environment"], bool(index.get("training"))
     found = [
         f"\n## {index['job']['suite']}\n",
         f"{index['job']['seeds']} seeds; `{made['command']}`; {made['device']}. "
         f"[Tables]({name}/summary.md).\n",
         f"![Test loss of all optimizers, figure by figure]({name}/figures/comparison.png)\n",
+        *([f"![Meta-training, loss by generation]({name}/figures/meta_training.png)\n"] * trained),
         "| figure | claim | verdict | our numbers | why |",
         "|---|---|---|---|---|",
     ]
@@ -48,13 +49,13 @@ def lines(name: str, claims: tuple[Claim, ...]) -> list[str]:
 
 def decided(folder: Path, claim: Claim) -> tuple[str, str]:
     """The verdict and our numbers; "not run yet" where curves are missing."""
-    if not (folder / RECORD).exists():
+    if not (folder / (RECORD if claim.panel else INDEX)).exists():
         return "not run yet", "–"
     panel = Panel(folder)
     try:
         return claim.check(panel)
     except KeyError as missing:
-        if missing.args[0] in panel.curves:
+        if missing.args[0] in (panel.curves if claim.panel else panel.training):
             raise
         return "not run yet", f"no curves of {short(str(missing.args[0]))}"
 

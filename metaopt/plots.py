@@ -199,7 +199,7 @@ def standings_figure(
 
 def meta_training_figure(runs: Mapping[str, Mapping[str, np.ndarray]], out: Path) -> list[Path]:
     """Meta-loss per meta-update, one panel per run; dots: the loss on held-out runs."""
-    columns = min(len(runs), 3)
+    columns = min(len(runs), 2 if len(runs) == 4 else 3)
     rows = -(-len(runs) // columns)
     with plt.rc_context(style()):
         figure, axes = plt.subplots(
@@ -214,19 +214,30 @@ def meta_training_figure(runs: Mapping[str, Mapping[str, np.ndarray]], out: Path
                 axis.plot(
                     step, metrics["validation_loss"], "o", ms=3, color=COLOURS[4], label="held out"
                 )
-            low, high, logarithmic = meta_bounds(loss)
+            low, high, logarithmic = meta_bounds(metrics)
             axis.set(title=_plain(name), xlabel="meta-updates", ylabel="loss of the inner run")
             axis.set(yscale="log" if logarithmic else "linear", ylim=(low, high))
             axis.legend()
         return save(figure, out)
 
 
-def meta_bounds(loss: np.ndarray) -> tuple[float, float, bool]:
-    """`loss_bounds` of a meta-loss, where single updates may explode and come back."""
-    finite = loss[np.isfinite(loss)]
+def meta_bounds(metrics: Mapping[str, np.ndarray]) -> tuple[float, float, bool]:
+    """`loss_bounds` of a meta-training, where single updates may explode and come back.
+
+    The held-out losses are all shown, and the meta-loss up to three times its first value, if that
+    is no explosion itself, or thirty times its median.
+    """
+    finite, held_out = (
+        values[np.isfinite(values)]
+        for values in (metrics["meta_loss"], metrics.get("validation_loss", np.ones(0)))
+    )
     if not finite.size:
         return 0.1, 1.0, True
-    return loss_bounds([np.minimum(finite, 3.0 * np.abs(finite[0]))])
+    middle = np.median(np.abs(finite))
+    top = max(30.0 * middle, min(3.0 * np.abs(finite[0]), 1000.0 * middle))
+    shown = [np.minimum(finite, max(top, held_out.max(initial=0.0)))]
+    low, high, logarithmic = loss_bounds([*shown, held_out] if held_out.size else shown)
+    return low, high, logarithmic
 
 
 def mixture_figure(

@@ -1,4 +1,4 @@
-"""Speed of meta-training: generations of NES against bare SGD runs, and two processes against one.
+"""Speed of meta-training: NES and back-propagation against bare SGD, two processes against one.
 
 Bare runs are timed on one device, as one writes them by hand, and on those of the generations.
 
@@ -17,43 +17,18 @@ from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from rich.table import Table
 
-from metaopt import devices, meta, optimizers
-from metaopt.base import LearnedOptimizer, Task, single
-from metaopt.benchmarks.guards import images
-from metaopt.networks import MLP
-from metaopt.rollouts import mean_loss
-from metaopt.tasks import classification
-
-LEARNED: dict[str, Callable[[], LearnedOptimizer]] = {
-    "l3rs": lambda: optimizers.l3rs(("sgd", "adam")),
-    "lstm": lambda: optimizers.lstm(20),
-    "velo": lambda: optimizers.velo(512, 256),
-}
-
-
-class Workload(NamedTuple):
-    """A generation.
-
-    Attributes: hidden: units of the MLP's hidden layer; batch_size; population: candidates;
-    tasks: inner runs of each; num_steps: of an inner run.
-    """
-
-    hidden: int = 32
-    batch_size: int = 128
-    population: int = 2
-    tasks: int = 8
-    num_steps: int = 50
-
-    @property
-    def inner_steps(self) -> int:
-        """Optimizee steps of a generation."""
-        return self.population * self.tasks * self.num_steps
-
+from metaopt import devices
+from metaopt.benchmarks.workload import (
+    LEARNED,
+    Workload,
+    bare_sgd,
+    mlp_task,
+    nes_generation,
+    tbptt_window,
+)
 
 ORIENTATION, SCALING = Workload(), Workload(population=8)
 
@@ -65,6 +40,7 @@ def run(
     repeats: int = 5,
     generations: int = 5,
     names: Sequence[str] = tuple(LEARNED),
+    windows: Sequence[str] = ("lstm",),
 ) -> dict[str, Any]:
     """Measures generations of NES, each interleaved with the same runs of SGD written by hand.
 
@@ -77,6 +53,8 @@ def run(
       repeats: rounds per optimizer; ratios are formed within rounds, and their median reported.
       generations: timed by the processes of `scaling`.
       names: keys of `LEARNED`.
+      windows: names of those that are also timed by truncated back-propagation: meta-updates of
+        as many runs as a generation has, by a window of `TRUNCATION` steps.
 
     Returns:
       ``{"device", "threads", "workload", "repeats", "rows", "scaling"}``. A row has "optimizer",
@@ -85,22 +63,27 @@ def run(
       compiled generation needs on a device). "scaling" is None or has
       "workload", "one_process" and "two_processes" (generations/s) and "ratio".
     """
-    unknown = sorted(set(names) - set(LEARNED))
+    unknown = sorted({*names, *windows} - set(LEARNED))
     if unknown:
         raise ValueError(f"meta: no optimizer {unknown}; there are {sorted(LEARNED)}.")
     devices.initialise("none")
-    task, key = _task(workload), jax.random.key(0)
+    task, key = mlp_task(workload), jax.random.key(0)
     mesh = devices.mesh_for(workload.population, workload.tasks)
     bares = {
-        "bare SGD, one device": _compiled(_bare(task, workload), None, key),
-        "bare SGD": _compiled(_bare(task, workload, mesh), mesh, key),
+        "bare SGD, one device": _compiled(bare_sgd(task, workload), None, key),
+        "bare SGD": _compiled(bare_sgd(task, workload, mesh), mesh, key),
     }
-    row = lambda name, program: _row(name, (program, *bares.values()), workload, repeats)
-    rows = [row(name, bare) for name, bare in bares.items()]
+    row = lambda name, program, steps: _row(
+        name, (program, *bares.values()), (steps, workload.inner_steps), repeats
+    )
+    rows = [row(name, bare, workload.inner_steps) for name, bare in bares.items()]
     for name in names:
-        step, bits, state = _generation(LEARNED[name](), task, workload, devices.Spread(mesh))
+        step, bits, state = nes_generation(LEARNED[name](), task, workload, devices.Spread(mesh))
         generation = _compiled(step, mesh, bits, state)
-        rows.append(row(name, generation))
+        rows.append(row(name, generation, workload.inner_steps))
+    for name in windows:
+        step, bits, state, steps = tbptt_window(LEARNED[name](), task, workload)
+        rows.append(row(f"{name}, back-propagation", _compiled(step, mesh, bits, state), steps))
     device = jax.devices()[0]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return {
@@ -144,54 +127,6 @@ def table(record: dict[str, Any]) -> Table:
     return table
 
 
-def _task(workload: Workload) -> Task:
-    return classification(MLP((workload.hidden, 10)), images(), batch_size=workload.batch_size)
-
-
-def _generation(
-    lopt: LearnedOptimizer, task: Task, workload: Workload, spread=devices.EVERYTHING_HERE
-):
-    """(step, key, state) of NES."""
-    theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
-    config = meta.NESConfig(
-        population=workload.population,
-        tasks=workload.tasks,
-        min_steps=workload.num_steps,
-        max_steps=workload.num_steps,
-        eval_batches=1,
-    )
-    trainer = meta.nes(lopt, single(task), theta, config, spread)
-    state = jax.tree.map(np.asarray, trainer.init(jax.random.key(2), theta))
-    bits = np.asarray(jax.random.key_data(jax.random.key(3)))
-    return lambda bits, state: trainer.step(jax.random.wrap_key_data(bits), state), bits, state
-
-
-def _bare(task: Task, workload: Workload, mesh: Mesh | None = None):
-    """``key -> losses [population, tasks]`` of SGD with one step size per candidate, by hand."""
-
-    def one_run(rate, key):
-        k_init, k_train, k_eval = jax.random.split(key, 3)
-
-        def step(params, t):
-            batch = task.sample(jax.random.fold_in(k_train, t), ())
-            value, grads = jax.value_and_grad(task.loss)(params, batch)
-            return jax.tree.map(lambda p, g: p - rate * g, params, grads), value
-
-        params, _ = jax.lax.scan(step, task.init(k_init), jnp.arange(workload.num_steps))
-        return mean_loss(task.loss, params, task.sample(k_eval, (1,), "valid"))
-
-    runs = jax.vmap(jax.vmap(one_run, in_axes=(None, 0)), in_axes=(0, None))
-
-    def losses(key):
-        rates = jnp.linspace(0.05, 0.1, workload.population)
-        return shared_out(rates, jax.random.split(key, workload.tasks))
-
-    by_candidate, by_task = map(PartitionSpec, (devices.POPULATION, devices.TASK))
-    both = PartitionSpec(devices.POPULATION, devices.TASK)
-    shared_out = devices.over_runs(runs, mesh, (by_candidate, by_task), both)
-    return losses
-
-
 class _Program(NamedTuple):
     """Attributes: call: runs it once; trace_s, compile_s: what it took; megabytes: it needs."""
 
@@ -222,16 +157,20 @@ def _compiled(fn: Callable[..., Any], mesh: Mesh | None, *args: Any) -> _Program
 
 
 def _row(
-    name: str, programs: tuple[_Program, ...], workload: Workload, repeats: int
+    name: str, programs: tuple[_Program, ...], steps: tuple[int, int], repeats: int
 ) -> dict[str, Any]:
-    """A row of the first of three programs; the others are the bare ones, by hand and spread."""
-    program = programs[0]
+    """A row of the first of three programs; the others are the bare ones, by hand and spread.
+
+    `steps`: inner steps of a call of the first, and of each of the others.
+    """
+    program, (own_steps, bare_steps) = programs[0], steps
     rounds = [[one.seconds() for one in programs] for _ in range(repeats)]
+    more = own_steps / bare_steps
     return {
         "optimizer": name,
-        "inner_steps_per_s": workload.inner_steps / statistics.median(own for own, *_ in rounds),
-        "of_bare": statistics.median(hand / own for own, hand, _ in rounds),
-        "of_bare_spread": statistics.median(spread / own for own, _, spread in rounds),
+        "inner_steps_per_s": own_steps / statistics.median(own for own, *_ in rounds),
+        "of_bare": more * statistics.median(hand / own for own, hand, _ in rounds),
+        "of_bare_spread": more * statistics.median(spread / own for own, _, spread in rounds),
         "trace_s": program.trace_s,
         "compile_s": program.compile_s,
         "program_mb": program.megabytes,
@@ -287,7 +226,7 @@ def _worker(
         devices.initialise(address, count, index)
     mesh = devices.mesh_for(workload.population, workload.tasks)
     spread = devices.Spread(mesh)
-    step, bits, state = _generation(LEARNED["l3rs"](), _task(workload), workload, spread)
+    step, bits, state = nes_generation(LEARNED["l3rs"](), mlp_task(workload), workload, spread)
     compiled = devices.compiler(mesh)
     step, state = compiled(step), compiled(lambda state: state)(state)  # where the next will be
     state, _ = jax.block_until_ready(step(bits, state))

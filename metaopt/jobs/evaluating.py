@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from metaopt import __version__, checkpoints, contenders
 from metaopt.baselines import BASELINES
@@ -21,7 +20,7 @@ from metaopt.jobs.processes import in_processes
 from metaopt.names import known
 from metaopt.records import FORMAT, INDEX, read_json, write_json
 from metaopt.suites import SUITES, SuiteTask, fitted
-from metaopt.training import METRICS, read_metrics
+from metaopt.training import METRICS, training_curves
 
 RUN_ONLY = ("out", "overwrite", "workers")  # what a resumed evaluation may change
 
@@ -129,10 +128,5 @@ def _meta_training(job: EvaluateJob, loaded: dict[str, checkpoints.Exported]) ->
         start = Path(export.trained.get("warm_start") or "/")
         for label, source in ((f"{name}: warm start", start), (name, run)):
             if (source / METRICS).exists():
-                metrics = read_metrics(source)
-                found[label] = {
-                    key: np.asarray(metrics[key], float).tolist()
-                    for key in ("step", "meta_loss", "validation_loss")
-                    if key in metrics
-                }
+                found[label] = training_curves(source)
     return found

@@ -95,7 +95,7 @@ def tuning_chart(task: TaskData, name: str) -> Chart:
 def training_chart(name: str, metrics: Mapping[str, np.ndarray]) -> Chart:
     """Meta-loss per meta-update; dots: the loss on held-out runs."""
     keys = [Key("meta-loss", plots.COLOURS[2], "-")]
-    low, high, logarithmic = plots.meta_bounds(metrics["meta_loss"])
+    low, high, logarithmic = plots.meta_bounds(metrics)
     x_range = new_range(0, float(metrics["step"][-1]))
     plot = new_figure(x_range, new_range(low, high), 260, logarithmic=logarithmic)
     plot.xaxis.axis_label, plot.yaxis.axis_label = "meta-updates", "loss of the inner run"

@@ -133,3 +133,10 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             ) from None
     names = {name for record in records for name in record}
     return {n: np.array([r.get(n, np.nan) for r in records], np.float64) for n in sorted(names)}
+
+
+def training_curves(folder: str | os.PathLike[str]) -> dict[str, list[float]]:
+    """What reports draw of a run: meta-loss and held-out loss by meta-update; NaN: a gap."""
+    metrics = read_metrics(folder)
+    names = ("step", "meta_loss", "validation_loss")
+    return {name: metrics[name].tolist() for name in names if name in metrics}

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from metaopt import devices, optimizers
 from metaopt.benchmarks import meta as bench
+from metaopt.benchmarks import workload
 
-TINY = bench.Workload(hidden=3, batch_size=4, population=2, tasks=2, num_steps=3)
+TINY = workload.Workload(hidden=3, batch_size=4, population=2, tasks=2, num_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +24,11 @@ def record():
         patch.setattr(bench, "LEARNED", {"l3rs": lambda: optimizers.l3rs(("sgd",))})
         patch.setattr(bench, "_generations_per_second", lambda w, cores, n: speeds[len(cores)])
         patch.setattr(os, "sched_getaffinity", lambda process: {4, 7}, raising=False)
-        return bench.run(workload=TINY, scaling=TINY, repeats=2, names=("l3rs",))
+        return bench.run(workload=TINY, scaling=TINY, repeats=2, names=("l3rs",), windows=("l3rs",))
 
 
 def test_every_optimizer_is_measured_next_to_bare_sgd(record):
-    names = ["bare SGD, one device", "bare SGD", "l3rs"]
+    names = ["bare SGD, one device", "bare SGD", "l3rs", "l3rs, back-propagation"]
     assert [row["optimizer"] for row in record["rows"]] == names
     for row in record["rows"]:
         assert min(value for name, value in row.items() if name != "optimizer") > 0
@@ -62,8 +63,8 @@ def test_the_table_names_every_optimizer_and_the_ratio(record):
 
 def test_the_bare_runs_are_plain_sgd():
     """Of the first candidate and task, against a loop over the task's own batches."""
-    task = bench._task(TINY)
-    found = bench._bare(task, TINY)(jax.random.key(5))
+    task = workload.mlp_task(TINY)
+    found = workload.bare_sgd(task, TINY)(jax.random.key(5))
     k_init, k_train, k_eval = jax.random.split(jax.random.split(jax.random.key(5), 2)[0], 3)
     params = task.init(k_init)
     for t in range(3):
@@ -71,7 +72,9 @@ def test_the_bare_runs_are_plain_sgd():
         params = jax.tree.map(lambda p, g: p - np.float32(0.05) * g, params, grads)
     assert found.shape == (2, 2)
     mesh = devices.mesh_for(2, 2, jax.devices()[:1])
-    np.testing.assert_allclose(bench._bare(task, TINY, mesh)(jax.random.key(5)), found, rtol=1e-5)
+    np.testing.assert_allclose(
+        workload.bare_sgd(task, TINY, mesh)(jax.random.key(5)), found, rtol=1e-5
+    )
     batch = task.sample(k_eval, (1,), "valid")
     expected = task.loss(params, jax.tree.map(lambda a: a[0], batch))
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 from experiments import checks
 from experiments.panels import Panel
 from metaopt import records
-from metaopt.records import CurveRecord, Curves, TaskRecord
+from metaopt.records import FORMAT, INDEX, CurveRecord, Curves, TaskRecord
 
 STEPS = np.arange(0, 1001, 100)  # ten windows of 100 steps
 LOSSES = {
@@ -115,3 +115,50 @@ def test_shares_and_numbers(panel):
 )
 def test_names_are_short(name, short):
     assert checks.short(name) == short
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """Meta-trainings of 80 updates, measured at 9, 19, .. 79: soon at their end, late, unsteady."""
+    nan = float("nan")
+    held_out = {
+        "soon, seed 0": [1.1, 1.05, 1.1, 1.0, 1.05, 1.0, 1.0, 1.0],
+        "soon, seed 1": [1.5, 1.1, 1.1, 1.0, 1.0, 1.0, 1.0, 1.0],
+        "late, seed 0": [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 1.0, 1.0],
+        "unsteady, seed 0": [3.0, 4.0, 2.0, 3.0, 1.0, 1.0, 1.0, 1.1],
+    }
+    curves = {
+        label: {
+            "step": list(range(80)),
+            "meta_loss": [1e9 if label[0] == "u" and i in (5, 30, 40) else 1.0 for i in range(80)],
+            "validation_loss": [losses[i // 10] if i % 10 == 9 else nan for i in range(80)],
+        }
+        for label, losses in held_out.items()
+    }
+    folder = tmp_path_factory.mktemp("trainings")
+    index = {"format": FORMAT, "job": {"suite": "a paper", "seeds": 1}, "tasks": []}
+    records.write_json(folder / INDEX, index | {"environment": {}, "training": curves})
+    return Panel(folder)
+
+
+@pytest.mark.parametrize(
+    "check, outcome, words",
+    [
+        (checks.settles("soon", lambda s: s < 0.2), "reproduced", "after 18% of"),  # 9, 19 of 79
+        (checks.settles("late", lambda s: s < 0.2), "not", "after 87% of"),
+        (checks.settles("unsteady", lambda s: s > 0.5), "reproduced", "after 62% of"),
+        (checks.gains("late"), "reproduced", "first quarter 8.5, last 1"),
+        (checks.gains("soon"), "reproduced", "first quarter 1.19, last 1"),
+        (
+            checks.steadier("soon", "unsteady"),
+            "reproduced",
+            "0.0% of the generations of soon, 3.3%",
+        ),
+        (checks.steadier("unsteady", "soon"), "not", "0.0% of soon"),
+    ],
+)
+def test_verdicts_on_meta_trainings(trainings, check, outcome, words):
+    found, numbers = check(trainings)
+    assert found == outcome and words in numbers
+    with pytest.raises(KeyError, match="nobody"):
+        trainings.held_out("nobody")

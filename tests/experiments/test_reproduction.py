@@ -1,15 +1,21 @@
 """The runner of the papers' figures: what it compares, that it resumes, that reports read it."""
 
+import dataclasses
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 import metaopt
 from experiments.panels import Panel, graded
-from experiments.reproduction import Figure, Reproduction, main
+from experiments.reproduction import TRAININGS, Figure, Reproduction, main
 from metaopt import optimizers
+from metaopt.config import TrainJob
+from metaopt.meta import NESConfig
 from metaopt.records import read_curves, read_record
 from metaopt.report import report
+from metaopt.training import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,22 @@ def test_unknown_figures_are_named(paper, capsys):
     with pytest.raises(SystemExit):
         main(paper, "experiments.paper", ["--only", "fig2"])
     assert "no figures ['fig2']; there are ['fig1']" in capsys.readouterr().err
+
+
+def test_meta_trainings_are_run_once_and_drawn(paper, tmp_path):
+    job = TrainJob(
+        task="quadratic", learned="lstm", steps=2, validate_every=1, out=tmp_path / "run",
+        nes=NESConfig(population=2, tasks=1, min_steps=2, max_steps=2),
+    )  # fmt: skip
+    trained = dataclasses.replace(paper, trainings=lambda full: {"L2O, seed 0": job})
+    main(trained, "experiments.paper", ["--workers", "1", "--only", TRAININGS])
+    ((update, loss),) = Panel(paper.out).held_out("L2O")
+    np.testing.assert_array_equal(update, [0, 1])
+    np.testing.assert_array_equal(loss, read_metrics(job.out)["validation_loss"])
+    shutil.rmtree(job.out)  # what is recorded is not run again
+    main(trained, "experiments.paper", ["--workers", "1"])
+    assert not job.out.exists() and len(Panel(paper.out).held_out("L2O")) == 1
+    assert "meta_training.png" in {path.name for path in report(paper.out)["figures"]}
 
 
 def test_grades():

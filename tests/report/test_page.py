@@ -160,6 +160,17 @@ def test_axes_of_losses_below_zero_are_linear():
     assert not logarithmic and low < -1.0 and high > 1.0
 
 
+@pytest.mark.parametrize("first", [2.0, 1e30])
+def test_a_meta_training_is_seen_whole_though_updates_explode(first):
+    """Its first loss, unless that is itself an explosion, its usual ones, and all held-out ones."""
+    loss = np.array([first, 1e30, *[0.1, 1e9, 0.02, np.nan] * 10])
+    held_out = np.full(len(loss), np.nan)
+    held_out[[5, 20]] = 4.0, 0.01
+    low, high, logarithmic = plots.meta_bounds({"meta_loss": loss, "validation_loss": held_out})
+    assert logarithmic and low < 0.01 and 4.0 < high < 1e6
+    assert plots.meta_bounds({"meta_loss": np.full(3, np.nan)}) == (0.1, 1.0, True)
+
+
 def test_looks_tell_optimizers_apart():
     entry = lambda name, kind, **parts: (name, records.CurveRecord("", kind, **parts))
     entries = dict(entry(f"base {i}", "baseline") for i in range(8))
