@@ -101,7 +101,8 @@ def training_chart(name: str, metrics: Mapping[str, np.ndarray]) -> Chart:
     plot.xaxis.axis_label, plot.yaxis.axis_label = "meta-updates", "loss of the inner run"
     keep = thinned(len(metrics["step"]), 4 * POINTS)
     meta_loss = metrics["meta_loss"][keep]
-    line = _add_lines(plot, metrics["step"][keep], [meta_loss], [keys[0].name], [keys[0].colour])
+    look = ([keys[0].name], [keys[0].colour], [1.0])  # thin, so that the dots are seen
+    line = _add_lines(plot, metrics["step"][keep], [meta_loss], *look)
     line.tags = ["line", 0]
     if "validation_loss" in metrics:
         keys.append(Key("held out", plots.COLOURS[4], "o"))
