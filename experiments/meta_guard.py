@@ -9,7 +9,8 @@ SGD keeps improving; SMG improves throughout, slower than SGD; AMG ends lowest i
 Against the paper: its networks, data, T = 10; 10 seeds instead of 25 (``--full``), and 1000 steps,
 where the paper's x-axis ends at an unsaid number above that. The paper's SGD has a rate of 3. With
 it CNN-3, a network of ReLUs (the paper is silent), stays at chance, so that the constant rate is
-tuned for each panel; SMG and AMG descend in params at the same rate. Panels a-sigmoid and a-3 to
+tuned for each panel; SMG and AMG descend in params at the same rate. Panels a-300 and d-300 have
+the zoo's optimizers of longer runs in place of those of 100 steps. Panels a-sigmoid and a-3 to
 d-3 are a second look, at a CNN-3 of sigmoids. It can learn at rates of 1 and 3, after a plateau of
 some 300 steps or more: a-sigmoid has the tuned rate, and a-3 to d-3 the paper's.
 """
@@ -150,6 +151,8 @@ TUNED = "SGD's rate, with which LGL2O falls back too, is tuned for each panel"
 TURNS = "it turns around: like LGL2O it keeps one of two, though both be worse than before"
 CHANCE = "SMG or LGL2O without update falls to chance"
 CHANCES = {
+    "a-300": "SMG falls to chance in 1 of 10 runs; with this L2O LGL2O does not",
+    "d-300": "SMG falls to chance in 1 of 10 runs; with this L2O LGL2O does not",
     "a-sigmoid": "SMG does, in 2 of 10 runs; without ReLUs, which can die, LGL2O does not",
     "a-3": "",
     "b-3": "SMG falls to chance in 1 of 10 runs, AMG ends high in 5",
@@ -162,9 +165,11 @@ FIRST["b-3"] = "L2O was trained on the CNN, and is slow at first on this network
 EARLY = dict.fromkeys("ac", "without update it is at chance by then: see the last line")
 EARLY["b-3"] = "it is SGD's run, which is ahead of this L2O"
 SLOWER = dict.fromkeys(("a-3", "d-3"), "at the paper's rate SGD learns late: SMG is ahead of it")
-SLOWER |= {"b-3": "", "c-3": f"{TURNS}; SGD stays at chance in 8 of 10 runs"}
+SLOWER |= {"a-300": "", "b-3": "", "c-3": f"{TURNS}; SGD stays at chance in 8 of 10 runs"}
 LOWEST = dict.fromkeys("abc", f"{TUNED}; AMG is below SMG and L2O in all panels")
 LOWEST["d"] = f"{TUNED}; of the learned ones AMG is the lowest"
+LOWEST["a-300"] = "LGL2O with update is the lowest: L2O ends below tuned SGD, and it below both"
+LOWEST["d-300"] = f"{TUNED}; LGL2O is below AMG, which is below L2O and SMG"
 LOWEST["a-sigmoid"] = "L2O is stable here, and below tuned SGD to the end: no guard can add to it"
 LOWEST |= dict.fromkeys(
     ("c-3", "d-3"), "L2O is stable here, and the lowest: no guard can add to it"
