@@ -83,7 +83,7 @@ def run(
         rows.append(row(name, generation, workload.inner_steps))
     for name in windows:
         step, bits, state, steps = tbptt_window(LEARNED[name](), task, workload)
-        rows.append(row(f"{name}, back-propagation", _compiled(step, mesh, bits, state), steps))
+        rows.append(row(f"{name}, TBPTT", _compiled(step, mesh, bits, state), steps))
     device = jax.devices()[0]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return {

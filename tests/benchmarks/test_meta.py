@@ -28,7 +28,7 @@ def record():
 
 
 def test_every_optimizer_is_measured_next_to_bare_sgd(record):
-    names = ["bare SGD, one device", "bare SGD", "l3rs", "l3rs, back-propagation"]
+    names = ["bare SGD, one device", "bare SGD", "l3rs", "l3rs, TBPTT"]
     assert [row["optimizer"] for row in record["rows"]] == names
     for row in record["rows"]:
         assert min(value for name, value in row.items() if name != "optimizer") > 0
