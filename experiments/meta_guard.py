@@ -92,7 +92,7 @@ SIGMOID = TrainJob(
 PANELS: dict[str, tuple[str, str, str | TrainJob, str]] = {
     "a": ("CNN-3/FashionMNIST, at home", "fashion-cnn3", "lstm-cnn-fmnist", SGD),
     "a-300": (
-        "CNN-3/FashionMNIST, runs of 300 to 500 steps, at home",
+        "CNN-3/FashionMNIST, runs of 300 steps, at home",
         "fashion-cnn3",
         "lstm-cnn-fmnist-300",
         SGD,

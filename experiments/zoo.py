@@ -90,10 +90,6 @@ _TO_CNN = dataclasses.replace(
     _LONGER, task="fashion-cnn3", steps=300, warm_start="lstm-mlp-mnist-300",
     tbptt=dataclasses.replace(_LONGER.tbptt, lr=2e-4), validate_every=25, checkpoint_every=25,
 )  # fmt: skip
-_WHOLE_CNN_RUNS = dataclasses.replace(
-    _WHOLE_RUNS, task="fashion-cnn3", steps=30, validate_every=5, checkpoint_every=5,
-    nes=dataclasses.replace(_WHOLE_RUNS.nes, min_steps=500, max_steps=500),
-)  # fmt: skip
 
 # L3RS, section 4: few-class tasks from a pretrained CNN, K drawn from 10 to 100.
 _NES = NESConfig(population=16, tasks=1, min_steps=10, max_steps=100)
@@ -140,9 +136,9 @@ ENTRIES = {
     ),
     "lstm-cnn-fmnist-300": Entry(
         "LSTM (2 x 20) for small CNNs on images, for runs of some hundred steps",
-        (_TO_CNN, _WHOLE_CNN_RUNS),
+        (_TO_CNN,),
         ("fashion-cnn3", 300),
-        "500 steps; seen to hold what it has up to 1000",
+        "300 steps; seen to hold what it has up to 1000",
         (
             "CNN-3 on FashionMNIST: below tuned SGD for 1000 steps, level with Adam to 400",
             "CNN-3 on MNIST: below tuned SGD for 950 steps, level with Adam to 350",

@@ -73,3 +73,9 @@ def test_a_users_own_task_is_trained_on(tmp_path, monkeypatch):
     assert main(arguments) == 0
     del sys.modules["my_job"]
     assert (tmp_path / "run" / "export" / "spec.json").exists()
+
+
+@pytest.mark.parametrize("lr, kept", [("0.01", False), ("1e9", True)])
+def test_training_says_when_no_update_helped(tmp_path, capsys, lr, kept):
+    main([*TRAIN, "--seed", "1", "--nes.lr", lr, "--out", str(tmp_path / "run")])
+    assert ("export, the theta that it began with" in capsys.readouterr().out) == kept
