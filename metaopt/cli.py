@@ -141,22 +141,12 @@ def _command(argv: Sequence[str]) -> str:
 def _train(job: TrainJob) -> None:
     import jax
 
-    from metaopt.jobs import meta_train
+    from metaopt.jobs import ended_as_begun, meta_train
 
     path = meta_train(job)
     if jax.process_index() == 0:  # the others do not wait until it is written
-        print(f"exported {path}{_as_begun(job)}")
-
-
-def _as_begun(job: TrainJob) -> str:
-    """What to add where no theta of the run was better than the one it began with."""
-    from metaopt import checkpoints
-    from metaopt.training import read_metrics
-
-    held_out = read_metrics(job.out).get("validation_loss", ())
-    if checkpoints.load(job.out).trained["validation_loss"] in held_out:
-        return ""
-    return ", the theta that it began with: no update was better on held-out runs"
+        note = ", the theta that it began with: no update was better on held-out runs"
+        print(f"exported {path}{note * ended_as_begun(job)}")
 
 
 def _evaluate(job: EvaluateJob) -> None:

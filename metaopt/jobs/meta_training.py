@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from metaopt import catalog, checkpoints, devices, meta
 from metaopt.base import LearnedOptimizer, TaskFamily, Theta
 from metaopt.config import TrainJob
-from metaopt.training import train
+from metaopt.training import read_metrics, train
 
 
 def meta_train(job: TrainJob) -> Path:
@@ -50,6 +50,12 @@ def meta_train(job: TrainJob) -> Path:
         return job.out / "export"
     trained = {**_plain(job.identity), "num_steps": list(job.horizon), "validation_loss": loss}
     return checkpoints.save(job.out / "export", job.learned, job.optimizer_config, theta, trained)
+
+
+def ended_as_begun(job: TrainJob) -> bool:
+    """Whether a finished run exported its initial theta, since none was better on held-out runs."""
+    held_out = read_metrics(job.out).get("validation_loss", ())
+    return checkpoints.load(job.out).trained["validation_loss"] not in held_out
 
 
 def _mesh(job: TrainJob) -> Mesh | None:
