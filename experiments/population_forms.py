@@ -17,6 +17,7 @@ from unittest import mock
 import jax
 
 from metaopt import catalog, devices, meta, optimizers, programs
+from metaopt.benchmarks.workload import generation
 from metaopt.jobs.evaluating import environment
 from metaopt.records import write_json
 
@@ -82,13 +83,7 @@ def update(case: Case, form: Form) -> Callable[[], Any]:
     params = family.task(family.sample(k_task)).init(k_task)
     theta = lopt.init(k_theta, params)
     if case.population:
-        config = meta.NESConfig(
-            population=case.population,
-            tasks=case.tasks,
-            min_steps=case.steps,
-            max_steps=case.steps,
-            eval_batches=1,
-        )
+        config = generation(case.population, case.tasks, case.steps)
         trainer = meta.nes(lopt, family, theta, config, devices.Spread(None, form.chunk))
     else:
         trainer = meta.tbptt(

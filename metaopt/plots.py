@@ -235,9 +235,8 @@ def meta_bounds(metrics: Mapping[str, np.ndarray]) -> tuple[float, float, bool]:
         return 0.1, 1.0, True
     middle = np.median(np.abs(finite))
     top = max(30.0 * middle, min(3.0 * np.abs(finite[0]), 1000.0 * middle))
-    shown = [np.minimum(finite, max(top, held_out.max(initial=0.0)))]
-    low, high, logarithmic = loss_bounds([*shown, held_out] if held_out.size else shown)
-    return low, high, logarithmic
+    shown = np.minimum(finite, max(top, held_out.max(initial=0.0)))
+    return loss_bounds([shown, held_out] if held_out.size else [shown])
 
 
 def mixture_figure(

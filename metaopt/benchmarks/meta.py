@@ -82,7 +82,7 @@ def run(
         generation = _compiled(step, mesh, bits, state)
         rows.append(row(name, generation, workload.inner_steps))
     for name in windows:
-        step, bits, state, steps = tbptt_window(LEARNED[name](), task, workload)
+        step, bits, state, steps = tbptt_window(LEARNED[name](), task, workload, mesh)
         rows.append(row(f"{name}, TBPTT", _compiled(step, mesh, bits, state), steps))
     device = jax.devices()[0]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

@@ -49,29 +49,32 @@ def mlp_task(workload: Workload) -> Task:
     return classification(MLP((workload.hidden, 10)), images(), batch_size=workload.batch_size)
 
 
+def generation(population: int, tasks: int, num_steps: int) -> meta.NESConfig:
+    """Settings of a generation that is timed: runs of one length, judged on one mini-batch."""
+    return meta.NESConfig(
+        population=population,
+        tasks=tasks,
+        min_steps=num_steps,
+        max_steps=num_steps,
+        eval_batches=1,
+    )
+
+
 def nes_generation(
     lopt: LearnedOptimizer, task: Task, workload: Workload, spread=devices.EVERYTHING_HERE
 ):
     """(step, key, state) of NES."""
     theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
-    config = meta.NESConfig(
-        population=workload.population,
-        tasks=workload.tasks,
-        min_steps=workload.num_steps,
-        max_steps=workload.num_steps,
-        eval_batches=1,
-    )
+    config = generation(workload.population, workload.tasks, workload.num_steps)
     return _placed(meta.nes(lopt, single(task), theta, config, spread), theta)
 
 
-def tbptt_window(lopt: LearnedOptimizer, task: Task, workload: Workload):
-    """(step, key, state, inner steps of a step) of truncated back-propagation, on all devices."""
+def tbptt_window(lopt: LearnedOptimizer, task: Task, workload: Workload, mesh: Mesh | None):
+    """(step, key, state, inner steps of a step) of truncated back-propagation."""
     runs = workload.population * workload.tasks
     theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
     config = meta.TBPTTConfig(rollout=TRUNCATION, truncation=TRUNCATION, tasks=runs)
-    trainer = meta.tbptt(lopt, single(task), config, devices.mesh_for(1, runs))
-    step, bits, state = _placed(trainer, theta)
-    return step, bits, state, runs * TRUNCATION
+    return *_placed(meta.tbptt(lopt, single(task), config, mesh), theta), runs * TRUNCATION
 
 
 def _placed(trainer: meta.MetaTrainer, theta: Any):
