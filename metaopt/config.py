@@ -46,6 +46,8 @@ class TrainJob:
       pes: settings of --method pes.
       tbptt: settings of --method tbptt.
       validate_every: meta-updates between two validations; the best theta is exported.
+      validate_on: what is best: the held-out loss at the end of runs of the longest length (final)
+        or the mean training loss along them (trajectory), to which a fast start counts too.
       checkpoint_every: meta-updates between two checkpoints, i.e. what a killed run may lose.
       warm_start: export or run folder whose theta is the start; empty: a fresh one.
       seed: fixes all randomness.
@@ -78,6 +80,7 @@ class TrainJob:
     pes: PESConfig = field(default_factory=PESConfig)
     tbptt: TBPTTConfig = field(default_factory=TBPTTConfig)
     validate_every: int = 25
+    validate_on: Literal["final", "trajectory"] = "final"
     checkpoint_every: int = 25
     warm_start: str = ""
     seed: int = 0
@@ -143,6 +146,7 @@ class TrainJob:
         settings = dataclasses.asdict(self) | {"steps": self.max_steps}
         unused = {"nes", "pes", "tbptt"} - {self.method}
         unset = {name for name in SERVED if settings[name] is None}
+        unset |= {"validate_on"} if self.validate_on == "final" else set()  # as runs begun without
         for name in (*WHERE_AND_HOW, *unused, *unset):
             del settings[name]
         return settings

@@ -275,7 +275,9 @@ def test_what_may_change_between_the_parts_of_a_run():
     one = TrainJob(**JOB)
     moved = {"coordinator": "none", "population_chunk": 2, "minutes": 3.0, "checkpoint_every": 7}
     assert TrainJob(**JOB, **moved).identity == one.identity
-    for other in ({"seed": 1}, {"steps": 4}, {"nes": NESConfig()}, {"task": "digits"}):
+    assert "validate_on" not in one.identity  # so that runs begun before there was a choice go on
+    others = ({"seed": 1}, {"steps": 4}, {"nes": NESConfig()}, {"task": "digits"})
+    for other in (*others, {"validate_on": "trajectory"}):
         assert TrainJob(**{**JOB, **other}).identity != one.identity
 
 

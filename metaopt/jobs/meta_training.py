@@ -37,7 +37,9 @@ def meta_train(job: TrainJob) -> Path:
         seed=job.seed,
         out=job.out,
         config=_plain(job.identity),
-        validate=meta.validation(lopt, families, job.horizon[1], mesh=spread.mesh),
+        validate=meta.validation(
+            lopt, families, job.horizon[1], on=job.validate_on, mesh=spread.mesh
+        ),
         validate_every=job.validate_every,
         checkpoint_every=job.checkpoint_every,
         label=f"{job.learned} by {job.method} on {job.task}",

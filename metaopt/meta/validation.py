@@ -1,6 +1,7 @@
 """What says which theta of a meta-training is kept: its loss on held-out runs."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from metaopt.base import Key, LearnedOptimizer, TaskFamily, Theta
-from metaopt.checks import check_integer
+from metaopt.checks import check_choice, check_integer
 from metaopt.meta.base import as_groups, carried_bytes, held_out_loss, inner_run, loss_unit, starts
 from metaopt.meta.population import evaluate_one
 
@@ -18,11 +19,12 @@ def validation(
     families: TaskFamily | Sequence[TaskFamily],
     num_steps: int,
     *,
+    on: Literal["final", "trajectory"] = "final",
     runs: int = 8,
     eval_batches: int = 8,
     mesh: Mesh | None = None,
 ) -> Callable[[Theta, Key], Float[Array, ""]]:
-    """``(theta, key) -> loss`` after runs of `num_steps` steps: `validate` of `training.train`.
+    """``(theta, key) -> loss`` of runs of `num_steps` steps: `validate` of `training.train`.
 
     Of several families, losses are in units of the loss before the first step: those of one
     family must not decide alone which theta is kept.
@@ -31,22 +33,26 @@ def validation(
       lopt: what is meta-trained.
       families: where the runs' tasks come from; `key` should be one that meta-training never uses.
       num_steps: of each run.
+      on: "final": the loss on held-out mini-batches after a run; "trajectory": the mean training
+        loss along it, so that a fast start counts too.
       runs: from each family.
       eval_batches: mini-batches of the split "valid" on which the end of a run is judged.
       mesh: devices that share the runs; None: one device.
 
     Raises:
-      ValueError: `num_steps`, `runs` or `eval_batches` below 1.
+      ValueError: `on` is something else; `num_steps`, `runs` or `eval_batches` is below 1.
     """
+    check_choice("validation: on", on, ("final", "trajectory"))
     for name, value in (("num_steps", num_steps), ("runs", runs), ("eval_batches", eval_batches)):
         check_integer(f"validation: {name}", value, 1)
     groups = as_groups(families)
 
     def group_loss(family, theta, key):
         def loss_of(start, theta):
-            loss, _ = inner_run(
+            final, trajectory = inner_run(
                 lopt, family, theta, start, num_steps=num_steps, eval_batches=eval_batches
             )
+            loss = final if on == "final" else jnp.where(jnp.isnan(trajectory), jnp.inf, trajectory)
             if len(groups) == 1:
                 return loss
             return loss / loss_unit(held_out_loss(family, start, start.params, eval_batches))

@@ -13,6 +13,8 @@ from metaopt.training import read_metrics
 
 SMALL = {"learned": "l3rs", "base": "sgd", "steps": 1, "validate_every": 1}
 
+SHORT = NESConfig(population=2, tasks=1, min_steps=20, max_steps=20)
+
 
 def test_a_job_knows_its_tasks_and_horizon_and_only_its_own_method():
     windows = {"rollout": 40, "truncation": 10}
@@ -26,6 +28,16 @@ def test_a_job_knows_its_tasks_and_horizon_and_only_its_own_method():
         assert {"nes", "pes", "tbptt"} & job.identity.keys() == {own}
     with pytest.raises(ValueError, match="at least one task"):
         TrainJob(task=" , ")
+
+
+def test_what_is_kept_may_be_judged_on_the_whole_run(tmp_path):
+    def validation_loss(on):
+        job = TrainJob(task="digits-linear", out=tmp_path / on, validate_on=on, nes=SHORT, **SMALL)
+        meta_train(job)
+        return read_metrics(tmp_path / on)["validation_loss"]
+
+    final, trajectory = map(validation_loss, ("final", "trajectory"))
+    assert (final < trajectory).all()  # the loss falls
 
 
 def test_a_mixture_of_networks_is_trained_by_one_theta(tmp_path):

@@ -18,6 +18,15 @@ def test_of_one_family_it_is_the_loss_at_the_end():
     np.testing.assert_allclose(validate(theta, jax.random.key(0)), 3.0 * 0.5**4, rtol=1e-6)
 
 
+def test_on_the_trajectory_it_is_the_mean_loss_before_each_step():
+    lopt, theta = geometric()
+    validate = validation(lopt, falling(3.0, 2), 4, on="trajectory")
+    mean = 3.0 * (1 + 0.5 + 0.25 + 0.125) / 4
+    np.testing.assert_allclose(validate(theta, jax.random.key(0)), mean, rtol=1e-6)
+    of_two = validation(lopt, [falling(3.0, 2), falling(500.0, 5)], 4, on="trajectory")
+    np.testing.assert_allclose(of_two(theta, jax.random.key(0)), mean / 3.0, rtol=1e-6)
+
+
 def test_families_weigh_alike_whatever_the_size_of_their_losses():
     lopt, theta = geometric()
     validate = validation(lopt, [falling(3.0, 2), falling(-500.0, 5)], 3)
@@ -27,9 +36,10 @@ def test_families_weigh_alike_whatever_the_size_of_their_losses():
     np.testing.assert_allclose(validate(theta, jax.random.key(0)), 0.5**3, rtol=1e-6)
 
 
-def test_a_run_that_ends_in_nan_makes_it_infinite():
+@pytest.mark.parametrize("on", ["final", "trajectory"])
+def test_a_run_that_ends_in_nan_makes_it_infinite(on):
     lopt = adversaries.ADVERSARIES["nan"]
-    validate = validation(lopt, single(quadratic()), 2)
+    validate = validation(lopt, single(quadratic()), 3, on=on)
     assert validate({}, jax.random.key(0)) == jnp.inf
 
 
@@ -38,3 +48,9 @@ def test_sizes_below_one_are_refused():
     for name in ("num_steps", "runs", "eval_batches"):
         with pytest.raises(ValueError, match=f"validation: {name}"):
             validation(lopt, falling(1.0, 1), **{"num_steps": 1, name: 0})
+
+
+def test_another_measure_is_refused():
+    lopt, _ = geometric()
+    with pytest.raises(ValueError, match="validation: on must be one of final, trajectory, got"):
+        validation(lopt, falling(1.0, 1), 1, on="mean")
