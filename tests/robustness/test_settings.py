@@ -73,6 +73,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "pes": [None, NESConfig()],
         "tbptt": [None, PESConfig()],
         "validate_every": [0, -1, 2.5, None, "25"],
+        "validate_on": ["end", "", None],
         "checkpoint_every": [0, -1, 2.5, None, "25"],
         "warm_start": [None, 3],
         "seed": [-1, 0.5, "0", None, NAN],
