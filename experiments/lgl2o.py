@@ -8,7 +8,7 @@ Beside them runs `race`, our own guard.
 
 Against the paper: the first optimizer is meta-trained on MLP-20/MNIST as there; the second on
 CNN-3/FashionMNIST instead of CIFAR-10 (whose files are not at hand), on which figures 7 and 16
-stand too; beside each stands an L2O-300, of runs of up to 300 steps by a recipe of ours
+stand too; beside each stands an L2O-300, of runs of up to 300 or 400 steps by a recipe of ours
 (docs/meta-training.md), on its home task and some others; runs have 20 000 to 50 000 steps where
 the paper has up to 120 000, those of CNNs 1 000; figure 8 needs the files of TinyImageNet.
 ``--full`` has the paper's lengths.
@@ -40,7 +40,7 @@ from metaopt.rollouts import windowed
 
 GUARDS = ("gl2o", "lgl2o", "race")
 MLP, CNN = {"L2O": "lstm-mlp-mnist"}, {"L2O": "lstm-cnn-fmnist"}
-# The second ones: meta-trained on runs of up to 300 steps.
+# The second ones: meta-trained on runs of up to 300 (CNN) or 400 steps.
 BOTH, BOTH_CNN = ({"L2O": of["L2O"], "L2O-300": f"{of['L2O']}-300"} for of in (MLP, CNN))
 
 

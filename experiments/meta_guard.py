@@ -170,7 +170,7 @@ SLOWER |= {"c-3": f"{TURNS}; SGD stays at chance in 8 of 10 runs"}
 LOWEST = dict.fromkeys("abc", f"{TUNED}; AMG is below SMG and L2O in all panels")
 LOWEST["d"] = f"{TUNED}; of the learned ones AMG is the lowest"
 LOWEST["a-300"] = "LGL2O with update is the lowest: L2O ends below tuned SGD, and it below both"
-LOWEST["d-300"] = f"{TUNED}; LGL2O with update is below AMG, which is below the others"
+LOWEST["d-300"] = f"{TUNED}; LGL2O with update is the lowest but for SGD, AMG the next"
 LOWEST["a-sigmoid"] = "L2O is stable here, and below tuned SGD to the end: no guard can add to it"
 LOWEST |= dict.fromkeys(
     ("c-3", "d-3"), "L2O is stable here, and the lowest: no guard can add to it"

@@ -137,7 +137,7 @@ ENTRIES = {
         ("mnist-mlp20", 300),
         "300 steps; beyond some hundreds it needs a guard",
         (
-            "MLP-20 on MNIST: below tuned SGD and tuned Adam from step 12 to 340",
+            "MLP-20 on MNIST: below tuned SGD and tuned Adam from step 20 to 340",
             "MLP-20 on FashionMNIST: below tuned SGD up to step 300, tuned Adam to 100",
         ),
         (
