@@ -31,6 +31,38 @@ def test_unroll_is_the_loop_that_users_write():
     np.testing.assert_allclose(seen, losses, rtol=1e-6)
 
 
+def test_layers_take_the_steps_of_the_loop_that_users_write():
+    """Gradients of layers are stored as the layers are: alone, side by side, and differentiated."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"a": jax.random.normal(keys[0], (5, 3)), "b": jax.random.normal(keys[1], (3, 2, 2))}
+    batches = jax.random.normal(keys[2], (4, 6, 5))
+
+    def loss_fn(params, batch):
+        return jnp.mean(jnp.einsum("ij,jkl->ikl", jnp.tanh(batch @ params["a"]), params["b"]) ** 2)
+
+    def by_hand(rate, params):
+        tx = optax.adam(rate)
+        state = tx.init(params)
+        for batch in batches:
+            updates, state = tx.update(jax.grad(loss_fn)(params, batch), state)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    def unrolled(rate, params):
+        tx = optax.adam(rate)
+        return unroll(tx, params, tx.init(params), loss_fn, batches)[0]
+
+    rates = jnp.array([0.01, 0.1])
+    last = lambda run: lambda rate: loss_fn(run(rate, params), batches[0])
+    for both in (
+        lambda run: jax.vmap(run, (0, None))(rates, params),
+        lambda run: jax.jit(jax.grad(last(run)))(0.1),
+        lambda run: jax.jit(jax.hessian(last(run)))(0.1),
+    ):
+        same = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+        jax.tree.map(same, both(unrolled), both(by_hand))
+
+
 def test_inner_line_searches_get_optax_extra_args():
     tx, x = optax.lbfgs(), TASK.init(jax.random.key(0))
     params, _, _ = unroll(tx, x, tx.init(x), TASK.loss, jnp.zeros((8, 4)))

@@ -20,7 +20,7 @@ import jax
 from jax.sharding import Mesh
 from rich.table import Table
 
-from metaopt import devices
+from metaopt import devices, programs
 from metaopt.benchmarks.workload import (
     LEARNED,
     Workload,
@@ -31,6 +31,7 @@ from metaopt.benchmarks.workload import (
 )
 
 ORIENTATION, SCALING = Workload(), Workload(population=8)
+SCALING_ROUNDS = 3
 
 
 def run(
@@ -38,7 +39,7 @@ def run(
     workload: Workload = ORIENTATION,
     scaling: Workload | None = SCALING,
     repeats: int = 5,
-    generations: int = 5,
+    generations: int = 10,
     names: Sequence[str] = tuple(LEARNED),
     windows: Sequence[str] = ("lstm",),
 ) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def run(
       scaling: of a generation by one process on one core, and by two on a core each (L3RS);
         None, or fewer than two cores: not measured.
       repeats: rounds per optimizer; ratios are formed within rounds, and their median reported.
-      generations: timed by the processes of `scaling`.
+      generations: timed by the processes of `scaling`, in each of three rounds.
       names: keys of `LEARNED`.
       windows: names of those that are also timed by truncated back-propagation: meta-updates of
         as many runs as a generation has, by a window of `TRUNCATION` steps.
@@ -79,11 +80,12 @@ def run(
     rows = [row(name, bare, workload.inner_steps) for name, bare in bares.items()]
     for name in names:
         step, bits, state = nes_generation(LEARNED[name](), task, workload, devices.Spread(mesh))
-        generation = _compiled(step, mesh, bits, state)
+        generation = _compiled(step, mesh, bits, state, options=programs.fast())
         rows.append(row(name, generation, workload.inner_steps))
     for name in windows:
         step, bits, state, steps = tbptt_window(LEARNED[name](), task, workload, mesh)
-        rows.append(row(f"{name}, TBPTT", _compiled(step, mesh, bits, state), steps))
+        window = _compiled(step, mesh, bits, state, options=programs.fast())
+        rows.append(row(f"{name}, TBPTT", window, steps))
     device = jax.devices()[0]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return {
@@ -142,10 +144,13 @@ class _Program(NamedTuple):
         return time.perf_counter() - start
 
 
-def _compiled(fn: Callable[..., Any], mesh: Mesh | None, *args: Any) -> _Program:
+def _compiled(
+    fn: Callable[..., Any], mesh: Mesh | None, *args: Any, options: dict[str, Any] | None = None
+) -> _Program:
+    """`options`: of the compiler, as `metaopt train` has them; None: JAX's own."""
     where = devices.placed(devices.WHOLE, mesh) if mesh else None
     start = time.perf_counter()
-    lowered = jax.jit(fn, out_shardings=where).lower(*args)
+    lowered = jax.jit(fn, out_shardings=where, compiler_options=options).lower(*args)
     traced = time.perf_counter()
     compiled = lowered.compile()
     end = time.perf_counter()
@@ -178,13 +183,14 @@ def _row(
 
 
 def _scaling(workload: Workload, cores: Sequence[int], generations: int) -> dict[str, Any]:
-    one = _generations_per_second(workload, cores[:1], generations)
-    two = _generations_per_second(workload, cores, generations)
+    """Medians of rounds in which one process and two are timed in turn."""
+    speeds = lambda used: _generations_per_second(workload, used, generations)
+    rounds = [(speeds(cores[:1]), speeds(cores)) for _ in range(SCALING_ROUNDS)]
     return {
         "workload": workload._asdict(),
-        "one_process": one,
-        "two_processes": two,
-        "ratio": two / one,
+        "one_process": statistics.median(one for one, _ in rounds),
+        "two_processes": statistics.median(two for _, two in rounds),
+        "ratio": statistics.median(two / one for one, two in rounds),
     }
 
 

@@ -65,6 +65,9 @@ def _scale_by_adam(
     """As `optax.scale_by_adam`, for populations: skips steps (see `Base`), and divides once per
     coordinate. Of optax's three divisions XLA makes one too, but not in programs of several
     devices. Together a tenth of the time of a population, and a seventh there.
+
+    Squares are not ``g**2``, which L3RS needs for the gradient's norm as well: XLA would compute
+    them once, and write them to memory for both (another 3%).
     """
 
     def init(params):
@@ -76,7 +79,7 @@ def _scale_by_adam(
         count = optax.safe_increment(state.count)
         rise1, rise2 = 1 / (1 - b1**count), 1 / (1 - b2**count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        nu = jax.tree.map(lambda g, v: (1 - b2) * g * g + b2 * v, updates, state.nu)
         state = optax.tree.where(finite, optax.ScaleByAdamState(count, mu, nu), state)
         step = lambda m, v: m * rise1 / (jnp.sqrt(v * rise2 + ROOT) + eps)
         return jax.tree.map(step, state.mu, state.nu), state
