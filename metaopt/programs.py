@@ -74,7 +74,7 @@ def fast() -> dict[str, Any]:
     """Options of XLA for programs that run for long: on CPU vectors for narrow layers.
 
     At its highest level the compiler unrolls a loop over a layer's 20 or 32 units wholly, and then
-    finds nothing to vectorise: a moment of Adam takes three times as long (docs/scaling.md).
+    finds nothing to vectorise (docs/scaling.md).
     """
     if jax.default_backend() != "cpu":
         return {}

@@ -39,7 +39,7 @@ def _in_rows(grad: jax.Array) -> jax.Array:
     """`grad`, and on CPU also stored as `params` are.
 
     A dense layer's gradient is computed transposed, and XLA would transpose it again in each loop
-    over it; once takes 5 to 10% less time (docs/scaling.md).
+    over it (docs/scaling.md).
     """
     if grad.ndim < 2 or jax.default_backend() != "cpu":
         return grad

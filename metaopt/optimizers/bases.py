@@ -67,7 +67,7 @@ def _scale_by_adam(
     devices. Together a tenth of the time of a population, and a seventh there.
 
     Squares are not ``g**2``, which L3RS needs for the gradient's norm as well: XLA would compute
-    them once, and write them to memory for both (another 3%).
+    them once, and write them to memory for both.
     """
 
     def init(params):
