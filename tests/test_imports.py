@@ -68,7 +68,7 @@ ALLOWED = {
     },
     "report": {"checks", "files", "plots", "records", "statistics"},
     "benchmarks": BASE
-    | {"datasets", "devices", "networks", "tasks", "optimizers", "guards", "meta"},
+    | {"datasets", "devices", "programs", "networks", "tasks", "optimizers", "guards", "meta"},
     "cli": {"zoo", "config", "datasets", "jobs", "report", "benchmarks"},
 }
 
