@@ -181,8 +181,9 @@ def standings_figure(
             means = [float(i.mean) for i in intervals.values() if 0 < i.mean < np.inf]
             low, high = 0.5 * min([*means, 1.0]), 2.0 * max([*means, 1.0])
             axis.set(title=title, xscale="log", xlim=(low, high))
-            few = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)  # so that labels do not overlap
-            axis.xaxis.set_major_locator(LogLocator(subs=few))
+            # So that labels do not overlap, also where an optimizer that diverged widens the axis.
+            few = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+            axis.xaxis.set_major_locator(LogLocator(subs=few, numticks=4))
             axis.xaxis.set_major_formatter("{x:g}")
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.axvline(1.0, color="grey", lw=0.9, ls=":")
