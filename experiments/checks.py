@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.panels import AVERAGED, Check, Outcome, Panel, graded
-from metaopt.statistics import mean_interval
+from metaopt.evaluation.statistics import mean_interval
 
 NEAR = 1.05  # losses closer than this factor count as level
 SETTLED = 1.2  # a meta-training within this factor of its end has settled

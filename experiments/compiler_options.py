@@ -1,4 +1,4 @@
-"""XLA's own options for CPU against `metaopt.programs.fast`: meta-updates on one core.
+"""XLA's own options for CPU against `metaopt.core.compilation.fast`: meta-updates on one core.
 
     python -m experiments.compiler_options     # writes docs/results/bench-compiler.json
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from unittest import mock
 
 from experiments.population_forms import CASES, Form, update
-from metaopt import programs
-from metaopt.jobs.evaluating import environment
-from metaopt.records import write_json
+from metaopt.core import compilation
+from metaopt.evaluation.records import write_json
+from metaopt.jobs.evaluate import environment
 
 RESULT = Path("docs/results/bench-compiler.json")
 ROUNDS = 7
@@ -24,11 +24,11 @@ ROUNDS = 7
 def main() -> None:
     if hasattr(os, "sched_setaffinity"):  # Linux
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX counts the cores
-    ways, rows = {"xla": {}, "metaopt": programs.fast()}, []
+    ways, rows = {"xla": {}, "metaopt": compilation.fast()}, []
     for case in CASES:
         calls = {}
         for way, options in ways.items():
-            with mock.patch.object(programs, "fast", lambda options=options: options):
+            with mock.patch.object(compilation, "fast", lambda options=options: options):
                 calls[way] = update(case, Form())
         rounds = []
         for _ in range(ROUNDS):

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.networks import Conv
+from metaopt.tasks.networks import Conv
 
 RESULT = Path("docs/results/bench-convolutions.json")
 Form = Literal["xla", "slices"]

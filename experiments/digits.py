@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from metaopt.config import EvaluateJob, TrainJob
 from metaopt.jobs import evaluate_suite, in_processes, meta_train
+from metaopt.jobs.settings import EvaluateJob, TrainJob
 from metaopt.meta import NESConfig, TBPTTConfig
 from metaopt.report import print_summary, report
 

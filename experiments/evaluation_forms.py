@@ -1,6 +1,6 @@
 """Seeds side by side in one `vmap`, or one after the other: which is faster on this machine?
 
-    python -m experiments.evaluation_forms     # writes docs/results/bench-evaluation.json
+    python -m experiments.evaluation_forms     # writes docs/results/bench-curves.json
 
 times evaluations of five seeds in both forms, in turn. Needs MNIST and FashionMNIST (docs/data.md).
 """
@@ -14,12 +14,13 @@ import jax
 import optax
 
 import metaopt
-from metaopt import catalog, evaluation
-from metaopt.jobs.evaluating import environment
-from metaopt.records import write_json
+from metaopt.evaluation import curves
+from metaopt.evaluation.records import write_json
+from metaopt.jobs.evaluate import environment
+from metaopt.tasks import catalog
 
-RESULT = Path("docs/results/bench-evaluation.json")
-FORMS = {"side by side": float("inf"), "one by one": 0}  # -> evaluation.LONG
+RESULT = Path("docs/results/bench-curves.json")
+FORMS = {"side by side": float("inf"), "one by one": 0}  # -> curves.LONG
 CASES = (  # task, learned optimizer of the zoo or "" for SGD
     ("mnist-mlp20", ""),
     ("mnist-mlp20", "lstm-mlp-mnist"),
@@ -35,13 +36,13 @@ def milliseconds(task: str, learned: str) -> dict[str, float]:
     """Per step and seed, form by form: medians of rounds in which both are timed in turn."""
     family, keys = catalog.family(task), jax.random.split(jax.random.key(0), SEEDS)
     tx = metaopt.load(learned).apply(num_steps=STEPS) if learned else optax.sgd(0.1)
-    make = evaluation.Adjustable(lambda _: tx, lambda num_steps: ())  # compiled once per form
+    make = curves.Adjustable(lambda _: tx, lambda num_steps: ())  # compiled once per form
     seconds: dict[str, list[float]] = {form: [] for form in FORMS}
     for _ in range(ROUNDS):
         for form, long in FORMS.items():
-            with mock.patch.object(evaluation, "LONG", long):
-                curves = evaluation.evaluate(make, family, num_steps=STEPS, keys=keys)
-            seconds[form].append(float(curves.seconds[-1]))
+            with mock.patch.object(curves, "LONG", long):
+                run = curves.evaluate(make, family, num_steps=STEPS, keys=keys)
+            seconds[form].append(float(run.seconds[-1]))
     return {form: 1e3 * statistics.median(found) / STEPS for form, found in seconds.items()}
 
 

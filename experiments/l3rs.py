@@ -33,8 +33,8 @@ from experiments.checks import (
 from experiments.panels import Claim
 from experiments.reproduction import Figure, Reproduction, main
 from experiments.zoo import ENTRIES
-from metaopt.config import TrainJob
-from metaopt.jobs.comparing import slug
+from metaopt.evaluation.comparing import slug
+from metaopt.jobs.settings import TrainJob
 
 LEARNED = {"L3RS": "l3rs-finetune-cnn", "VeLO(ft)": "velo-small"}
 BASELINES = ("sgd", "adam", "adam-l3rs", "adam-l3rs-head")

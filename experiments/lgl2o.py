@@ -34,9 +34,9 @@ from experiments.checks import (
 from experiments.panels import Claim
 from experiments.reproduction import Figure, Makes, Reproduction, main
 from metaopt import guards
-from metaopt.baselines import BASELINES
-from metaopt.contenders import Contender, Learned, from_export, guarded, plain
-from metaopt.rollouts import windowed
+from metaopt.core.rollouts import windowed
+from metaopt.evaluation.baselines import BASELINES
+from metaopt.evaluation.contenders import Contender, Learned, from_export, guarded, plain
 
 GUARDS = ("gl2o", "lgl2o", "race")
 MLP, CNN = {"L2O": "lstm-mlp-mnist"}, {"L2O": "lstm-cnn-fmnist"}

@@ -15,8 +15,8 @@ import numpy as np
 
 from experiments.lgl2o import LGL2O, PAPER, RACE, SGD
 from experiments.panels import Panel
-from metaopt.plots import COLOURS, save, style
-from metaopt.records import Curves
+from metaopt.evaluation.records import Curves
+from metaopt.report.plots import COLOURS, save, style
 
 IMAGE = Path("docs/images/lgl2o-mechanism")
 SMOOTH = 20  # windows that a point of the middle and right panels is the mean of

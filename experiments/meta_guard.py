@@ -24,9 +24,9 @@ from experiments.checks import below, best_of, every, negated, never_diverges, r
 from experiments.panels import Claim
 from experiments.reproduction import Figure, Makes, Reproduction, main
 from metaopt import guards
-from metaopt.baselines import BASELINES
-from metaopt.config import TrainJob
-from metaopt.contenders import Contender, Learned
+from metaopt.evaluation.baselines import BASELINES
+from metaopt.evaluation.contenders import Contender, Learned
+from metaopt.jobs.settings import TrainJob
 from metaopt.meta import TBPTTConfig
 
 SGD, SGD_3 = "sgd-meta-guard", "sgd-meta-guard-3"  # tuned for each panel; the paper's rate

@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt import catalog, meta, optimizers
-from metaopt.base import LearnedOptimizer, TaskFamily, Theta
+from metaopt import meta, optimizers
+from metaopt.core.types import LearnedOptimizer, TaskFamily, Theta
+from metaopt.tasks import catalog
 
 RESULT = Path("docs/results/meta/methods.json")
 FIGURE = Path("docs/images/meta-methods.png")
@@ -157,7 +158,7 @@ def run(config: Config, only: Sequence[str]) -> list[dict[str, Any]]:
 def draw(record: dict[str, Any], out: Path) -> None:
     import matplotlib.pyplot as plt
 
-    from metaopt.plots import COLOURS, style
+    from metaopt.report.plots import COLOURS, style
 
     horizons = record["config"]["horizons"]
     with plt.rc_context(style()):

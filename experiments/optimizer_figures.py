@@ -25,14 +25,14 @@ import optax
 
 import metaopt
 from metaopt import meta, optimizers
-from metaopt.base import Task, single
+from metaopt.core.rollouts import step, unroll
+from metaopt.core.trees import leaf_names
+from metaopt.core.types import Task, single
 from metaopt.datasets import digits
 from metaopt.meta import NESConfig
-from metaopt.networks import MLP
-from metaopt.rollouts import step, unroll
+from metaopt.meta.loop import train
 from metaopt.tasks import classification
-from metaopt.training import train
-from metaopt.trees import leaf_names
+from metaopt.tasks.networks import MLP
 
 RUNS, RECORDS, IMAGES = (
     Path("runs/figures"),
@@ -182,7 +182,7 @@ def draw(path: Path, out: Path) -> None:
     """Loss next to the tuned baselines; step norm per layer; mixture (L3RS) or direction."""
     import matplotlib.pyplot as plt
 
-    from metaopt.plots import COLOURS, style
+    from metaopt.report.plots import COLOURS, style
 
     seen = json.loads(path.read_text())
     title = {"lstm": "LSTM", "l3rs": "L3RS", "velo": "VeLO (32/16)"}[seen["optimizer"]]

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from metaopt.records import Curves, TaskRecord, read_curves, read_index, read_record
+from metaopt.evaluation.records import Curves, TaskRecord, read_curves, read_index, read_record
+from metaopt.evaluation.statistics import steps_to_reach
 from metaopt.report.figures import training_runs
-from metaopt.statistics import steps_to_reach
 
 Outcome = Literal["reproduced", "partly", "not"]
 AVERAGED = 3  # measurements that a loss "at" a step is the mean of

@@ -16,10 +16,13 @@ from unittest import mock
 
 import jax
 
-from metaopt import catalog, devices, meta, optimizers, programs
-from metaopt.benchmarks.workload import generation
-from metaopt.jobs.evaluating import environment
-from metaopt.records import write_json
+from benchmarks.workload import generation
+from metaopt import meta, optimizers
+from metaopt.core import compilation
+from metaopt.evaluation.records import write_json
+from metaopt.jobs.evaluate import environment
+from metaopt.meta import devices
+from metaopt.tasks import catalog
 
 RESULT = Path("docs/results/bench-population.json")
 LEARNED = {
@@ -90,8 +93,8 @@ def update(case: Case, form: Form) -> Callable[[], Any]:
             lopt, family, meta.TBPTTConfig(tasks=case.tasks, truncation=case.steps)
         )
     with form.applied():
-        step = programs.compiled(trainer.step)
-        state = programs.compiled(trainer.init)(k_theta, theta)
+        step = compilation.compiled(trainer.step)
+        state = compilation.compiled(trainer.init)(k_theta, theta)
         jax.block_until_ready(step(k_step, state))
     return lambda: jax.block_until_ready(step(k_step, state))
 

@@ -29,11 +29,11 @@ import numpy as np
 import optax
 
 from metaopt import datasets, guards, meta, optimizers
-from metaopt.base import Batch, Split, Task, Theta, single
-from metaopt.evaluation import Curves, evaluate
-from metaopt.networks import MLP
+from metaopt.core.types import Batch, Split, Task, Theta, single
+from metaopt.evaluation.curves import Curves, evaluate
+from metaopt.meta.loop import train
 from metaopt.tasks import classification
-from metaopt.training import train
+from metaopt.tasks.networks import MLP
 
 RESULT = Path("docs/results/race/race.json")
 FIGURE = Path("docs/images/race-rules")
@@ -192,7 +192,7 @@ def draw(record: dict[str, Any], out: Path) -> None:
     """Left: the parts, LGL2O and the race; right: what rules add, relative to the plain race."""
     import matplotlib.pyplot as plt
 
-    from metaopt.plots import COLOURS, style
+    from metaopt.report.plots import COLOURS, style
 
     arms, every = record["arms"], record["curve_every"]
     lines = {

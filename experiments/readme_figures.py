@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 
 from experiments import l3rs, lgl2o
 from experiments.panels import Panel
-from metaopt.plots import COLOURS, loss_bounds, save, style
-from metaopt.statistics import mean_interval
+from metaopt.evaluation.statistics import mean_interval
+from metaopt.report.plots import COLOURS, loss_bounds, save, style
 
 IMAGES = Path("docs/images")
 

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import metaopt
-from metaopt import contenders
-from metaopt.baselines import BASELINES
-from metaopt.checkpoints import Exported
-from metaopt.config import TrainJob
-from metaopt.contenders import Contender, Learned
-from metaopt.evaluation import Adjustable
+from metaopt.evaluation import contenders
+from metaopt.evaluation.baselines import BASELINES
+from metaopt.evaluation.comparing import Settings, compare
+from metaopt.evaluation.contenders import Contender, Learned
+from metaopt.evaluation.curves import Adjustable
+from metaopt.evaluation.records import FORMAT, INDEX, read_index, write_json
+from metaopt.evaluation.suites import SuiteTask
 from metaopt.jobs import in_processes, meta_train
-from metaopt.jobs.comparing import Settings, compare
-from metaopt.jobs.evaluating import environment
-from metaopt.records import FORMAT, INDEX, read_index, write_json
-from metaopt.suites import SuiteTask
-from metaopt.training import training_curves
+from metaopt.jobs.evaluate import environment
+from metaopt.jobs.settings import TrainJob
+from metaopt.meta.loop import training_curves
+from metaopt.zoo.exports import Exported
 
 Makes = dict[str, Adjustable]  # tuned baseline -> ``num_steps -> transformation``
 TRAININGS = "trainings"  # what `--only` calls the meta-trainings
@@ -35,7 +35,7 @@ class Figure:
     Attributes:
       name: of its folder of records.
       title: which figure it is, and on what.
-      task: a name of `metaopt.catalog.TASKS`.
+      task: a name of `metaopt.tasks.catalog.TASKS`.
       num_steps: of every run.
       measure_every: windows between two measurements.
       learned: the paper's name of each learned optimizer -> a name of the zoo, or the job that

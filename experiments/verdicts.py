@@ -10,8 +10,8 @@ from pathlib import Path
 from experiments import l3rs, lgl2o, meta_guard
 from experiments.checks import short
 from experiments.panels import Claim, Panel
-from metaopt.files import write_whole
-from metaopt.records import INDEX, RECORD, read_index
+from metaopt.core.files import write_whole
+from metaopt.evaluation.records import INDEX, RECORD, read_index
 
 RESULTS = Path("docs/results")
 PAPERS = {"lgl2o": lgl2o, "meta-guard": meta_guard, "l3rs": l3rs}

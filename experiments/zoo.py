@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import metaopt
-from metaopt import checkpoints, contenders, zoo
-from metaopt.baselines import BASELINES
-from metaopt.config import TrainJob
-from metaopt.files import write_whole
+from metaopt import zoo
+from metaopt.core.files import write_whole
+from metaopt.evaluation import contenders
+from metaopt.evaluation.baselines import BASELINES
+from metaopt.evaluation.comparing import Settings, compare
+from metaopt.evaluation.records import read_curves, read_record, write_json
+from metaopt.evaluation.suites import SuiteTask
 from metaopt.jobs import meta_train
-from metaopt.jobs.comparing import Settings, compare
+from metaopt.jobs.settings import TrainJob
 from metaopt.meta import NESConfig, TBPTTConfig
-from metaopt.records import read_curves, read_record, write_json
-from metaopt.suites import SuiteTask
-from metaopt.training import read_metrics
+from metaopt.meta.loop import read_metrics
+from metaopt.zoo import exports
 
 RUNS, PAGE = Path("runs/zoo"), Path("docs/zoo.md")
 
@@ -207,7 +209,7 @@ def build(name: str, entry: Entry) -> Path:
         licence="Apache-2.0",
         home=measure(name, entry, export),
     )
-    there = checkpoints.save(
+    there = exports.save(
         zoo.FOLDER / name, export.name, export.config, export.theta, export.trained
     )
     return _write(there, card)

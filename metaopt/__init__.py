@@ -1,21 +1,64 @@
-"""metaopt: learned optimizers that are safe to use."""
+"""metaopt: learned optimizers that are safe to use.
 
-__version__ = "0.1.0"
+Names are imported when they are first used, so that ``import metaopt`` is quick and a part of the
+package that needs no JAX, such as `metaopt.report`, loads none.
+"""
 
-from metaopt import guards as guards
-from metaopt import meta as meta
-from metaopt import optimizers as optimizers
-from metaopt import tasks as tasks
-from metaopt.base import LearnedOptimizer as LearnedOptimizer
-from metaopt.base import Task as Task
-from metaopt.base import TaskFamily as TaskFamily
-from metaopt.base import single as single
-from metaopt.checkpoints import CheckpointError as CheckpointError
-from metaopt.checkpoints import Exported as Exported
-from metaopt.checkpoints import load as load
-from metaopt.checkpoints import save as save
-from metaopt.guards import windows as windows
-from metaopt.optimizers import load_velo as load_velo
-from metaopt.rollouts import unroll as unroll
-from metaopt.rollouts import windowed as windowed
-from metaopt.train_state import TrainState as TrainState
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from metaopt._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from metaopt import datasets as datasets
+    from metaopt import evaluation as evaluation
+    from metaopt import guards as guards
+    from metaopt import meta as meta
+    from metaopt import optimizers as optimizers
+    from metaopt import report as report
+    from metaopt import tasks as tasks
+    from metaopt import zoo as zoo
+    from metaopt.core.rollouts import unroll as unroll
+    from metaopt.core.rollouts import windowed as windowed
+    from metaopt.core.types import LearnedOptimizer as LearnedOptimizer
+    from metaopt.core.types import Task as Task
+    from metaopt.core.types import TaskFamily as TaskFamily
+    from metaopt.core.types import single as single
+    from metaopt.guards import windows as windows
+    from metaopt.optimizers import load_velo as load_velo
+    from metaopt.optimizers.train_state import TrainState as TrainState
+    from metaopt.zoo.exports import CheckpointError as CheckpointError
+    from metaopt.zoo.exports import Exported as Exported
+    from metaopt.zoo.exports import load as load
+    from metaopt.zoo.exports import save as save
+
+_MODULES = ("datasets", "evaluation", "guards", "meta", "optimizers", "report", "tasks", "zoo")
+_NAMES = {
+    "LearnedOptimizer": "core.types",
+    "Task": "core.types",
+    "TaskFamily": "core.types",
+    "single": "core.types",
+    "unroll": "core.rollouts",
+    "windowed": "core.rollouts",
+    "windows": "guards",
+    "load_velo": "optimizers",
+    "TrainState": "optimizers.train_state",
+    "CheckpointError": "zoo.exports",
+    "Exported": "zoo.exports",
+    "load": "zoo.exports",
+    "save": "zoo.exports",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"metaopt.{name}")
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"metaopt.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'metaopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_NAMES})

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from metaopt import datasets, zoo
-from metaopt.config import EvaluateJob, TrainJob
 from metaopt.datasets.sheet import contact_sheet
+from metaopt.jobs.settings import EvaluateJob, TrainJob
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _zoo(job: ZooJob) -> None:
 
 
 def _bench(job: BenchJob) -> None:
-    bench = importlib.import_module(f"metaopt.benchmarks.{job.what}")
+    bench = importlib.import_module(f"benchmarks.{job.what}")
     record = bench.run()
     Console().print(bench.table(record))
     if job.out:

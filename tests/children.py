@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt import devices, meta, tasks, training
-from metaopt.base import LearnedOptimizer, single, transformation
+from metaopt import meta, tasks
+from metaopt.core.types import LearnedOptimizer, single, transformation
+from metaopt.meta import devices, loop
 
 DIM = 6
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["metaopt.training", "metaopt.meta", "metaopt.tasks", "optax"])
+CONTEXT.set_forkserver_preload(["metaopt.meta.loop", "metaopt.meta", "metaopt.tasks", "optax"])
 
 
 def step_sizes() -> LearnedOptimizer:
@@ -65,7 +66,7 @@ def train_small(out: Path, steps: int, *, spread=None, method="nes", **settings)
     mesh = spread.mesh if spread else None
     trainer, theta, validate = small_nes(spread) if method == "nes" else small_windows(method, mesh)
     given = {"config": {"a": 1}, "validate_every": 3, "checkpoint_every": 3, **settings}
-    return training.train(
+    return loop.train(
         trainer, theta, steps=steps, seed=0, out=out, validate=validate, mesh=mesh, **given
     )
 
@@ -128,8 +129,8 @@ def finish(*children, timeout: float = 300.0) -> list[int | None]:
 
 def final_checksum(out: Path) -> tuple[int, str]:
     """(step, SHA-256 of the whole state) of the newest checkpoint, as its own record says."""
-    newest = max(int(p.name) for p in (out / training.STATES).iterdir() if p.name.isdigit())
-    facts = json.loads((out / training.STATES / str(newest) / "facts" / "metadata").read_text())
+    newest = max(int(p.name) for p in (out / loop.STATES).iterdir() if p.name.isdigit())
+    facts = json.loads((out / loop.STATES / str(newest) / "facts" / "metadata").read_text())
     return newest, facts["sha256"]
 
 

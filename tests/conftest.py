@@ -5,7 +5,9 @@ import os
 # Most of the suite's time is compilation: leave out what only makes programs faster. Tests marked
 # `optimized` compile as users do. Set before JAX is imported, and inherited by child processes.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")  # see metaopt/programs.py
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false"
+)  # see metaopt/core/compilation.py
 
 import functools
 import gc
@@ -16,7 +18,8 @@ import jax
 import pytest
 
 import metaopt
-from metaopt import catalog, datasets
+from metaopt import datasets
+from metaopt.tasks import catalog
 
 # What `devices.initialise` finds must not depend on which test used JAX first.
 jax.config.update("jax_num_cpu_devices", 1)

@@ -16,9 +16,9 @@ from flax.training import train_state
 
 import metaopt
 from metaopt import optimizers
-from metaopt.rollouts import unroll
+from metaopt.core.rollouts import unroll
+from metaopt.optimizers.train_state import TrainState
 from metaopt.tasks import quadratic
-from metaopt.train_state import TrainState
 
 CASES = {
     "lstm": lambda: optimizers.lstm(hidden=4),

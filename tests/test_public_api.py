@@ -12,7 +12,7 @@ import pytest
 
 import metaopt
 
-MODULES = ("guards", "meta", "optimizers", "tasks", "datasets", "networks")
+MODULES = ("guards", "meta", "optimizers", "tasks", "datasets", "tasks.networks")
 # What one thing is called everywhere -> spellings of it that would be a second name.
 SPELLINGS = {
     "num_steps": "steps|n_steps|nsteps|num_iterations|iterations|horizon|max_iter|T|K",
@@ -36,7 +36,7 @@ SPELLINGS = {
 
 def public(module) -> dict[str, typing.Any]:
     """Functions and classes that a module offers and metaopt made."""
-    named = {n: v for n, v in vars(module).items() if not n.startswith("_")}
+    named = {n: getattr(module, n) for n in dir(module) if not n.startswith("_")}
     own = lambda v: callable(v) and getattr(v, "__module__", "").startswith("metaopt")
     return {n: v for n, v in named.items() if own(v) and not typing.get_origin(v)}
 

@@ -15,7 +15,7 @@ import optax
 
 import metaopt
 from metaopt import datasets, guards, tasks
-from metaopt.networks import Transformer
+from metaopt.tasks.networks import Transformer
 
 LENGTH = 32  # characters that the model sees
 WINDOWS = 15  # decisions of the guard, each after ten steps

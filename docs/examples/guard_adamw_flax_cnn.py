@@ -20,7 +20,7 @@ import optax
 import metaopt
 from metaopt import guards
 from metaopt.datasets import digits
-from metaopt.networks import CNN
+from metaopt.tasks.networks import CNN
 
 
 def main(argv=None) -> dict[str, float]:

@@ -12,7 +12,8 @@ import jax
 import optax
 
 import metaopt
-from metaopt import catalog, guards
+from metaopt import guards
+from metaopt.tasks import catalog
 
 WINDOWS, N_T, N_C = 24, 10, 5
 TRAIN, HELD_OUT = slice(0, N_T), slice(N_T, N_T + N_C)

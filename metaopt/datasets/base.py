@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer, Num
 
-from metaopt.base import SPLITS, Batch, Split
-from metaopt.checks import check_number, short
+from metaopt.core.checks import check_number, short
+from metaopt.core.types import SPLITS, Batch, Split
 
 
 class Dataset(NamedTuple):

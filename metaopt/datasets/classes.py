@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.base import Batch, Split
+from metaopt.core.types import Batch, Split
 from metaopt.datasets.base import Dataset
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from metaopt.checks import check_file_name, check_json
+from metaopt.core.checks import check_file_name, check_json
 from metaopt.datasets.examples import Example, Reading
 
 FOLDER, MANIFEST = "decoded", "manifest.json"

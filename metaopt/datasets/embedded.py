@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from metaopt.checks import check_integer, check_number
+from metaopt.core.checks import check_integer, check_number
 from metaopt.datasets.base import Dataset, split_in_three
 
 

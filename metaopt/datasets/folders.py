@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from metaopt.datasets import records
+from metaopt.datasets import tfrecords
 from metaopt.datasets.examples import Example, Examples, Reading
 from metaopt.datasets.sources import Files, only
 from metaopt.datasets.specs import Spec
@@ -112,7 +112,7 @@ def _annotations(files: Files) -> Mapping[str, str]:
 
 def _class_names(files: Files, spec: Spec, listed: Sequence[_Image]) -> tuple[str, ...]:
     """The official names; or the folders of training, sorted."""
-    official = records.class_names(spec) if spec.official else ()
+    official = tfrecords.class_names(spec) if spec.official else ()
     folders = tuple(sorted({image.class_name.split("/")[0] for image in listed}))
     if official or not spec.num_classes or len(folders) == spec.num_classes:
         return official or folders

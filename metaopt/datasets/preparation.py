@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from metaopt.datasets import cifar, decoded, folders, idx, records, store, svhn
+from metaopt.datasets import cifar, decoded, folders, idx, store, svhn, tfrecords
 from metaopt.datasets.examples import Example, Reading
 from metaopt.datasets.progress import progress
 from metaopt.datasets.sources import Files, open_source
@@ -79,7 +79,7 @@ def _read(files: Files, spec: Spec) -> Reading:
             f"{files.where}: {len(reading.class_names)} classes, but {spec.name} has "
             f"{spec.num_classes}."
         )
-    official = records.class_names(spec) if spec.official else ()
+    official = tfrecords.class_names(spec) if spec.official else ()
     return reading._replace(class_names=official or reading.class_names)
 
 
@@ -108,7 +108,7 @@ def _write(spec: Spec, reading: Reading, workplace: Path) -> Path:
             record(split, example)
             advance()
 
-        made = records.write(spec, reading, workplace, on_example)
+        made = tfrecords.write(spec, reading, workplace, on_example)
     (arrays / decoded.FOLDER).rename(made / decoded.FOLDER)
     decoded.seal(made, made, reading)
     return made

@@ -8,9 +8,9 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt import names
-from metaopt.base import Batch, Split
-from metaopt.datasets import decoded, embedded, records, store
+from metaopt.core import checks
+from metaopt.core.types import Batch, Split
+from metaopt.datasets import decoded, embedded, store, tfrecords
 from metaopt.datasets.base import Dataset, check, split_in_three
 from metaopt.datasets.examples import Reading
 from metaopt.datasets.progress import progress
@@ -56,7 +56,7 @@ def load(name: str, *, root: Path | None = None) -> Dataset:
     root = root or store.data_root()
     folder = store.find(root, name)
     if folder is None:
-        names.known("data set", name, known(root))
+        checks.check_known("data set", name, known(root))
         raise ValueError(
             f"data set {name!r} is not prepared: no records of it in {root.absolute()}. Give "
             f"`{SPECS[name].command}`, where DIR holds {SPECS[name].files}. Where to get them: "
@@ -108,7 +108,7 @@ def _decode(root: Path, name: str, folder: Path) -> None:
 
 def _copy(root: Path, name: str, folder: Path, to: Path) -> Reading:
     """Decodes all records into arrays below `to`."""
-    reading = records.read(root, name, folder.name)
+    reading = tfrecords.read(root, name, folder.name)
     counts = {split: examples.count for split, examples in reading.splits.items()}
     with (
         progress(f"decode {name}", sum(counts.values())) as advance,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from metaopt.files import one_at_a_time
+from metaopt.core.files import one_at_a_time
 
 INFO = "dataset_info.json"  # TensorFlow Datasets writes it last
 NAME = re.compile(r"[a-z][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.base import Split
-from metaopt.checks import short
+from metaopt.core.checks import short
+from metaopt.core.types import Split
 
 LEAST = 1000  # characters
 

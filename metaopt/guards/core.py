@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from metaopt.base import Batch, LearnedOptimizer, LossFn, Params, transformation
-from metaopt.checks import check_integer, short
-from metaopt.rollouts import check_window_call, scalar
-from metaopt.trees import all_finite
+from metaopt.core.checks import check_integer, short
+from metaopt.core.rollouts import check_window_call, scalar
+from metaopt.core.trees import all_finite
+from metaopt.core.types import Batch, LearnedOptimizer, LossFn, Params, transformation
 
 
 class GuardInfo(NamedTuple):

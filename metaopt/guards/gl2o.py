@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from metaopt.checks import check_choice, check_integer, check_number
+from metaopt.core.checks import check_choice, check_integer, check_number
+from metaopt.core.trees import all_finite
 from metaopt.guards.core import (
     Guard,
     GuardInfo,
@@ -18,7 +19,6 @@ from metaopt.guards.core import (
     select,
     without_new_nan,
 )
-from metaopt.trees import all_finite
 
 Sequence = Literal["GS", "AA", "EMA", "RT", "RM"]
 SEQUENCES: tuple[Sequence, ...] = ("GS", "AA", "EMA", "RT", "RM")

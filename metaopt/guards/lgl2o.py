@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from metaopt.base import LearnedOptimizer, Params, Theta
-from metaopt.checks import check_callable, check_choice, check_fields, check_integer, short
+from metaopt.core.checks import check_callable, check_choice, check_fields, check_integer, short
+from metaopt.core.types import LearnedOptimizer, Params, Theta
 from metaopt.guards.core import (
     Guard,
     GuardInfo,

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.base import LearnedOptimizer, Params, Theta
+from metaopt.core.trees import all_finite
+from metaopt.core.types import LearnedOptimizer, Params, Theta
 from metaopt.guards.core import became_nonfinite, record, score, select
-from metaopt.trees import all_finite
 
 Objective = Literal["next", "validation"]
 

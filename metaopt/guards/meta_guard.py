@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool
 
-from metaopt.base import LearnedOptimizer, Params, Theta
+from metaopt.core.types import LearnedOptimizer, Params, Theta
 from metaopt.guards.core import Guard, GuardInfo
 from metaopt.guards.meta_core import Method, Objective, Pair
 from metaopt.guards.meta_window import meta_guard

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.base import Params
+from metaopt.core.rollouts import step
+from metaopt.core.types import Params
 from metaopt.guards.core import Process
 from metaopt.guards.meta_core import Pair, Run, Setting, begin, decide, end, points_of
-from metaopt.rollouts import step
 
 
 class MetaWork(NamedTuple):

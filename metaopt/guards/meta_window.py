@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.base import LearnedOptimizer, Theta
-from metaopt.checks import check_choice, check_number
+from metaopt.core.checks import check_choice, check_number
+from metaopt.core.rollouts import scalar, unroll
+from metaopt.core.trees import check_float_tree
+from metaopt.core.types import LearnedOptimizer, Theta
 from metaopt.guards.core import (
     Guard,
     batch_losses,
@@ -30,8 +32,6 @@ from metaopt.guards.meta_core import (
     points_of,
 )
 from metaopt.guards.meta_stream import meta_process
-from metaopt.rollouts import scalar, unroll
-from metaopt.trees import check_float_tree
 
 
 def meta_guard(

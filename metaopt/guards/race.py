@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.base import Params
-from metaopt.checks import check_choice
+from metaopt.core.checks import check_choice
+from metaopt.core.types import Params
 from metaopt.guards.core import (
     Guard,
     GuardInfo,

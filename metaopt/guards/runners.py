@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from metaopt.base import Params
+from metaopt.core.rollouts import step, unroll
+from metaopt.core.types import Params
 from metaopt.guards.core import Guard, Process, batch_losses, check_lengths, check_window
-from metaopt.rollouts import step, unroll
 
 
 class Runs(NamedTuple):

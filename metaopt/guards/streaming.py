@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from metaopt.base import transformation
+from metaopt.core.types import transformation
 from metaopt.guards.core import Guard, Process, Work
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.base import Batch
-from metaopt.checks import check_integer, short
+from metaopt.core.checks import check_integer, short
+from metaopt.core.types import Batch
 
 Size = int | Callable[[], Any]
 

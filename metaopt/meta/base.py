@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from metaopt.base import Key, LearnedOptimizer, Params, Split, Task, TaskFamily, Theta
-from metaopt.contracts import check_family
-from metaopt.devices import specs_of
-from metaopt.rollouts import mean_loss, unroll_sampled
-from metaopt.trees import nbytes
+from metaopt.core.rollouts import mean_loss, unroll_sampled
+from metaopt.core.trees import nbytes
+from metaopt.core.types import Key, LearnedOptimizer, Params, Split, Task, TaskFamily, Theta
+from metaopt.meta.devices import specs_of
+from metaopt.tasks.checking import check_family
 
 
 class MetaTrainer(NamedTuple):

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from metaopt.base import LearnedOptimizer, TaskFamily, Theta
-from metaopt.checks import check_fields, check_integer, check_number
-from metaopt.devices import EVERYTHING_HERE, Spread
+from metaopt.core.checks import check_fields, check_integer, check_known, check_number
+from metaopt.core.types import LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import (
     MetaTrainer,
     as_groups,
@@ -22,10 +21,10 @@ from metaopt.meta.base import (
     loss_unit,
     starts,
 )
+from metaopt.meta.devices import EVERYTHING_HERE, Spread
 from metaopt.meta.population import evaluate
 from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT, strategy
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
-from metaopt.names import known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ class NESConfig:
         check_fields(self)
         if self.strategy in UNFIT:
             raise ValueError(f"NESConfig.strategy {self.strategy}: {UNFIT[self.strategy]}.")
-        known("NESConfig.strategy", self.strategy, STRATEGIES)
+        check_known("NESConfig.strategy", self.strategy, STRATEGIES)
         if self.population < 2 or self.population % 2:
             raise ValueError(
                 f"NESConfig.population must be even (antithetic pairs), got {self.population}."

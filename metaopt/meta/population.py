@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from metaopt import devices
+from metaopt.meta import devices
 
 CACHE = 2**21  # bytes that a CPU core has near: what runs hold side by side should fit
 

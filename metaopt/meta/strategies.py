@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from metaopt.base import Key, Theta
+from metaopt.core.trees import all_finite
+from metaopt.core.types import Key, Theta
 from metaopt.meta.updates import centered_ranks, strong
-from metaopt.trees import all_finite
 
 # These follow an estimated gradient, by our meta-optimizer on centered ranks. All others have a
 # rule of their own for the mean (a recombination of the best), and mostly one for sigma too.

@@ -10,15 +10,15 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from metaopt import devices
-from metaopt.base import LearnedOptimizer, TaskFamily, Theta
-from metaopt.checks import check_number
+from metaopt.core.checks import check_number
+from metaopt.core.rollouts import unroll
+from metaopt.core.trees import all_finite, nbytes
+from metaopt.core.types import LearnedOptimizer, TaskFamily, Theta
+from metaopt.meta import devices
 from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
 from metaopt.meta.population import for_each
 from metaopt.meta.updates import decayed, meta_optimizer, population_metrics
 from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
-from metaopt.rollouts import unroll
-from metaopt.trees import all_finite, nbytes
 
 
 @dataclass(frozen=True, kw_only=True)

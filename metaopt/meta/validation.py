@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from metaopt.base import Key, LearnedOptimizer, TaskFamily, Theta
-from metaopt.checks import check_choice, check_integer
+from metaopt.core.checks import check_choice, check_integer
+from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import as_groups, carried_bytes, held_out_loss, inner_run, loss_unit, starts
 from metaopt.meta.population import evaluate_one
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from metaopt.base import Key, LearnedOptimizer, TaskFamily, Theta
-from metaopt.checks import check_fields, check_integer
+from metaopt.core.checks import check_fields, check_integer
+from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import Start, held_out_loss, loss_unit
 
 UNIT_BATCHES = 4  # mini-batches of the loss before the first step, where losses are normalised

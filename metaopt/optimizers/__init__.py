@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from metaopt.base import LearnedOptimizer
+from metaopt.core.types import LearnedOptimizer
 from metaopt.optimizers.adversaries import ADVERSARIES as ADVERSARIES
 from metaopt.optimizers.bases import BASES as BASES
 from metaopt.optimizers.bases import Base as Base

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.base import LearnedOptimizer
+from metaopt.core.types import LearnedOptimizer
 from metaopt.optimizers.handcrafted import handcrafted
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metaopt.checks import short
+from metaopt.core.checks import short
 
 
 class Base(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from metaopt.checks import check_integer
+from metaopt.core.checks import check_integer
 
 _TINY = 1e-30  # keeps log and its derivative finite at a gradient of exactly zero
 

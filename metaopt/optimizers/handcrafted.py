@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.base import LearnedOptimizer
-from metaopt.checks import check_callable, check_number
-from metaopt.trees import leaf_names
+from metaopt.core.checks import check_callable, check_number
+from metaopt.core.trees import leaf_names
+from metaopt.core.types import LearnedOptimizer
 
 
 def power_decay(lr: float = 3.0, tau: float = 50_000.0, power: float = 1.5) -> optax.Schedule:

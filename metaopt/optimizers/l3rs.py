@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from metaopt.base import LearnedOptimizer, transformation
-from metaopt.checks import check_callable, check_integer, check_number
+from metaopt.core.checks import check_callable, check_integer, check_number
+from metaopt.core.trees import all_finite, check_float_tree, check_same_structure, leaf_names
+from metaopt.core.types import LearnedOptimizer, transformation
 from metaopt.optimizers.bases import Base, resolve
 from metaopt.optimizers.features import (
     absolute_time,
@@ -22,7 +23,6 @@ from metaopt.optimizers.features import (
     safe_log,
 )
 from metaopt.optimizers.l3rs_layers import Variant, check_layers, check_parts, layers_of
-from metaopt.trees import all_finite, check_float_tree, check_same_structure, leaf_names
 
 EMA_SETS: dict[str, tuple[float, ...]] = {
     "three": (0.5, 0.9, 0.99),

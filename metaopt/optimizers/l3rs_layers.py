@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax
 
-from metaopt.trees import check_same_structure
+from metaopt.core.trees import check_same_structure
 
 Variant = Literal["embedding", "none", "per_layer", "global"]
 

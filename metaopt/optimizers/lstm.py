@@ -11,10 +11,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
-from metaopt.base import LearnedOptimizer, transformation
-from metaopt.checks import check_integer, check_number
+from metaopt.core.checks import check_integer, check_number
+from metaopt.core.trees import all_finite, check_float_tree, check_same_structure
+from metaopt.core.types import LearnedOptimizer, transformation
 from metaopt.optimizers.features import log_sign
-from metaopt.trees import all_finite, check_float_tree, check_same_structure
 
 
 class LSTMState(NamedTuple):

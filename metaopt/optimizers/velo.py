@@ -10,12 +10,12 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from metaopt.base import LearnedOptimizer, Theta, transformation
-from metaopt.checks import check_integer
+from metaopt.core.checks import check_integer
+from metaopt.core.trees import check_float_tree, check_same_structure
+from metaopt.core.types import LearnedOptimizer, Theta, transformation
 from metaopt.optimizers import velo_features as features
 from metaopt.optimizers.velo_import import check_theta
 from metaopt.optimizers.velo_networks import direction, init_theta, mix_bank, tensor_network
-from metaopt.trees import check_float_tree, check_same_structure
 
 _STEP_SCALE = 0.001
 _CLIP = 1000.0

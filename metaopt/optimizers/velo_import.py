@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import serialization
 
-from metaopt.base import Theta
+from metaopt.core.types import Theta
 from metaopt.optimizers.velo_features import GROUP_SIZES, NUM_FEATURES
 
 MAX_FILE_BYTES = 1 << 30  # the published file has 9 MB

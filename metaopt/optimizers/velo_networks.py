@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from metaopt.base import Key, Theta
+from metaopt.core.types import Key, Theta
 from metaopt.optimizers.velo_features import GROUP_SIZES, Columns
 from metaopt.optimizers.velo_import import velo_shapes
 

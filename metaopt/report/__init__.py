@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from metaopt.files import write_whole
+from metaopt.core.files import write_whole
 from metaopt.report import figures, page, summary, tables
 from metaopt.report.tables import print_summary as print_summary
 

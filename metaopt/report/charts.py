@@ -18,7 +18,7 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from metaopt import plots
+from metaopt.report import plots
 from metaopt.report.figures import base_names, layer_names
 from metaopt.report.summary import TaskData
 from metaopt.report.tables import point_text

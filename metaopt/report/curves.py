@@ -18,8 +18,9 @@ from bokeh.models import (
     VArea,
 )
 
-from metaopt import plots
-from metaopt.records import Curves
+from metaopt.evaluation.records import Curves
+from metaopt.evaluation.statistics import mean_interval, min_max
+from metaopt.report import plots
 from metaopt.report.charts import (
     DASHES,
     Chart,
@@ -33,7 +34,6 @@ from metaopt.report.charts import (
 )
 from metaopt.report.figures import COSTS
 from metaopt.report.summary import REFERENCE, TaskData
-from metaopt.statistics import mean_interval, min_max
 
 METRICS = {"loss": "test loss", "train_loss": "training loss", "accuracy": "test accuracy"}
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from metaopt import plots
-from metaopt.records import Curves
+from metaopt.evaluation.records import Curves
+from metaopt.evaluation.statistics import Interval, mean_interval
+from metaopt.report import plots
 from metaopt.report.looks import looks_of
 from metaopt.report.summary import REFERENCE, Evaluation, TaskData, optimizers, standings
-from metaopt.statistics import Interval, mean_interval
 
 # Field of `Curves` -> what its axis is called, here and on the page.
 COSTS = {

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from metaopt.plots import COLOURS, DASHES
-from metaopt.records import CurveRecord
+from metaopt.evaluation.records import CurveRecord
+from metaopt.report.plots import COLOURS, DASHES
 
 Look = tuple[str, str]  # colour, dash
 

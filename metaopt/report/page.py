@@ -12,8 +12,8 @@ from bokeh.resources import Resources
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from metaopt import plots
-from metaopt.report import tables
+from metaopt.evaluation.statistics import Interval
+from metaopt.report import plots, tables
 from metaopt.report.charts import (
     INK,
     POINTS,
@@ -36,7 +36,6 @@ from metaopt.report.summary import (
     rows,
     standings,
 )
-from metaopt.statistics import Interval
 
 SVG_DASHES = {"-": "none", "--": "7 4", "-.": "7 3 2 3", ":": "2 3", "o": "0 8"}
 

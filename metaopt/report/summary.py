@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metaopt.checks import check_file_name, check_json
-from metaopt.records import (
+from metaopt.core.checks import check_file_name, check_json
+from metaopt.evaluation.records import (
     ALL,
     RECORD,
     CurveRecord,
@@ -18,7 +18,7 @@ from metaopt.records import (
     read_index,
     read_record,
 )
-from metaopt.statistics import (
+from metaopt.evaluation.statistics import (
     Interval,
     Outcome,
     divergence_rate,

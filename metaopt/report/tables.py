@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from metaopt.evaluation.statistics import Interval
 from metaopt.report.summary import (
     REFERENCE,
     Evaluation,
@@ -20,7 +21,6 @@ from metaopt.report.summary import (
     rows,
     standings,
 )
-from metaopt.statistics import Interval
 
 NONE = "–"
 STANDING_COLUMNS = (

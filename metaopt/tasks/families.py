@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.base import Batch, Split, Task, TaskFamily
+from metaopt.core.types import Batch, Split, Task, TaskFamily
 from metaopt.datasets import Dataset, check
-from metaopt.networks import MLP
+from metaopt.tasks.networks import MLP
 from metaopt.tasks.scores import negative_log_likelihood
 
 

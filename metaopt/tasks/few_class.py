@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.base import Batch, Params, Split, Task, TaskFamily
+from metaopt.core.types import Batch, Params, Split, Task, TaskFamily
 from metaopt.datasets import Dataset, check, check_classes
 from metaopt.tasks.classification import classifier
 from metaopt.tasks.scores import at_least_one

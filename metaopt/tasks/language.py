@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metaopt.base import Batch, Split, Task
+from metaopt.core.types import Batch, Split, Task
 from metaopt.datasets import Text
 from metaopt.tasks.scores import at_least_one, scores
 

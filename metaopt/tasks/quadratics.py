@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from metaopt.base import Batch, Split, Task
-from metaopt.checks import check_number
+from metaopt.core.checks import check_number
+from metaopt.core.types import Batch, Split, Task
 from metaopt.tasks.scores import at_least_one
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from metaopt.base import Batch, Params
-from metaopt.checks import check_integer
+from metaopt.core.checks import check_integer
+from metaopt.core.types import Batch, Params
 
 CHUNK = 1000  # examples of a whole split that go through a network at once
 

@@ -6,8 +6,8 @@ A folder each: an export (weights and spec, as `metaopt.save` writes it) and ``c
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metaopt.files import parse_json, read_plain
-from metaopt.names import known
+from metaopt.core.checks import check_known
+from metaopt.core.files import parse_json, read_plain
 
 FOLDER = Path(__file__).parent
 CARD = "card.json"
@@ -17,8 +17,8 @@ class Home(NamedTuple):
     """The task an optimizer was meta-trained on, and what it reaches there.
 
     Attributes:
-      task: a name of `metaopt.catalog.TASKS`.
-      num_steps, seeds: of the short run that was measured, by `metaopt.evaluation.evaluate`.
+      task: a name of `metaopt.tasks.catalog.TASKS`.
+      num_steps, seeds: of the short run that was measured, by `metaopt.evaluation.curves.evaluate`.
       loss: its mean final test loss.
       bound: a mean loss that any later version of the package must stay below in that run.
       baselines: label of a tuned baseline -> its mean final test loss from the same seeds.
@@ -65,7 +65,7 @@ def folder(name: str) -> Path:
 
     Raises: ValueError: there is no such entry; the message has the near matches.
     """
-    known("zoo entry", name, names())
+    check_known("zoo entry", name, names())
     return FOLDER / name
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from metaopt.benchmarks import guards as bench
+from benchmarks import guards as bench
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from metaopt import devices, optimizers
-from metaopt.benchmarks import meta as bench
-from metaopt.benchmarks import workload
+from benchmarks import meta as bench
+from benchmarks import workload
+from metaopt import optimizers
+from metaopt.meta import devices
 
 TINY = workload.Workload(hidden=3, batch_size=4, population=2, tasks=2, num_steps=3)
 

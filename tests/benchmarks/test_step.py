@@ -5,8 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
+from benchmarks import step as bench
 from metaopt import optimizers
-from metaopt.benchmarks import step as bench
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from metaopt import datasets, networks, tasks
-from metaopt.base import SPLITS
+from metaopt import datasets, tasks
+from metaopt.core.types import SPLITS
 from metaopt.datasets import Dataset, check, split_in_three
+from metaopt.tasks import networks
 
 
 def test_digits_are_the_whole_data_set_split_without_overlap():

@@ -14,7 +14,7 @@ from dataset_files import digit_images, write_class_folders, write_digits_idx, w
 from PIL import Image
 
 from metaopt import datasets
-from metaopt.datasets import decoded, png, records
+from metaopt.datasets import decoded, png, tfrecords
 
 X, Y = digit_images(side=32, channels=3, n=60)
 
@@ -96,7 +96,7 @@ def test_real_sets_hold_what_is_known_of_them(real_data, name):
 )
 def test_official_sets_from_class_folders(tmp_path, name, side, names):
     x, y = digit_images(side=side, channels=3, n=40)
-    names = names or records.class_names(datasets.known()[name])[5:15]
+    names = names or tfrecords.class_names(datasets.known()[name])[5:15]
     write_class_folders(tmp_path / "from" / "train", x[:30], y[:30], names)
     written = [name.replace("/", "-") for name in names]  # as Places' own folders have it
     write_class_folders(tmp_path / "from" / "test", x[30:40], y[30:40], written)

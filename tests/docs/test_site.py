@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import metaopt
-from metaopt import datasets, guards, meta, networks, optimizers, tasks
+from metaopt import datasets, guards, meta, optimizers, tasks
+from metaopt.tasks import networks
 
 ROOT = Path(__file__).parents[2]
 API = ROOT / "docs" / "api"

@@ -5,8 +5,8 @@ import pytest
 
 from experiments import checks
 from experiments.panels import Panel
-from metaopt import records
-from metaopt.records import FORMAT, INDEX, CurveRecord, Curves, TaskRecord
+from metaopt.evaluation import records
+from metaopt.evaluation.records import FORMAT, INDEX, CurveRecord, Curves, TaskRecord
 
 STEPS = np.arange(0, 1001, 100)  # ten windows of 100 steps
 LOSSES = {

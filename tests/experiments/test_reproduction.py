@@ -11,11 +11,11 @@ import metaopt
 from experiments.panels import Panel, graded
 from experiments.reproduction import TRAININGS, Figure, Reproduction, main
 from metaopt import optimizers
-from metaopt.config import TrainJob
+from metaopt.evaluation.records import read_curves, read_record
+from metaopt.jobs.settings import TrainJob
 from metaopt.meta import NESConfig
-from metaopt.records import read_curves, read_record
+from metaopt.meta.loop import read_metrics
 from metaopt.report import report
-from metaopt.training import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 
 from metaopt import guards
-from metaopt.base import LearnedOptimizer
-from metaopt.rollouts import windowed
+from metaopt.core.rollouts import windowed
+from metaopt.core.types import LearnedOptimizer
 from metaopt.tasks import quadratic
 
 

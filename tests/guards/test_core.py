@@ -8,9 +8,9 @@ import pytest
 from guard_cases import stream_of, tiny
 
 from metaopt import guards
-from metaopt.base import LearnedOptimizer
+from metaopt.core.rollouts import windowed
+from metaopt.core.types import LearnedOptimizer
 from metaopt.guards import core
-from metaopt.rollouts import windowed
 from metaopt.tasks import quadratic
 
 TASK = quadratic(5, noise=0.3)

@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from metaopt import guards
-from metaopt.rollouts import step, windowed
+from metaopt.core.rollouts import step, windowed
 from metaopt.tasks import quadratic
 
 TASK = quadratic(5, noise=0.3)

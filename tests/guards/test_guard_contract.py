@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from metaopt import guards, optimizers
-from metaopt.rollouts import windowed
+from metaopt.core.rollouts import windowed
 
 PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.array([0.5, 0.5, 0.5])}
 FAMILY = optimizers.lstm(hidden=2, layers=1)

@@ -24,7 +24,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from metaopt import guards
-from metaopt.rollouts import mean_loss
+from metaopt.core.rollouts import mean_loss
 from metaopt.tasks import quadratic
 
 TASK = quadratic(5, noise=0.3)

@@ -10,10 +10,10 @@ import optax
 import pytest
 
 from metaopt import guards
-from metaopt.base import LearnedOptimizer
-from metaopt.networks import MLP
-from metaopt.programs import option
-from metaopt.rollouts import windowed
+from metaopt.core.compilation import option
+from metaopt.core.rollouts import windowed
+from metaopt.core.types import LearnedOptimizer
+from metaopt.tasks.networks import MLP
 
 pytestmark = pytest.mark.optimized
 

@@ -10,9 +10,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from metaopt import guards
-from metaopt.base import LearnedOptimizer
+from metaopt.core.rollouts import mean_loss, unroll, windowed
+from metaopt.core.types import LearnedOptimizer
 from metaopt.optimizers import sgd
-from metaopt.rollouts import mean_loss, unroll, windowed
 from metaopt.tasks import quadratic
 
 FAMILY = tiny()

@@ -21,11 +21,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from metaopt import guards
+from metaopt.core.rollouts import mean_loss, unroll
 from metaopt.datasets import digits
-from metaopt.networks import MLP
 from metaopt.optimizers import lstm
-from metaopt.rollouts import mean_loss, unroll
 from metaopt.tasks import classification, quadratic
+from metaopt.tasks.networks import MLP
 
 TASK = quadratic(5, noise=0.3)
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from metaopt.base import LearnedOptimizer, Task, TaskFamily, single
+from metaopt.core.types import LearnedOptimizer, Task, TaskFamily, single
 from metaopt.optimizers import sgd
 
 

@@ -9,7 +9,7 @@ import pytest
 from evosax.algorithms.distribution_based import distribution_based_algorithms
 from structures import falling, geometric
 
-from metaopt.base import LearnedOptimizer, Task, single
+from metaopt.core.types import LearnedOptimizer, Task, single
 from metaopt.meta import NESConfig, nes
 from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT
 from metaopt.meta.updates import centered_ranks, decayed

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt.base import LearnedOptimizer, Task, single, transformation
+from metaopt.core.types import LearnedOptimizer, Task, single, transformation
 from metaopt.meta import PESConfig, pes
 
 ROLLOUT, TRUNCATION, RATE = 12, 3, 0.01

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt import devices
+from metaopt.meta import devices
 from metaopt.meta.population import CACHE, evaluate, evaluate_one, for_each
 
 

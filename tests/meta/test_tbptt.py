@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.base import LearnedOptimizer, Task, TaskFamily, single, transformation
+from metaopt.core.rollouts import unroll
+from metaopt.core.types import LearnedOptimizer, Task, TaskFamily, single, transformation
 from metaopt.meta import TBPTTConfig, tbptt
 from metaopt.optimizers import lstm
-from metaopt.rollouts import unroll
 from metaopt.tasks import quadratic
 
 LOPT = lstm(hidden=4)

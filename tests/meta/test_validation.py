@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from structures import falling, geometric
 
-from metaopt.base import single
+from metaopt.core.types import single
 from metaopt.meta import validation
 from metaopt.optimizers import adversaries
 from metaopt.tasks import quadratic

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from structures import falling, geometric
 
-from metaopt.base import LearnedOptimizer, single, transformation
+from metaopt.core.types import LearnedOptimizer, single, transformation
 from metaopt.meta import PESConfig, TBPTTConfig, pes, tbptt
 from metaopt.meta.windows import WindowsConfig, new_phase
 from metaopt.tasks import quadratic

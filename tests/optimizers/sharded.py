@@ -10,7 +10,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from metaopt import guards, optimizers
-from metaopt.rollouts import unroll
+from metaopt.core.rollouts import unroll
 
 SPECS = {"w": PartitionSpec("x", None), "k": PartitionSpec(None, "x")}
 SHAPES = {"w": (16, 6), "k": (3, 8)}

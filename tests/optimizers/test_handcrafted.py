@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from metaopt import optimizers
-from metaopt.rollouts import unroll
+from metaopt.core.rollouts import unroll
 from metaopt.tasks import quadratic
 
 

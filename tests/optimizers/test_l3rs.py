@@ -7,8 +7,8 @@ import optax
 import pytest
 from flax import nnx
 
+from metaopt.core.rollouts import unroll
 from metaopt.optimizers import BASES, Base, l3rs
-from metaopt.rollouts import unroll
 
 PARAMS = {
     "a": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)},

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metaopt import records
+from metaopt.evaluation import records
 
 NUM_STEPS, WINDOW, SEEDS = 60, 5, 8
 HOSTILE = "<script>alert(1)</script>"

@@ -8,8 +8,7 @@ import pytest
 from evaluations import HOSTILE
 from PIL import Image
 
-from metaopt import plots
-from metaopt.report import page, summary
+from metaopt.report import page, plots, summary
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""

@@ -13,8 +13,8 @@ import pytest
 from evaluations import HOSTILE, contenders, curves, descend, write_index, write_task
 from rich.console import Console
 
-from metaopt import plots, records
-from metaopt.report import page, print_summary, report, summary
+from metaopt.evaluation import records
+from metaopt.report import page, plots, print_summary, report, summary
 from metaopt.report.looks import looks_of
 
 

@@ -13,7 +13,7 @@ from evaluations import (
     write_task,
 )
 
-from metaopt import records
+from metaopt.evaluation import records
 from metaopt.report import summary, tables
 
 STEPS = np.arange(0, NUM_STEPS + 1, WINDOW)

@@ -11,7 +11,7 @@ from refusals import bomb
 from safetensors.numpy import load_file
 from safetensors.numpy import save as save_bytes
 
-from metaopt.checkpoints import SPEC, WEIGHTS
+from metaopt.zoo.exports import SPEC, WEIGHTS
 
 KERNEL = "net/readout/kernel"
 MARKER = "executed"

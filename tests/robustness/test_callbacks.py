@@ -13,7 +13,7 @@ import metaopt
 from metaopt import optimizers
 from metaopt.guards import lgl2o, race, streaming, windows
 from metaopt.meta import MetaTrainer
-from metaopt.training import train
+from metaopt.meta.loop import train
 
 SGD = optax.sgd(0.1)
 PARAMS = jnp.ones(3)

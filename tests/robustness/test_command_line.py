@@ -288,7 +288,7 @@ def test_a_command_that_cannot_work(folder, tmp_path, monkeypatch, capsys, bad, 
 
 def test_the_tasks_above_differ_from_a_good_one(folder, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
-    from metaopt import catalog
+    from metaopt.tasks import catalog
 
     (folder / "good_task.py").write_text("from own_tasks import GOOD\ndef make():\n  return GOOD\n")
     with contextlib.ExitStack() as stack:

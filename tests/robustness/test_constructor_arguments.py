@@ -9,8 +9,8 @@ from refusals import bad_inputs, refused
 import metaopt
 from metaopt import datasets, meta, optimizers, tasks
 from metaopt.guards import Adaptive, gl2o, lgl2o, race, smg, streaming, windows
-from metaopt.networks import MLP
 from metaopt.optimizers import head_only, l3rs, lstm, velo
+from metaopt.tasks.networks import MLP
 
 CONSTRUCTORS = {
     "lstm: hidden 0": (lambda: lstm(0), "lstm: hidden must be at least 1, got 0"),

@@ -11,7 +11,7 @@ import pytest
 from evaluations import contenders, descend, write_index, write_task
 from refusals import bad_inputs, bomb, refused
 
-from metaopt.records import INDEX, RECORD
+from metaopt.evaluation.records import INDEX, RECORD
 from metaopt.report import page, report, summary
 
 TASK, OTHER, MARKER = "0-first", "1-second", "executed"

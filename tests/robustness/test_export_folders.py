@@ -28,7 +28,7 @@ from export_damage import (
 from refusals import bad_inputs, bomb, refused
 
 import metaopt
-from metaopt.checkpoints import SPEC, WEIGHTS
+from metaopt.zoo.exports import SPEC, WEIGHTS
 
 PARAMS = {"w": np.ones((2, 2), np.float32)}
 

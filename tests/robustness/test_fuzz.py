@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from refusals import fingerprint, refused, within
 
 import metaopt
-from metaopt import checks, datasets
-from metaopt.config import EvaluateJob, TrainJob
+from metaopt import datasets
+from metaopt.core import checks
 from metaopt.datasets import idx
 from metaopt.datasets.sources import open_source
 from metaopt.datasets.specs import own_spec
+from metaopt.jobs.settings import EvaluateJob, TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 from metaopt.report import summary
 

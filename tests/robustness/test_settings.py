@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from refusals import bad_inputs, refused
 
-from metaopt.config import EvaluateJob, TrainJob
 from metaopt.guards import Adaptive
+from metaopt.jobs.settings import EvaluateJob, TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 
 NAN, INF = math.nan, math.inf

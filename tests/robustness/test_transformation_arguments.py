@@ -11,8 +11,8 @@ from refusals import bad_inputs, refused
 from metaopt import tasks
 from metaopt.datasets import Dataset
 from metaopt.guards import lgl2o, race
-from metaopt.networks import MLP
 from metaopt.optimizers import l3rs, lstm, velo
+from metaopt.tasks.networks import MLP
 
 
 def split(x, y, **fields) -> Dataset:

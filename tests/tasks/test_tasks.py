@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt import datasets, networks, tasks
-from metaopt.base import SPLITS
+from metaopt import datasets, tasks
+from metaopt.core.types import SPLITS
 from metaopt.datasets import Dataset
+from metaopt.tasks import networks
 from metaopt.tasks.scores import CHUNK, negative_log_likelihood
 
 

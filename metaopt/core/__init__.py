@@ -1,0 +1,1 @@
+"""Types, the loop over optimizee steps, trees, argument checks, files, compilation."""

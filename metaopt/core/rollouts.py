@@ -1,0 +1,179 @@
+"""The one loop over optimizee steps, and its lift from steps to windows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from metaopt.core.checks import short
+from metaopt.core.types import Batch, LossFn, Params, transformation
+
+
+def step(
+    tx: optax.GradientTransformation,
+    params: Params,
+    state: Any,
+    value_fn: Callable[[Params], jax.Array],
+    *,
+    second_order: bool = True,
+) -> tuple[Params, Any, tuple[jax.Array, Params]]:
+    """One step of `tx` on one mini-batch, whose loss is ``value_fn(params)``; see `unroll`.
+
+    Returns:
+      params and state after the step, and what `tx` saw: the loss and its gradient before it.
+    """
+    value, grad = jax.value_and_grad(scalar(value_fn))(params)
+    grad = jax.tree.map(_in_rows, grad)
+    seen = (value, grad) if second_order else jax.lax.stop_gradient((value, grad))
+    updates, state = optax.with_extra_args_support(tx).update(
+        seen[1], state, params, value=seen[0], grad=seen[1], value_fn=value_fn
+    )
+    return optax.apply_updates(params, updates), state, (value, grad)
+
+
+def _in_rows(grad: jax.Array) -> jax.Array:
+    """`grad`, and on CPU also stored as `params` are.
+
+    A dense layer's gradient is computed transposed, and XLA would transpose it again in each loop
+    over it (docs/scaling.md).
+    """
+    if grad.ndim < 2 or jax.default_backend() != "cpu":
+        return grad
+    return with_layout_constraint(grad, Layout(tuple(range(grad.ndim))))
+
+
+def unroll(
+    tx: optax.GradientTransformation,
+    params: Params,
+    state: Any,
+    loss_fn: LossFn,
+    batches: Batch,
+    *,
+    second_order: bool = True,
+    remat: bool = False,
+) -> tuple[Params, Any, jax.Array]:
+    """Takes one step of `tx` per mini-batch.
+
+    Args:
+      tx: a per-step transformation. It is given optax's own extra args: `value`, `grad` and
+        `value_fn` at the current params.
+      params, state: where to start.
+      loss_fn: ``(params, batch) -> scalar``.
+      batches: mini-batches with a leading axis ``[T, ...]``.
+      second_order: False stops the gradient at what `tx` sees of the loss (value and gradient),
+        the first-order rule of learned-optimizer training (algorithms that differentiate through
+        an unroll drop second derivatives of the loss). Without differentiation: no effect.
+      remat: when differentiated, keep params and state of each step only and compute the rest of
+        it again. Same result; an LSTM's unroll needs a fifth of the memory, and on CPU, where
+        memory is what it waits for. Without differentiation: no effect.
+
+    Returns:
+      params and state after T steps, and the losses ``[T]`` before each step.
+    """
+    body = _step(tx, loss_fn, second_order)
+    if remat:  # in a scan nothing else could merge the two computations
+        body = jax.checkpoint(body, prevent_cse=False)
+    (params, state), losses = jax.lax.scan(body, (params, state), batches)
+    return params, state, losses
+
+
+def unroll_sampled(
+    tx: optax.GradientTransformation,
+    params: Params,
+    state: Any,
+    loss_fn: LossFn,
+    sample: Callable[[jax.Array], Batch],
+    num_steps: jax.Array | int,
+) -> tuple[Params, Any, jax.Array]:
+    """`unroll` without stored mini-batches, for a number of steps that may be traced.
+
+    Mini-batch t is ``sample(t)``, drawn when it is needed. Forward only: a loop of unknown
+    length has no reverse-mode derivative.
+
+    Returns:
+      params, state, and the mean (a scalar) of the losses before each step.
+    """
+    one_step = _step(tx, loss_fn, second_order=True)
+
+    def body(t, carry):
+        inner, total = carry
+        inner, value = one_step(inner, sample(t))
+        return inner, total + value
+
+    start = ((params, state), jnp.zeros([]))
+    (params, state), total = jax.lax.fori_loop(0, num_steps, body, start)
+    return params, state, total / num_steps
+
+
+def _step(tx: optax.GradientTransformation, loss_fn: LossFn, second_order: bool):
+    """The one step that every loop takes: ``((params, state), batch) -> (params, state), loss``."""
+
+    def body(carry, batch):
+        params, state = carry
+        value_fn = lambda p: loss_fn(p, batch)
+        params, state, (value, _) = step(tx, params, state, value_fn, second_order=second_order)
+        return (params, state), value
+
+    return body
+
+
+def mean_loss(loss_fn: LossFn, params: Params, batches: Batch) -> jax.Array:
+    """Mean loss over ``batches [C, ...]``; NaN counts as +inf: it loses every comparison."""
+    loss = jnp.mean(jax.vmap(scalar(loss_fn), in_axes=(None, 0))(params, batches))
+    return jnp.where(jnp.isnan(loss), jnp.inf, loss)
+
+
+def scalar(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`loss_fn`, with a `ValueError` where it returns anything but one real number."""
+
+    def checked(*arguments):
+        loss = loss_fn(*arguments)
+        is_array = isinstance(loss, jax.Array | np.ndarray | np.generic | float)
+        if (
+            not is_array
+            or jnp.shape(loss)
+            or not jnp.issubdtype(jnp.result_type(loss), jnp.floating)
+        ):
+            found = short(loss) if hasattr(loss, "dtype") else f"a {type(loss).__name__}"
+            raise ValueError(
+                f"loss_fn must return one real number, got {found}; return the mean over the "
+                "mini-batch, without auxiliary outputs."
+            )
+        return loss
+
+    return checked
+
+
+def check_window_call(name: str, updates: Any, params: Params) -> None:
+    """Raises `ValueError` where a window update was called like a per-step one."""
+    if params is None:
+        raise ValueError(
+            f"{name}: update needs `params`; a window starts from a parameter vector. "
+            "Call update(None, state, params, ...)."
+        )
+    if updates is not None:
+        raise ValueError(
+            f"{name}: pass updates=None. A window computes its own gradients from "
+            "`train_batches`, so incoming updates (e.g. chain(clip(1.0), guard)) would be lost; "
+            "put clip into the inner optimizer."
+        )
+
+
+def windowed(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Lifts a per-step transformation to the window contract of the guards.
+
+    ``update(None, state, params, *, loss_fn, train_batches [T, ...])`` takes T steps and returns
+    their sum, so that one driver runs plain and guarded optimizers on the same x-axis.
+    """
+
+    def update_fn(updates, state, params=None, *, loss_fn, train_batches, **extra_args):
+        del extra_args
+        check_window_call("windowed", updates, params)
+        new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches)
+        return optax.tree.sub(new_params, params), state
+
+    return transformation(tx.init, update_fn)

@@ -1,0 +1,1 @@
+"""Optimizers on suites of tasks: curves, records, statistics, tuned baselines."""

@@ -1,0 +1,196 @@
+"""Contenders on one task, from the same starts and mini-batches, into the task's folder."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from metaopt import datasets
+from metaopt.core.files import cache_folder
+from metaopt.core.trees import leaf_names
+from metaopt.core.types import Key, TaskFamily
+from metaopt.evaluation import statistics
+from metaopt.evaluation.baselines import BASELINES, chosen, tune_cached
+from metaopt.evaluation.contenders import Contender
+from metaopt.evaluation.curves import Adjustable, begin, evaluate
+from metaopt.evaluation.progress import Begin, progress
+from metaopt.evaluation.records import (
+    ALL,
+    CurveRecord,
+    Curves,
+    TaskRecord,
+    read_json,
+    read_record,
+    write_arrays,
+    write_record,
+)
+from metaopt.evaluation.suites import SuiteTask
+from metaopt.tasks import catalog
+
+VELODROME = Path("velodrome") / "speedup_over_multiple_baselines.json"
+TUNING_MEASUREMENTS = 20  # per run of a grid, at most
+
+
+class Settings(NamedTuple):
+    """What all contenders of a comparison share.
+
+    Attributes: seeds, tuning_seeds: runs per contender, and per point of a baseline's grid;
+    window: steps per window of guards, and mini-batches they decide on.
+    """
+
+    seeds: int
+    tuning_seeds: int = 3
+    window: int = 10
+
+
+class _Place(NamedTuple):
+    """Where contenders run and their records go; attributes as in `compare`."""
+
+    folder: Path
+    suite_task: SuiteTask
+    settings: Settings
+    family: TaskFamily
+    record: TaskRecord
+
+    def save(self) -> None:
+        write_record(self.folder, self.record)
+
+
+def task_id(number: int, task: SuiteTask) -> str:
+    """The name of the folder that holds the records of a suite's task."""
+    return f"{number:02d}-{task.task}-{task.num_steps}"
+
+
+def compare(
+    folder: Path,
+    suite_task: SuiteTask,
+    baselines: Sequence[str],
+    contenders_of: Callable[[dict[str, Adjustable]], Sequence[Contender]],
+    settings: Settings,
+) -> None:
+    """Tunes the baselines and runs the contenders that `folder` has no curves of yet.
+
+    Args:
+      folder: of the task's record and curves.
+      suite_task: the task.
+      baselines: names of `metaopt.evaluation.baselines.BASELINES`.
+      contenders_of: tuned baselines by name -> what is run, in the order of tables.
+      settings: see `Settings`.
+    """
+    record = read_record(folder) or TaskRecord(
+        *(suite_task.title, suite_task.task, suite_task.num_steps, settings.window),
+        *({}, {}, {}, {}),
+    )
+    if missing := catalog.missing_data(suite_task.task):
+        if not record.curves:  # what was run where the data are stays as it is
+            record.left_out[ALL] = _not_prepared(missing)
+            write_record(folder, record)
+        return
+    record.left_out.pop(ALL, None)
+    family = catalog.family(suite_task.task)  # one object: what JAX compiled of it is used again
+    place = _Place(folder, suite_task, settings, family, record)
+    k_eval, k_tune = jax.random.split(jax.random.key(2**31 - 1))
+    with progress(suite_task.title, suite_task.num_steps // settings.window) as begun:
+        makes = _tuned(place, baselines, k_tune, begun)
+        recorded = record.curves.keys() | record.left_out.keys()
+        missing = [c for c in contenders_of(makes) if c.name not in recorded]
+        for index, contender in enumerate(missing):
+            _run(place, contender, k_eval, begun(contender.name, len(missing) - index))
+
+
+def _run(place: _Place, contender: Contender, key: Key, tick: Callable[[int], None]) -> None:
+    """Records the curves of a contender, or why there are none."""
+    suite_task, record = place.suite_task, place.record
+    try:
+        curves = evaluate(
+            contender.make,
+            place.family,
+            num_steps=suite_task.num_steps,
+            keys=jax.random.split(key, place.settings.seeds),
+            window=place.settings.window,
+            measure_every=suite_task.measure_every,
+            guard=contender.guard,
+            diagnostics=contender.fields,
+            measure_train=bool(suite_task.velodrome),
+            progress=tick,
+        )
+    except ValueError as error:  # e.g. L3RS embeddings of another network
+        record.left_out[contender.name] = str(error)
+    else:
+        file = f"{slug(contender.name)}.npz"
+        write_arrays(place.folder / file, curves)
+        record.curves[contender.name] = _entry(contender, file, place.family)
+        _compare_with_velodrome(record, suite_task.velodrome, contender.name, curves)
+    place.save()
+
+
+def _tuned(
+    place: _Place, baselines: Sequence[str], key: Key, begun: Begin
+) -> dict[str, Adjustable]:
+    """Baseline's name -> its best point of the grid; the searches go into the record."""
+    makes: dict[str, Adjustable] = {}
+    task, settings, tuned = place.suite_task, place.settings, place.record.tuned
+    head = catalog.TASKS[task.task].head
+    windows = task.num_steps // settings.window
+    every = min(
+        n for n in range(1, windows + 1) if windows % n == 0 and windows // n <= TUNING_MEASUREMENTS
+    )
+    left = [name for name in baselines if BASELINES[name].label not in tuned]
+    for name in baselines:
+        baseline = BASELINES[name]
+        if name in left:
+            found, grid = tune_cached(
+                *(cache_folder() / "baselines", task.task, baseline, place.family),
+                num_steps=task.num_steps,
+                keys=jax.random.split(key, settings.tuning_seeds),
+                window=settings.window,
+                measure_every=every,
+                head=head,
+                progress=begun(f"{baseline.label}, its grid", len(left) - left.index(name)),
+            )
+            file = f"tuning-{name}.npz"
+            write_arrays(place.folder / file, grid)
+            tuned[baseline.label] = {**found, "file": file}
+            place.save()
+        makes[name] = chosen(baseline, tuned[baseline.label]["point"], head)
+    return makes
+
+
+def _entry(contender: Contender, file: str, family: TaskFamily) -> CurveRecord:
+    learned = contender.learned
+    bases = learned.bases if learned and contender.kind == "learned" else ()
+    layers = ()
+    if bases:  # the axes of lambda and alpha
+        start = jax.eval_shape(lambda: begin(family, jax.random.split(jax.random.key(0), 1)).params)
+        layers = tuple(leaf_names(start))
+    return CurveRecord(
+        *(file, contender.kind, learned.name if learned else "", contender.guard_name),
+        fallback=contender.fallback,
+        layers=layers,
+        bases=bases,
+    )
+
+
+def _compare_with_velodrome(record: TaskRecord, name: str, contender: str, curves: Curves) -> None:
+    """Speed-up against a published curve, where the task has one and the file is there."""
+    path = datasets.data_root() / VELODROME
+    if not name or not path.exists():
+        return
+    steps, loss = map(np.asarray, read_json(path)[name])
+    own = curves.train_loss.mean(axis=0)
+    found = statistics.speedup_against(steps, loss, curves.steps, own)
+    record.velodrome["name"] = name
+    record.velodrome.setdefault("speedup", {})[contender] = float(found[0])
+
+
+def _not_prepared(missing: list[str]) -> str:
+    commands = ", ".join(datasets.known()[name].command for name in missing)
+    return f"not run: {', '.join(missing)} not prepared; give {commands}."
+
+
+def slug(name: str) -> str:
+    """``"LGL2O(L2O, SGD)"`` -> ``"lgl2o-l2o-sgd"``, a file name anywhere."""
+    return "-".join(re.findall(r"[a-z0-9]+", name.lower()))

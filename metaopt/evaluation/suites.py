@@ -1,0 +1,175 @@
+"""Suites of tasks, as data: ``metaopt evaluate CHECKPOINT... --suite NAME``."""
+
+from typing import NamedTuple
+
+
+class SuiteTask(NamedTuple):
+    """A task of a suite.
+
+    Attributes:
+      title: for people.
+      task: a name of `metaopt.tasks.catalog.TASKS`.
+      num_steps: per run.
+      measure_every: windows between two measurements.
+      velodrome: the task of the published reference curves that this one repeats, or empty.
+    """
+
+    title: str
+    task: str
+    num_steps: int
+    measure_every: int = 1
+    velodrome: str = ""
+
+
+def fitted(task: SuiteTask, num_steps: int | None, window: int) -> SuiteTask:
+    """`task` with another number of steps, if given, and measurements that fit into it.
+
+    Its windows need not be a multiple of `measure_every`: then it is measured more often.
+
+    Raises: ValueError: the steps are not whole windows of `window` steps.
+    """
+    steps = task.num_steps if num_steps is None else num_steps
+    if steps % window:
+        lower = steps - steps % window
+        choices = " or ".join(str(n) for n in (lower, lower + window) if n)
+        raise ValueError(
+            f"{task.title}: {steps} steps are not whole windows of {window}; give another "
+            f"--window, or --num-steps {choices}."
+        )
+    often = max(n for n in range(1, task.measure_every + 1) if steps // window % n == 0)
+    return task._replace(num_steps=steps, measure_every=often)
+
+
+class Suite(NamedTuple):
+    """Tasks, and what they are compared with unless told otherwise.
+
+    Attributes:
+      about: one line for people.
+      tasks: in the order of reports.
+      baselines, guards: names, separated by commas.
+      fallback: the baseline that guards fall back to.
+      seeds: runs per optimizer and task.
+      adversaries: useless optimizers of `metaopt.optimizers.ADVERSARIES` that are guarded, too.
+    """
+
+    about: str
+    tasks: tuple[SuiteTask, ...]
+    baselines: str = "sgd,adam"
+    guards: str = "lgl2o,race"
+    fallback: str = "sgd"
+    seeds: int = 10
+    adversaries: tuple[str, ...] = ()
+
+
+def _lgl2o(about: str, *tasks: SuiteTask) -> Suite:
+    """With the baselines, grids and number of seeds of LGL2O's appendix E."""
+    return Suite(
+        about,
+        tasks,
+        baselines="sgd-lgl2o,adam-lgl2o,adam",
+        guards="gl2o,lgl2o,race",
+        fallback="sgd-lgl2o",
+        seeds=5,
+    )
+
+
+SUITES: dict[str, Suite] = {
+    "digits": Suite(
+        "the main job: one task, ten times longer, another problem",
+        (
+            SuiteTask("digits, as in meta-training (100 steps)", "digits", 100),
+            SuiteTask("ten times longer (1000 steps)", "digits", 1000),
+            SuiteTask("another problem: spirals (1000 steps)", "spirals", 1000),
+        ),
+    ),
+    "small": Suite(
+        "12 diverse tasks, below 3 minutes on 2 cores",
+        (
+            SuiteTask("MLP on digits", "digits", 100),
+            SuiteTask("wide MLP on digits", "digits-wide", 100),
+            SuiteTask("deep MLP on digits", "digits-deep", 100),
+            SuiteTask("softmax regression on digits", "digits-linear", 100),
+            SuiteTask("batches of 8 digits", "digits-small-batch", 100),
+            SuiteTask("sigmoid MLP-20 on digits", "digits-mlp20", 100),
+            SuiteTask("CNN on digits", "digits-cnn", 50),
+            SuiteTask("moons", "moons", 100),
+            SuiteTask("circles", "circles", 100),
+            SuiteTask("spirals", "spirals", 200),
+            SuiteTask("planar sets, random widths and batches", "planar-family", 100),
+            SuiteTask("noisy quadratic, condition 100", "quadratic", 100),
+        ),
+        guards="race",
+        seeds=3,
+    ),
+    "lgl2o-table1": _lgl2o(
+        "LGL2O table 1: an optimizer of MLP-20 on MNIST, on other data and networks",
+        SuiteTask("MLP-20 on MNIST", "mnist-mlp20", 1000, 5),
+        SuiteTask("MLP-20 on FashionMNIST", "fashion-mlp20", 1000, 5),
+        SuiteTask("MLP-20 on moons", "moons-mlp20", 1000, 5),
+        SuiteTask("MLP-20 on circles", "circles-mlp20", 1000, 5),
+        SuiteTask("MLP-20 on spirals", "spirals-mlp20", 2000, 10),
+        SuiteTask("CNN-3 on MNIST", "mnist-cnn3", 500, 5),
+        SuiteTask("CNN-3 on CIFAR-10", "cifar10-cnn3", 500, 5),
+        SuiteTask("CNN-5 on 50 classes of TinyImageNet", "tiny_imagenet50-cnn5", 500, 5),
+    ),
+    "lgl2o-table2": _lgl2o(
+        "LGL2O table 2: an optimizer of a CNN, on other networks and data",
+        SuiteTask("CNN-3 on CIFAR-10", "cifar10-cnn3", 500, 5),
+        SuiteTask("CNN-3 on MNIST", "mnist-cnn3", 500, 5),
+        SuiteTask("CNN-3 on FashionMNIST", "fashion-cnn3", 500, 5),
+        SuiteTask("MLP-20 on MNIST", "mnist-mlp20", 1000, 5),
+        SuiteTask("MLP-20 on circles", "circles-mlp20", 1000, 5),
+        SuiteTask("MLP-20 on spirals", "spirals-mlp20", 2000, 10),
+    ),
+    "meta-guard-fig1": Suite(
+        "Meta Guard figure 1: in and out of distribution, SGD at a constant rate",
+        (
+            SuiteTask("CNN-3 on FashionMNIST", "fashion-cnn3", 1000, 5),
+            SuiteTask("MLP-20 on FashionMNIST", "fashion-mlp20", 1000, 5),
+            SuiteTask("CNN-3 on MNIST", "mnist-cnn3", 1000, 5),
+        ),
+        baselines="sgd-meta-guard,adam",
+        guards="lgl2o,smg,amg,race",
+        fallback="sgd-meta-guard",
+        seeds=10,
+    ),
+    "l3rs-fig3": Suite(
+        "L3RS figure 3: few-class fine-tuning, in and out of distribution",
+        (
+            SuiteTask("A: new classes", "finetune-A", 100),
+            SuiteTask("A: new classes, beyond the horizon", "finetune-A", 500, 5),
+            SuiteTask("B: other data", "finetune-B", 100),
+            SuiteTask("C: other pretraining", "finetune-C", 100),
+            SuiteTask("D: other data and pretraining", "finetune-D", 100),
+            SuiteTask("E: no pretraining", "finetune-E", 100),
+        ),
+        baselines="sgd,adam,adam-l3rs,adam-l3rs-head",
+        guards="race",
+    ),
+    "velodrome": Suite(
+        "MLPs with a published reference curve over sweeps of Adam",
+        (
+            SuiteTask(
+                *("MLP 128x3 on MNIST", "mnist-mlp128x3", 1000, 5),
+                velodrome="ImageMLP_Mnist_128x128x128_Relu",
+            ),
+            SuiteTask(
+                *("MLP 128x2 on FashionMNIST", "fashion-mlp128x2", 1000, 5),
+                velodrome="ImageMLP_FashionMnist_Relu128x128",
+            ),
+        ),
+        guards="race",
+        seeds=3,
+    ),
+    "guards-adversarial": Suite(
+        "useless optimizers under every guard: who ends where the fallback does?",
+        (
+            SuiteTask("MLP-20 on digits", "digits-mlp20", 200, 2),
+            SuiteTask("spirals", "spirals", 200, 2),
+            SuiteTask("noisy quadratic, condition 100", "quadratic", 200, 2),
+        ),
+        guards="gl2o,lgl2o,race",
+        seeds=5,
+        adversaries=("nan", "inf", "huge", "ascent", "random", "late"),
+    ),
+}

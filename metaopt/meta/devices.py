@@ -1,0 +1,222 @@
+"""Which devices and processes share a meta-training, and how a population is spread over them."""
+
+import contextlib
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from metaopt.core.compilation import compiled
+
+POPULATION, TASK = "population", "task"
+
+
+class Spread(NamedTuple):
+    """How a population is evaluated; the default is one device, all candidates at once.
+
+    Attributes:
+      mesh: devices with the axes `POPULATION` and `TASK` (see `mesh_for`); None: one device.
+      chunk: candidates that a device evaluates at a time, which bounds its memory; 0: all, or on
+        CPU as many as it is fastest with.
+    """
+
+    mesh: Mesh | None = None
+    chunk: int = 0
+
+
+EVERYTHING_HERE = Spread()
+WHOLE = PartitionSpec()  # of an array that lies whole on every device
+
+
+def initialise(
+    coordinator: str = "auto",
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    cpu_devices: int = 0,
+) -> None:
+    """Joins the processes of one meta-training, and makes devices of this one's CPU cores.
+
+    Call it before anything else uses JAX, whose devices are fixed from then on.
+
+    Args:
+      coordinator: "auto" joins what Slurm, Open MPI or a TPU pod started as several processes and
+        does nothing elsewhere; "none" never joins; ``host:port`` is an address of process 0 that
+        all others reach.
+      num_processes, process_id: with ``host:port``: how many there are, and which one this is.
+      cpu_devices: devices that the CPU is divided into; 0: one per core that this process may run
+        on, since XLA keeps programs as small as ours on one core each.
+
+    Raises: ValueError: arguments that do not fit together.
+    """
+    _divide_cpu(cpu_devices)
+    explicit = coordinator not in ("auto", "none")
+    if explicit != (num_processes is not None) or explicit != (process_id is not None):
+        raise ValueError(
+            "coordinator host:port, num_processes and process_id go together, got "
+            f"{coordinator!r}, {num_processes} and {process_id}."
+        )
+    if jax.distributed.is_initialized():
+        return
+    if not explicit:
+        if coordinator == "auto" and _started_in_parallel():
+            jax.distributed.initialize()
+        return
+    assert num_processes is not None and process_id is not None
+    if ":" not in coordinator:
+        raise ValueError(f"coordinator must be host:port, auto or none, got {coordinator!r}.")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"process_id must be 0 to {num_processes - 1} (num_processes - 1), got {process_id}."
+        )
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def _divide_cpu(count: int) -> None:
+    """Sets the number of CPU devices, unless a user's JAX already has one."""
+    flag = "xla_force_host_platform_device_count"
+    given = jax.config.jax_num_cpu_devices  # type: ignore
+    if given > 0 or flag in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):  # JAX was used before
+        jax.config.update("jax_num_cpu_devices", count or _cores())
+
+
+def _cores() -> int:
+    """CPU cores that this process may run on."""
+    linux = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
+
+
+def cores_each() -> float:
+    """CPU cores per device, over which XLA spreads large operations; infinite elsewhere."""
+    return _cores() / jax.local_device_count() if jax.default_backend() == "cpu" else math.inf
+
+
+def _started_in_parallel() -> bool:
+    """Whether a launcher that JAX knows started more than one process."""
+    counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+    if any(int(os.environ.get(name) or 1) > 1 for name in counts):
+        return True
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    chips = Path("/dev/accel0").exists() or Path("/dev/vfio/0").exists()
+    return chips and importlib.util.find_spec("libtpu") is not None
+
+
+def mesh_shape(population: int, tasks: int, count: int) -> tuple[int, int]:
+    """Sizes of the axes `POPULATION` and `TASK` that leave the least to the busiest of devices.
+
+    The population need not divide (a last, uneven share is filled up); the tasks must.
+    """
+    shapes = [(count // n, n) for n in range(1, count + 1) if count % n == 0 == tasks % n]
+    return min(shapes, key=lambda s: (-(-population // s[0]) * (tasks // s[1]), s[1]))
+
+
+def mesh_for(population: int, tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over which `evaluate` spreads so many candidates and tasks.
+
+    Args:
+      population: candidates of a generation.
+      tasks: tasks of a generation.
+      devices: default: those of all processes; one process takes no more than there are runs.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    if jax.process_count() == 1:
+        devices = devices[: population * tasks]
+    shape = mesh_shape(population, tasks, len(devices))
+    return jax.make_mesh(shape, (POPULATION, TASK), (AxisType.Auto,) * 2, devices=devices)
+
+
+def over_runs(
+    fn: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
+    """`fn` of arrays with an axis of runs, every device with its share of them.
+
+    Args:
+      fn: a pure function that treats each run by itself.
+      mesh: None: `fn` as it is.
+      in_specs, out_specs: `WHOLE`, or where the axis of runs is, for example `runs_on_axis`.
+    """
+    if mesh is None:
+        return fn
+    # Loop carries that begin as constants are fine: nothing is reduced over devices.
+    return jax.shard_map(fn, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def runs_on_axis(axis: int) -> PartitionSpec:
+    """An array whose `axis` counts runs, shared out over all devices of a mesh."""
+    return PartitionSpec(*[None] * axis, (POPULATION, TASK))
+
+
+def specs_of(tree: Any, spec: PartitionSpec = WHOLE) -> Any:
+    """The same `spec` for every leaf."""
+    return jax.tree.map(lambda _: spec, tree)
+
+
+def gathered(tree: Any, mesh: Mesh | None) -> Any:
+    """`tree`, whole on every device."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, WHOLE))
+
+
+def check_shares(where: str, runs: int, mesh: Mesh | None) -> None:
+    """Raises `ValueError` unless the devices of `mesh` can share so many runs evenly."""
+    if mesh is not None and runs % mesh.size:
+        raise ValueError(
+            f"{where}: {runs} cannot be shared evenly by {mesh.size} devices; "
+            f"give a multiple of {mesh.size}."
+        )
+
+
+def compiler(mesh: Mesh | None) -> Callable[..., Callable[..., Any]]:
+    """``(fn, specs=WHOLE)``: `jax.jit` whose results lie on `mesh` as `specs` say.
+
+    Arguments are numpy arrays that are equal in all processes, or results of such functions. The
+    arrays that functions close over, such as a data set, lie whole on every device, once for all
+    functions.
+    """
+    if mesh is None:
+        return lambda fn, specs=WHOLE: compiled(fn)
+    copies: dict[int, tuple[Any, Any]] = {}  # id -> the array, which keeps its id, and its copy
+
+    def place(arrays):
+        for array in arrays:
+            if id(array) not in copies:
+                copies[id(array)] = array, _on_every_device(array, mesh)
+        return [copies[id(array)][1] for array in arrays]
+
+    return lambda fn, specs=WHOLE: compiled(fn, place=place, out_shardings=placed(specs, mesh))
+
+
+def _on_every_device(array: Any, mesh: Mesh) -> Any:
+    """An array that all processes have, as one of `mesh`."""
+    if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.device_put(array, NamedSharding(mesh, WHOLE))
+    bits = _on_every_device(jax.random.key_data(array), mesh)  # keys do not go to other processes
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(array))
+
+
+def placed(specs: Any, mesh: Mesh) -> Any:
+    """The `NamedSharding` of every `PartitionSpec`."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda node: isinstance(node, PartitionSpec),
+    )
+
+
+def anywhere(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set in any process; every process must ask."""
+    if jax.process_count() == 1:
+        return list(flags)
+    given = multihost_utils.process_allgather(np.array(flags))
+    return np.any(np.reshape(given, (-1, len(flags))), axis=0).tolist()

@@ -1,0 +1,211 @@
+"""The loop over meta-updates, from whatever an earlier part of the run left to its end."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from metaopt.core.types import Key, Theta
+from metaopt.meta import devices
+from metaopt.meta.base import MetaTrainer
+from metaopt.meta.loop import folder as run_folder
+from metaopt.meta.loop import states
+from metaopt.meta.loop.logs import log
+from metaopt.meta.loop.states import Saved, TrainState
+from metaopt.meta.loop.stopping import Signals, Terminated, sigterm_noted
+from metaopt.meta.updates import strong
+
+
+class _Plan(NamedTuple):
+    """Attributes: steps: at most; seconds: at most, 0: no bound; the others are in steps."""
+
+    steps: int
+    seconds: float
+    validate_every: int
+    checkpoint_every: int
+
+
+class _Programs(NamedTuple):
+    """The run's compiled functions; all take numpy arrays or each other's results.
+
+    Attributes:
+      first: ``() -> TrainState`` before any step.
+      step: ``(step, trainer state) -> (trainer state, metrics)``.
+      validate: ``TrainState -> (TrainState with the best theta brought up to date, loss)``.
+      layout: `jax.ShapeDtypeStruct`s of a `TrainState`, with where it is to lie.
+    """
+
+    first: Callable[..., TrainState]
+    step: Callable[..., tuple[Any, dict[str, jax.Array]]]
+    validate: Callable[..., tuple[TrainState, jax.Array]]
+    layout: TrainState
+
+
+def train(
+    trainer: MetaTrainer,
+    theta: Theta,
+    *,
+    steps: int,
+    seed: int,
+    out: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    validate: Callable[[Theta, Key], jax.Array],
+    minutes: float = 0.0,
+    validate_every: int = 25,
+    checkpoint_every: int = 25,
+    label: str = "meta-training",
+    overwrite: bool = False,
+    resume_changed: bool = False,
+    tensorboard: bool = False,
+    mesh: Mesh | None = None,
+) -> tuple[Theta, float]:
+    """Meta-trains for `steps` steps, or what is left of them in the run folder `out`.
+
+    On SIGTERM the current step is finished and saved. With several processes each calls it with
+    the same arguments; `out` is a folder that all of them see.
+
+    Args:
+      trainer: the method; its `step` is jitted here.
+      theta: initial meta-parameters.
+      steps: meta-updates of the whole run.
+      seed: fixes all randomness; step i uses ``fold_in(key(seed), i)``, so that a resumed run
+        continues exactly the same one.
+      out: folder of the run: ``config.json``, ``metrics.jsonl``, ``states/`` (orbax).
+      config: plain JSON data that a resumed run must share.
+      validate: ``(theta, key) -> loss`` on held-out runs; the same key at every call.
+      minutes: the run ends after the step in which it has lasted so long, the time of its
+        earlier parts up to their last checkpoints included; 0: no bound.
+      validate_every, checkpoint_every: in steps.
+      label: shown by the progress bar.
+      overwrite: start afresh where `out` holds a run.
+      resume_changed: go on with a run of another configuration, with a warning that names what
+        differs.
+      tensorboard: write event files to ``out/tensorboard`` as well.
+      mesh: the devices that `trainer` spreads its work over; None: one device.
+
+    Returns:
+      The theta with the lowest validation loss, and that loss.
+
+    Raises:
+      ValueError: steps < 1, minutes < 0, `out` holds a run with another configuration, or
+        checkpoints of which none can be read.
+      OSError: the disk is full; the last complete checkpoint is kept.
+      Terminated: SIGTERM came; the state is saved.
+    """
+    if steps < 1:
+        raise ValueError(f"train: steps must be at least 1, got {steps}.")
+    if not minutes >= 0:
+        raise ValueError(f"train: minutes must not be negative, got {minutes}.")
+    folder = Path(out).absolute()
+    plan = _Plan(steps, 60.0 * minutes, validate_every, checkpoint_every)
+    programs = _programs(trainer, theta, validate, seed, mesh)
+    with (
+        run_folder.claimed(folder, config, overwrite, resume_changed),
+        run_folder.full_disk_explained(folder),
+        sigterm_noted() as signals,
+        states.manager(folder) as checkpoints,
+    ):
+        saved = states.restore_newest(checkpoints, programs.layout)
+        if saved is None:  # the initial theta competes: no run exports anything worse
+            first = programs.first()
+            saved = Saved(0, programs.validate(first)[0], 0.0)
+        with log(folder, saved.step, steps, label, tensorboard) as write:
+            saved, terminated = _loop(saved, programs, plan, checkpoints, write, signals)
+    if terminated:
+        raise Terminated(folder, saved.step)
+    return saved.state.best, float(saved.state.best_loss)
+
+
+def _loop(
+    saved: Saved,
+    programs: _Programs,
+    plan: _Plan,
+    checkpoints: ocp.CheckpointManager,
+    write: Callable[[Mapping[str, Any]], None],
+    signals: Signals,
+) -> tuple[Saved, bool]:
+    """Takes steps until the plan is fulfilled or SIGTERM came; whether it did."""
+    begun = time.perf_counter() - saved.seconds
+    late = devices.anywhere(0 < plan.seconds <= saved.seconds)[0]
+    terminated = False
+    while saved.step < plan.steps and not late and not terminated:
+        started = time.perf_counter()
+        inner, values = programs.step(np.int32(saved.step), saved.state.trainer)
+        record = {name: np.asarray(value).item() for name, value in values.items()}
+        now = time.perf_counter()
+        record |= {"step": saved.step, "seconds": now - started}
+        record["inner_steps_per_second"] = record["inner_steps"] / (now - started)
+        saved = Saved(saved.step + 1, saved.state._replace(trainer=inner), now - begun)
+        terminated, late = devices.anywhere(signals.terminated, 0 < plan.seconds <= saved.seconds)
+        last = late or saved.step == plan.steps
+        if saved.step % plan.validate_every == 0 or last:
+            state, loss = programs.validate(saved.state)
+            saved = saved._replace(state=state)
+            record["validation_loss"] = float(loss)
+        write(record)
+        if saved.step % plan.checkpoint_every == 0 or last or terminated:
+            states.save(checkpoints, saved)
+        checkpoints.check_for_errors()
+    return saved, terminated and saved.step < plan.steps
+
+
+def _programs(
+    trainer: MetaTrainer,
+    theta: Theta,
+    validate: Callable[[Theta, Key], jax.Array],
+    seed: int,
+    mesh: Mesh | None,
+) -> _Programs:
+    # Raw key data: plain numpy arguments are what all processes can hand over alike.
+    keys = jax.random.key_data(jax.random.split(jax.random.key(seed), 3))
+    init_bits, validate_bits, step_bits = np.asarray(keys)
+    theta = jax.tree.map(np.asarray, theta)
+    wrap = jax.random.wrap_key_data
+
+    def first(bits, theta):
+        theta = jax.tree.map(jnp.asarray, theta)
+        # A weakly typed infinity, or such a state, would make what follows compile twice.
+        return strong(TrainState(trainer.init(wrap(bits), theta), theta, jnp.array(jnp.inf)))
+
+    def step(bits, index, state):
+        state, metrics = trainer.step(jax.random.fold_in(wrap(bits), index), state)
+        return strong(state), metrics
+
+    def keep_best(bits, state: TrainState):
+        current = trainer.theta(state.trainer)
+        loss = validate(current, wrap(bits))
+        better = loss < state.best_loss
+        best = optax.tree.where(better, current, state.best)
+        return TrainState(state.trainer, best, jnp.where(better, loss, state.best_loss)), loss
+
+    shapes = jax.eval_shape(first, init_bits, theta)
+    inner, whole = trainer.specs(shapes.trainer), devices.WHOLE
+    specs = devices.specs_of(shapes)._replace(trainer=inner)
+    compiled = devices.compiler(mesh)
+    first, step = compiled(first, specs), compiled(step, (inner, whole))
+    keep_best = compiled(keep_best, (specs, whole))
+    return _Programs(
+        first=lambda: first(init_bits, theta),
+        step=lambda index, state: step(step_bits, index, state),
+        validate=lambda state: keep_best(validate_bits, state),
+        layout=_layout(shapes, specs, mesh),
+    )
+
+
+def _layout(shapes: TrainState, specs: TrainState, mesh: Mesh | None) -> TrainState:
+    """Shapes of the state and where it is to lie."""
+    if mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        places = jax.tree.map(lambda _: here, shapes)
+    else:
+        places = devices.placed(specs, mesh)
+    placed = lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+    return jax.tree.map(placed, shapes, places)

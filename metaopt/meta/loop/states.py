@@ -1,0 +1,141 @@
+"""Checkpoints of a run: written in the background, and never believed without a checksum."""
+
+import contextlib
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from metaopt.core.types import Theta
+
+STATES, DAMAGED = "states", "damaged"
+
+
+class TrainState(NamedTuple):
+    """Everything that a resumed run needs.
+
+    Attributes: trainer: state of the `MetaTrainer`; best, best_loss: the theta with the lowest
+    validation loss so far.
+    """
+
+    trainer: Any
+    best: Theta
+    best_loss: jax.Array
+
+
+class Saved(NamedTuple):
+    """Attributes: step: meta-updates taken; state: a `TrainState`; seconds: of training so far."""
+
+    step: int
+    state: TrainState
+    seconds: float
+
+
+@contextlib.contextmanager
+def manager(folder: Path):
+    """orbax's manager of the run's checkpoints; the last two are kept."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+    made = ocp.CheckpointManager(folder / STATES, item_names=("state", "facts"), options=options)
+    try:
+        yield made
+        made.wait_until_finished()
+    finally:
+        made.close()
+
+
+def save(checkpoints: ocp.CheckpointManager, saved: Saved) -> None:
+    """Copies the state and writes it in the background; errors come with a later call."""
+    facts = {"sha256": checksum(saved.state), "seconds": saved.seconds}
+    checkpoints.save(
+        saved.step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(saved.state),  # type: ignore
+            facts=ocp.args.JsonSave(facts),  # type: ignore
+        ),
+    )
+
+
+def restore_newest(checkpoints: ocp.CheckpointManager, like: TrainState) -> Saved | None:
+    """The newest checkpoint that is whole; None where there is no checkpoint.
+
+    Newer ones that are not are set aside in the folder ``damaged``, with a warning.
+
+    Args:
+      checkpoints: from `manager`.
+      like: `jax.ShapeDtypeStruct`s with shardings: where the state is to lie now, whatever
+        devices it was saved on.
+
+    Raises: ValueError: there are checkpoints, but none can be read.
+    """
+    problems: dict[int, str] = {}
+    for step in sorted(checkpoints.all_steps(), reverse=True):
+        try:
+            state, seconds = _read(checkpoints, step, like)
+        except Exception as error:  # whatever damaged files make the reader raise
+            problems[step] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            continue
+        for damaged, problem in problems.items():
+            _set_aside(Path(checkpoints.directory), damaged)
+            warnings.warn(
+                f"the checkpoint of step {damaged} is damaged ({problem}); the run goes on from "
+                f"step {step}.",
+                stacklevel=2,
+            )
+        if problems:
+            checkpoints.reload()
+        return Saved(step, state, seconds)
+    if problems:
+        raise ValueError(
+            f"{checkpoints.directory}: no checkpoint can be read, or they are of another kind of "
+            f"run ({problems}). Choose another folder, or start afresh with --overwrite True."
+        )
+    return None
+
+
+def _read(
+    checkpoints: ocp.CheckpointManager, step: int, like: TrainState
+) -> tuple[TrainState, float]:
+    read = checkpoints.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(like),  # type: ignore
+            facts=ocp.args.JsonRestore(),  # type: ignore
+        ),
+    )
+    state, facts = read["state"], read["facts"]
+    if checksum(state) != facts["sha256"]:
+        raise ValueError("its values do not have the checksum that was saved with them")
+    return state, float(facts["seconds"])
+
+
+def _set_aside(states: Path, step: int) -> None:
+    """Moves a damaged checkpoint out of the way, where a person may still look at it."""
+    if jax.process_index() == 0:
+        target = states.parent / DAMAGED / str(step)
+        target.parent.mkdir(exist_ok=True)
+        while target.exists():
+            target = target.with_name(f"{target.name}-again")
+        os.replace(states / str(step), target)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"set aside {step}")
+
+
+def checksum(tree: Any) -> str:
+    """SHA-256 of all leaves: names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,216 @@
+"""Tasks by name; a user's own is named ``package.module:function`` instead."""
+
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from metaopt import datasets, tasks
+from metaopt.core.checks import check_known
+from metaopt.core.files import cache_folder
+from metaopt.core.types import SPLITS, Task, TaskFamily, single
+from metaopt.datasets import Dataset
+from metaopt.tasks import networks
+from metaopt.tasks.checking import check_family, check_start, told
+from metaopt.tasks.pretraining import pretrained
+
+WAYS, SIDE = 3, 28  # classes of a fine-tuning task; height and width of its images
+HELD_OUT = 200  # examples per class that its results are read off
+
+
+class Entry(NamedTuple):
+    """A task by name.
+
+    Attributes:
+      make: builds it (data sets are read, networks pretrained, when it is called).
+      data: names of the data sets that must be prepared.
+      head: the read-out layer in its params, for optimizers that train only this.
+    """
+
+    make: Callable[[], Task | TaskFamily]
+    data: tuple[str, ...] = ()
+    head: str = "Dense_0"
+
+
+def _mlp(
+    data: str,
+    *hidden: int,
+    batch_size: int = 128,
+    activation=nn.relu,
+    style: networks.Init = "torch",
+):
+    def make() -> Task:
+        loaded = datasets.load(data)
+        net = networks.MLP((*hidden, loaded.num_classes), activation, style)
+        return tasks.classification(net, loaded, batch_size=batch_size)
+
+    return Entry(make, (data,), f"Dense_{len(hidden)}")
+
+
+def _net(data: str, net: Callable[[int], nn.Module], head: str = "Dense_0", batch_size: int = 128):
+    def make() -> Task:
+        loaded = datasets.load(data)
+        return tasks.classification(net(loaded.num_classes), loaded, batch_size=batch_size)
+
+    return Entry(make, (data,), head)
+
+
+def _mlp20(data: str) -> Entry:
+    """LGL2O section 4, Meta Guard A.1: 20 sigmoid units, batches of 128."""
+    return _mlp(data, 20, activation=nn.sigmoid)
+
+
+def _sigmoid_cnn(num_classes: int) -> networks.CNN:
+    """CNN-3, should its authors have meant sigmoids, as in their MLP: they do not say."""
+    return networks.CNN(num_classes, activation=nn.sigmoid)
+
+
+def _resnet(norm: networks.Norm):
+    return lambda num_classes: networks.small_resnet(num_classes, norm=norm)
+
+
+def _planar_family() -> TaskFamily:
+    return tasks.mlp_family([datasets.moons(), datasets.circles(), datasets.spirals()])
+
+
+def _text() -> Task:
+    text = datasets.python_topics()
+    net = networks.Transformer(len(text.vocabulary), max_length=32)
+    return tasks.language_model(net, text, batch_size=16, length=32, held_out=64)
+
+
+class Split(NamedTuple):
+    """Classes of a data set for pretraining, meta-training and meta-testing."""
+
+    pretrain: tuple[int, ...]
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def class_split(num_classes: int, *, seed: int = 0) -> Split:
+    """Half of the classes, a quarter and a quarter, chosen at random once for all."""
+    order = tuple(int(c) for c in np.random.RandomState(seed).permutation(num_classes))
+    half = num_classes // 2
+    middle = half + (num_classes - half) // 2
+    return Split(order[:half], order[half:middle], order[middle:])
+
+
+def _garments_and_digits() -> Dataset:
+    """MNIST and FashionMNIST as one set of 20 classes: the domain of pretraining."""
+    return datasets.union(datasets.load("mnist"), datasets.load("fashion_mnist"))
+
+
+def _small_digits() -> Dataset:
+    """scikit-learn's digits, enlarged: another domain."""
+    return datasets.resized(datasets.digits(), SIDE)
+
+
+def _finetuning(
+    data: Callable[[], Dataset],
+    classes: str,
+    start: Callable[[], Dataset] | None,
+    needs: tuple[str, ...] = ("mnist", "fashion_mnist"),
+) -> Entry:
+    """Few-class tasks on `data` from a CNN-3 pretrained on `start` (None: not pretrained)."""
+
+    def make() -> TaskFamily:
+        loaded, params = data(), None
+        if start is not None:
+            source = start()
+            known = datasets.only_classes(source, class_split(source.num_classes).pretrain)
+            net = networks.CNN(known.num_classes)
+            params, _ = pretrained(cache_folder() / "pretrained", net, known)
+        pool = getattr(class_split(loaded.num_classes), classes)
+        return tasks.few_class(
+            networks.CNN(WAYS), loaded, params,
+            head="Dense_0", classes=pool, ways=WAYS, held_out=HELD_OUT,
+        )  # fmt: skip
+
+    return Entry(make, needs)
+
+
+def _tiny_imagenet50() -> Task:
+    """LGL2O section 4.5: 50 random classes of 200."""
+    data = datasets.load("tiny_imagenet")
+    chosen = np.random.RandomState(0).permutation(data.num_classes)[:50]
+    data = datasets.only_classes(data, [int(c) for c in chosen])
+    return tasks.classification(networks.cnn5(50), data)
+
+
+TASKS: dict[str, Entry] = {
+    "digits": _mlp("digits", 32, batch_size=64),
+    "digits-wide": _mlp("digits", 128, batch_size=64),
+    "digits-deep": _mlp("digits", 32, 32, 32, batch_size=64),
+    "digits-linear": _mlp("digits", batch_size=64),
+    "digits-small-batch": _mlp("digits", 32, batch_size=8),
+    "digits-mlp20": _mlp20("digits"),
+    "digits-cnn": _net("digits", lambda n: networks.CNN(n, (8, 16), (3, 3), (2, 1)), batch_size=64),
+    "digits-resnet": _net("digits", _resnet("group"), "head", 64),
+    "digits-resnet-batchnorm": _net("digits", _resnet("batch"), "head", 64),
+    "moons": _mlp("moons", 32, batch_size=64),
+    "circles": _mlp("circles", 32, batch_size=64),
+    "spirals": _mlp("spirals", 32, batch_size=64),
+    "moons-mlp20": _mlp20("moons"),
+    "circles-mlp20": _mlp20("circles"),
+    "spirals-mlp20": _mlp20("spirals"),
+    "planar-family": Entry(_planar_family, head="Dense_1"),
+    "python-text": Entry(_text, head="head"),
+    "quadratic": Entry(lambda: tasks.quadratic(dim=32, condition=100.0), head=""),
+    "mnist-mlp20": _mlp20("mnist"),
+    "mnist-cnn3": _net("mnist", networks.CNN),
+    "mnist-cnn3-sigmoid": _net("mnist", _sigmoid_cnn),
+    "mnist-mlp128x3": _mlp("mnist", 128, 128, 128, style="flax"),
+    "fashion-mlp20": _mlp20("fashion_mnist"),
+    "fashion-cnn3": _net("fashion_mnist", networks.CNN),
+    "fashion-cnn3-sigmoid": _net("fashion_mnist", _sigmoid_cnn),
+    "fashion-mlp128x2": _mlp("fashion_mnist", 128, 128, style="flax"),
+    "cifar10-cnn3": _net("cifar10", networks.CNN),
+    "tiny_imagenet50-cnn5": Entry(_tiny_imagenet50, ("tiny_imagenet",)),
+    "finetune": _finetuning(_garments_and_digits, "train", _garments_and_digits),
+    "finetune-A": _finetuning(_garments_and_digits, "test", _garments_and_digits),
+    "finetune-B": _finetuning(_small_digits, "test", _garments_and_digits),
+    "finetune-C": _finetuning(_garments_and_digits, "test", _small_digits),
+    "finetune-D": _finetuning(_small_digits, "test", _small_digits, ()),
+    "finetune-E": _finetuning(_garments_and_digits, "test", None),
+}
+
+
+def build(name: str) -> Task | TaskFamily:
+    """The task `name`, or what a user's ``package.module:function`` returns."""
+    if ":" not in name:
+        check_known("task", name, TASKS)
+        return TASKS[name].make()
+    module, _, function = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"task {name!r}: {error}. Give package.module:function.") from None
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+        raise ValueError(f"task {name!r}: the module cannot be imported: {told(error)}") from error
+    try:
+        made = make()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"task {name!r}: {told(error)}") from error
+    if isinstance(made, Task | TaskFamily):
+        checked = made if isinstance(made, TaskFamily) else single(made)
+        check_family(f"task {name!r}", checked, SPLITS)
+        check_start(f"task {name!r}", checked)
+        return made
+    raise ValueError(
+        f"task {name!r}: the function must return a metaopt.Task or metaopt.TaskFamily, "
+        f"got {type(made).__name__}."
+    )
+
+
+def family(name: str) -> TaskFamily:
+    """`build`, as a distribution of tasks."""
+    made = build(name)
+    return made if isinstance(made, TaskFamily) else single(made)
+
+
+def missing_data(name: str) -> list[str]:
+    """Data sets that the task `name` needs and that are not prepared."""
+    entry = TASKS.get(name)
+    return [d for d in entry.data if datasets.state(d) == "not prepared"] if entry else []

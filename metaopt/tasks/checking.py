@@ -1,0 +1,97 @@
+"""Whether a user's task keeps to what `Task` promises, by tracing it: nothing is computed."""
+
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.core.rollouts import scalar
+from metaopt.core.trees import check_float_tree
+from metaopt.core.types import Split, Task, TaskFamily
+
+AXES = (2, 3)  # leading axes that `sample` is asked for
+
+
+def check_family(where: str, family: TaskFamily, splits: Sequence[Split] = ()) -> None:
+    """Raises `ValueError` for the first function of a task that raises or returns something else.
+
+    Args:
+      where: how the message calls the task.
+      family: whose functions are traced.
+      splits: those that are sampled besides the default one.
+    """
+    done = ["sample of the family"]
+
+    def begin(step: str) -> None:
+        done[0] = step
+
+    def trace():
+        chosen = family.sample(jax.random.key(0))
+        begin("task of the family")
+        task = family.task(chosen)
+        _check_functions(task)
+        begin("init")
+        params = task.init(jax.random.key(0))
+        if not jax.tree.leaves(params):
+            raise ValueError("there are no params to optimize")
+        check_float_tree("params", params)
+        for split in (None, *splits):
+            begin(f"sample(key, shape{', split' if split else ''})")
+            batch = _check_sample(task, split)
+            begin("loss")
+            scalar(task.loss)(params, batch)
+
+    try:
+        jax.eval_shape(trace)
+    except Exception as error:  # whatever the user's functions raise
+        raise ValueError(f"{where}: {done[0]}: {told(error)}") from error
+
+
+def check_start(where: str, family: TaskFamily) -> None:
+    """Raises `ValueError` unless the loss before the first step is finite; computes it."""
+    k_task, k_init, k_batch = jax.random.split(jax.random.key(0), 3)
+
+    @jax.jit
+    def first_loss():
+        task = family.task(family.sample(k_task))
+        return task.loss(task.init(k_init), task.sample(k_batch, ()))
+
+    loss = first_loss()
+    if not jnp.isfinite(loss):
+        raise ValueError(
+            f"{where}: its loss before the first step is {loss}; nothing can be learned from that."
+        )
+
+
+def _check_functions(task: Any) -> None:
+    if not isinstance(task, Task):
+        raise ValueError(f"must be a metaopt.Task, got a {type(task).__name__}")
+    for name in ("init", "loss", "sample", "whole"):
+        if not callable(getattr(task, name)):
+            raise ValueError(f"{name} must be a function, got {getattr(task, name)!r}")
+
+
+def _check_sample(task: Task, split: Split | None) -> Any:
+    arguments = () if split is None else (split,)
+    one = task.sample(jax.random.key(0), (), *arguments)
+    several = task.sample(jax.random.key(0), AXES, *arguments)
+    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(batch)] for batch in (one, several)]
+    if [AXES + shape for shape in shapes[0]] != shapes[1]:
+        raise ValueError(
+            f"batches must have the leading axes asked for, got arrays of {shapes[0]} for shape () "
+            f"and of {shapes[1]} for shape {AXES}"
+        )
+    return one
+
+
+def told(error: BaseException) -> str:
+    """Kind, message and place in the user's files of what a user's function raised."""
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    message = f"{kind}{error}".split("\n")[0][:500].rstrip(".")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not {"site-packages", "metaopt"} & set(Path(f.filename).parts)]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{message}{place}."

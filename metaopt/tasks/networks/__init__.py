@@ -1,0 +1,13 @@
+"""The networks that are optimized: Linen modules with PyTorch-style initialisation."""
+
+from metaopt.tasks.networks.layers import Conv as Conv
+from metaopt.tasks.networks.layers import Init as Init
+from metaopt.tasks.networks.layers import dense as dense
+from metaopt.tasks.networks.plain import CNN as CNN
+from metaopt.tasks.networks.plain import MLP as MLP
+from metaopt.tasks.networks.plain import cnn5 as cnn5
+from metaopt.tasks.networks.resnet import Norm as Norm
+from metaopt.tasks.networks.resnet import ResNet as ResNet
+from metaopt.tasks.networks.resnet import resnet34 as resnet34
+from metaopt.tasks.networks.resnet import small_resnet as small_resnet
+from metaopt.tasks.networks.transformer import Transformer as Transformer

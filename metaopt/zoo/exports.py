@@ -1,0 +1,281 @@
+"""An exported learned optimizer: one folder with weights (safetensors) and a JSON spec.
+
+The spec holds everything else: which optimizer with which configuration, theta's tree with
+dtypes and shapes, what it was trained on, and the checksum of the weights. Nothing that is read
+is executed, and no name in a file leads to another file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from metaopt import zoo
+from metaopt._version import __version__
+from metaopt.core.checks import short
+from metaopt.core.files import parse_json, read_plain
+from metaopt.core.trees import check_same_structure as check_same_structure
+from metaopt.core.types import LearnedOptimizer, Theta
+from metaopt.optimizers import LEARNED
+
+FORMAT = 1
+SPEC, WEIGHTS = "spec.json", "theta.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A folder that cannot be loaded; the message names the file and the cause."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A learned optimizer with its meta-parameters.
+
+    Attributes:
+      name: the optimizer's name in `metaopt.optimizers.LEARNED`.
+      config: keyword arguments of its constructor.
+      optimizer: the `LearnedOptimizer`.
+      theta: its meta-parameters.
+      trained: what is known of its meta-training (task, horizon, method, ...).
+      sha256: checksum of the weights file.
+    """
+
+    name: str
+    config: dict[str, Any]
+    optimizer: LearnedOptimizer
+    theta: Theta
+    trained: dict[str, Any]
+    sha256: str
+
+    def apply(self, *, num_steps: Any = None) -> optax.GradientTransformationExtraArgs:
+        """The optax transformation for a run of `num_steps` steps."""
+        return self.optimizer.apply(self.theta, num_steps=num_steps)
+
+
+def save(
+    path: str | os.PathLike[str],
+    name: str,
+    config: Mapping[str, Any],
+    theta: Theta,
+    trained: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes an export folder; an older one at `path` is replaced only once this one is whole.
+
+    Args:
+      path: the folder.
+      name, config: `LEARNED[name](**config)` is the optimizer; config must be plain JSON data.
+      theta: its meta-parameters: nested dicts and tuples of float arrays.
+      trained: free-form JSON data on the meta-training.
+    """
+    build(name, config, where="save")
+    leaves = dict(_named_leaves(theta))
+    payload = save_safetensors({k: np.asarray(v) for k, v in leaves.items()})
+    spec = {
+        "format": FORMAT,
+        "metaopt": __version__,
+        "optimizer": name,
+        "config": dict(config),
+        "trained": dict(trained or {}),
+        "theta": _describe(theta),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    try:
+        text = json.dumps(spec, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"save: config and trained must be plain JSON data ({error}). Optimizers built from "
+            "your own transformations cannot be exported by name; keep their code beside theta."
+        ) from None
+    return write_folder(Path(path), {WEIGHTS: payload, SPEC: text.encode()})
+
+
+def load(path: str | os.PathLike[str]) -> Exported:
+    """Reads an export folder, the run folder of `metaopt train` that holds one, or a zoo entry.
+
+    A name of `metaopt.zoo.names()` is that entry unless a folder of this name is there.
+
+    Raises: CheckpointError: a missing, truncated, foreign or newer folder.
+
+    Examples:
+      >>> import tempfile
+      >>> theta = LEARNED["lstm"](hidden=4).init(jax.random.key(0), {"w": jnp.ones(3)})
+      >>> folder = save(f"{tempfile.mkdtemp()}/mine", "lstm", {"hidden": 4}, theta)
+      >>> tx = load(folder).apply(num_steps=100)  # an optax transformation
+    """
+    folder = _export_folder(path)
+    spec = _read_spec(folder / SPEC)
+    payload = _read(folder / WEIGHTS)
+    if hashlib.sha256(payload).hexdigest() != spec["sha256"]:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: its checksum is not the one in {SPEC}; the file is truncated or "
+            "changed. Export it again."
+        )
+    try:
+        leaves = load_safetensors(payload)
+    except Exception as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from None
+    optimizer = build(spec["optimizer"], spec["config"], where=str(folder / SPEC))
+    try:
+        theta = _rebuild(spec["theta"], leaves, folder / WEIGHTS)
+        optimizer.apply(theta, num_steps=1)  # says whether it is a theta of this optimizer
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: theta does not fit {spec['optimizer']!r} as {SPEC} configures "
+            f"it: {error}"
+        ) from None
+    return Exported(
+        spec["optimizer"], spec["config"], optimizer, theta, spec["trained"], spec["sha256"]
+    )
+
+
+def build(name: str, config: Mapping[str, Any], *, where: str) -> LearnedOptimizer:
+    """`LEARNED[name](**config)` with errors that say where name and config came from."""
+    if name not in LEARNED:
+        raise CheckpointError(
+            f"{where}: unknown optimizer {short(name)}; this version knows {', '.join(LEARNED)}."
+        )
+    try:
+        return LEARNED[name](**config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: configuration of {name!r} is wrong: {error}") from None
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Writes a folder as a whole: at no time does `folder` hold only a part of `files`."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    fresh.mkdir()
+    try:
+        for name, payload in files.items():
+            with open(fresh / name, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+            os.replace(folder, old)
+            os.replace(fresh, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _named_leaves(tree: Any, prefix: str = ""):
+    """(name, array) pairs; a dict key or tuple index per level, joined by '/'."""
+    if isinstance(tree, Mapping):
+        for key in sorted(tree):
+            yield from _named_leaves(tree[key], f"{prefix}{key}/")
+    elif isinstance(tree, (tuple, list)):
+        for index, child in enumerate(tree):
+            yield from _named_leaves(child, f"{prefix}{index}/")
+    else:
+        yield prefix.rstrip("/"), tree
+
+
+def _describe(tree: Any) -> Any:
+    """theta's tree as JSON: dicts as objects, tuples as lists, leaves as ``"float32[2,20]"``."""
+    if isinstance(tree, Mapping):
+        return {str(key): _describe(child) for key, child in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return [_describe(child) for child in tree]
+    shape = ",".join(map(str, jnp.shape(tree)))
+    return f"{jnp.asarray(tree).dtype}[{shape}]"
+
+
+def _rebuild(described: Any, leaves: Mapping[str, np.ndarray], where: Path) -> Theta:
+    used = set()
+
+    def walk(node: Any, prefix: str) -> Any:
+        if isinstance(node, dict):
+            return {key: walk(child, f"{prefix}{key}/") for key, child in node.items()}
+        if isinstance(node, list):
+            return tuple(walk(child, f"{prefix}{index}/") for index, child in enumerate(node))
+        name = prefix.rstrip("/")
+        if name not in leaves:
+            raise CheckpointError(f"{where}: leaf {name!r} of the spec is missing.")
+        if (found := _describe(leaves[name])) != node:
+            raise CheckpointError(f"{where}: leaf {name!r} is {found}, but the spec says {node}.")
+        if not jnp.issubdtype(leaves[name].dtype, jnp.floating):
+            raise CheckpointError(
+                f"{where}: leaf {name!r} of theta is {found}; theta holds floating-point numbers."
+            )
+        if not np.isfinite(leaves[name]).all():
+            raise CheckpointError(f"{where}: leaf {name!r} holds NaN or inf.")
+        used.add(name)
+        return jnp.asarray(leaves[name])
+
+    theta = walk(described, "")
+    if extra := sorted(leaves.keys() - used):
+        raise CheckpointError(f"{where}: leaves that the spec does not know: {extra}.")
+    return theta
+
+
+def _export_folder(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise CheckpointError(f"load: path must be a str or a pathlib.Path, got {short(path)}.")
+    folder = Path(path)
+    try:
+        if not (folder / SPEC).exists() and (folder / "export" / SPEC).exists():
+            return folder / "export"
+        found = folder.is_dir()
+    except OSError:  # a name that no folder can have
+        found = False
+    if not found and str(path) in zoo.names():
+        return zoo.folder(str(path))
+    if not found:
+        raise CheckpointError(
+            f"{str(folder)[:300]}: there is no such folder. Give one written by `metaopt train` or "
+            f"`metaopt.save`, or a name of the zoo ({', '.join(zoo.names())})."
+        )
+    return folder
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_plain(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _read_spec(path: Path) -> dict[str, Any]:
+    try:
+        spec = parse_json(_read(path))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(spec, dict) or type(spec.get("format")) is not int:
+        raise CheckpointError(f"{path}: not the spec of a metaopt export (no format number).")
+    if spec["format"] < 1:
+        raise CheckpointError(f"{path}: there is no format {spec['format']}; formats begin at 1.")
+    if spec["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: format {short(spec['format'])} is newer than this version reads ({FORMAT}); "
+            f"it was written by metaopt {short(spec.get('metaopt'))}. Upgrade metaopt-jax."
+        )
+    kinds = {"optimizer": str, "config": dict, "trained": dict, "theta": dict, "sha256": str}
+    for field, kind in kinds.items():
+        if not isinstance(spec.get(field), kind):
+            raise CheckpointError(f"{path}: field {field!r} is missing or not a {kind.__name__}.")
+    return spec
+
+
+def theta_size(theta: Theta) -> int:
+    """Number of floats in theta."""
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(theta))

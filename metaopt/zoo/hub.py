@@ -1,0 +1,66 @@
+"""Exported optimizers from the Hugging Face hub (the extra ``metaopt-jax[hub]``).
+
+Without a network nothing here is needed: an export is a folder of two files, and `metaopt.load`
+takes the path of a copy just as well.
+"""
+
+import re
+from pathlib import Path
+
+from metaopt.core.files import cache_folder, read_plain
+from metaopt.zoo.exports import SPEC, WEIGHTS, CheckpointError, write_folder
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+OFFLINE = (
+    "Without a network, copy the export folder (spec.json, theta.safetensors) to this machine and "
+    "give metaopt.load its path."
+)
+
+
+def fetch(repo_id: str, revision: str = "main", *, into: Path | None = None) -> Path:
+    """Downloads an export and returns its folder: ``metaopt.load(hub.fetch("owner/name"))``.
+
+    Only the two files of an export are taken, both of one commit. They are data; nothing in them
+    is executed, here or by `metaopt.load`, which checks them.
+
+    Args:
+      repo_id: ``"owner/name"`` on the hub. The files lie at the top of that repository.
+      revision: a branch, a tag, or a commit. A branch may move: give the 40 digits of a commit
+        where a run shall be repeatable.
+      into: the folder to write; by default one per repository and commit below
+        ``METAOPT_CACHE_DIR`` (or ``~/.cache/metaopt``).
+
+    Returns:
+      The folder, plain files only. What was downloaded before also comes from the hub's own cache
+      when there is no network.
+
+    Raises:
+      ImportError: ``huggingface_hub`` is not installed.
+      CheckpointError: `repo_id` is no name on the hub, the hub or the revision cannot be reached,
+        or the repository holds no export.
+    """
+    who = f"hub.fetch({repo_id!r}, revision={revision!r})"
+    if not isinstance(repo_id, str) or not NAME.fullmatch(repo_id):
+        raise CheckpointError(f"{who}: repo_id must be 'owner/name'. {OFFLINE}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ImportError(
+            f"{who}: needs huggingface_hub: pip install 'metaopt-jax[hub]'. {OFFLINE}"
+        ) from None
+    try:
+        snapshot = Path(
+            snapshot_download(repo_id, revision=revision, allow_patterns=[SPEC, WEIGHTS])
+        )
+    except Exception as error:  # of the hub, of HTTP, of sockets: each has kinds of its own
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{who}: {type(error).__name__}: {cause}. {OFFLINE}") from error
+    if missing := [name for name in (SPEC, WEIGHTS) if not (snapshot / name).is_file()]:
+        raise CheckpointError(
+            f"{who}: the repository has no {' and no '.join(missing)} at its top, so it holds no "
+            "export of metaopt."
+        )
+    # The hub's cache holds links to its files; an export holds plain files only.
+    files = {name: read_plain((snapshot / name).resolve()) for name in (SPEC, WEIGHTS)}
+    folder = cache_folder() / "hub" / repo_id.replace("/", "--") / snapshot.name
+    return write_folder(folder if into is None else Path(into), files)

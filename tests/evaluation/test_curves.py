@@ -1,0 +1,119 @@
+"""Curves against a loop written by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metaopt import datasets, guards, tasks
+from metaopt.evaluation import curves as curves_module
+from metaopt.evaluation.curves import begin, evaluate
+from metaopt.tasks import quadratic
+
+TASK = quadratic(dim=4)
+KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+def by_hand(lr, key, num_steps, window):
+    """The same run step by step, with numpy's arithmetic."""
+    _, k_init, k_windows = jax.random.split(key, 3)
+    h = np.geomspace(0.1, 1.0, 4)
+    x = np.asarray(TASK.init(k_init), np.float64)
+    losses = [0.5 * np.sum(h * x**2)]
+    for k_train, _ in jax.random.split(k_windows, (num_steps // window, 2)):
+        for batch in np.asarray(TASK.sample(k_train, (window,)), np.float64):
+            x = x - lr * (h * x + batch)
+        losses.append(0.5 * np.sum(h * x**2))
+    return losses
+
+
+@pytest.mark.parametrize("long", [0, curves_module.LONG], ids=["seeds in a loop", "side by side"])
+def test_curves_are_those_of_the_loop_that_users_write(monkeypatch, long):
+    monkeypatch.setattr(curves_module, "LONG", long)
+    curves = evaluate(lambda n: optax.sgd(0.2), TASK, num_steps=20, keys=KEYS, window=5)
+    np.testing.assert_array_equal(curves.steps, [0, 5, 10, 15, 20])
+    np.testing.assert_array_equal(curves.grad_evals, curves.steps)
+    expected = [by_hand(0.2, key, 20, 5) for key in KEYS]
+    np.testing.assert_allclose(curves.loss, expected, rtol=1e-4)
+    assert np.isnan(curves.accuracy).all() and np.isnan(curves.train_loss).all()
+    assert curves.seconds[0] == 0 and (np.diff(curves.seconds) > 0).all()
+
+
+def test_measuring_less_often_changes_nothing_else():
+    often, seldom = (
+        evaluate(
+            lambda n: optax.sgd(0.2, momentum=0.5),
+            TASK,
+            num_steps=20,
+            keys=KEYS,
+            window=5,
+            measure_every=every,
+            diagnostics=("trace",),
+        )
+        for every in (1, 2)
+    )
+    np.testing.assert_array_equal(seldom.steps, [0, 10, 20])
+    np.testing.assert_array_equal(seldom.grad_evals, [0, 10, 20])
+    np.testing.assert_array_equal(seldom.loss, often.loss[:, ::2])
+    np.testing.assert_array_equal(seldom.windows, [5, 10, 15, 20])
+    np.testing.assert_array_equal(seldom.state["trace"], often.state["trace"])
+    assert len(seldom.seconds) == 3
+
+
+def test_all_optimizers_see_the_same_mini_batches():
+    plain = evaluate(lambda n: optax.sgd(0.2), TASK, num_steps=20, keys=KEYS)
+    guarded = evaluate(
+        lambda n: guards.lgl2o(optax.sgd(jnp.nan), optax.sgd(0.2)),
+        TASK,
+        num_steps=20,
+        keys=KEYS,
+        guard=True,
+        diagnostics=("accepted",),
+    )
+    np.testing.assert_allclose(guarded.loss, plain.loss, rtol=1e-5)
+    assert guarded.state["accepted"].shape == (3, 2) and not guarded.state["accepted"].any()
+    np.testing.assert_array_equal(guarded.grad_evals, [0, 20, 40])  # both candidates
+
+
+def test_each_seed_of_a_family_is_a_task_of_its_own():
+    family = tasks.mlp_family([datasets.moons(), datasets.circles()], widths=(2, 8))
+    runs = begin(family, KEYS)
+    for name in ("set", "width", "batch_size"):
+        drawn = [int(family.sample(jax.random.split(key, 3)[0])[name]) for key in KEYS]
+        np.testing.assert_array_equal(runs.task_params[name], drawn)
+    curves = evaluate(lambda n: optax.sgd(0.0), family, num_steps=10, keys=KEYS)
+    for seed in range(3):
+        task = family.task(jax.tree.map(lambda x, seed=seed: x[seed], runs.task_params))
+        params = jax.tree.map(lambda x, seed=seed: x[seed], runs.params)
+        np.testing.assert_allclose(curves.loss[seed], task.loss(params, task.whole()), rtol=1e-5)
+
+
+def test_training_loss_is_measured_on_the_training_split():
+    n = 40
+    split = lambda label: {"x": jnp.ones((n, 1)), "y": jnp.full(n, label)}
+    data = datasets.Dataset("mine", {"train": split(0), "valid": split(1), "test": split(1)}, 2)
+    from metaopt.tasks.networks import MLP
+
+    task = tasks.classification(MLP((2,)), data, batch_size=4)
+    curves = evaluate(lambda n: optax.sgd(0.5), task, num_steps=50, keys=KEYS, measure_train=True)
+    assert (curves.train_loss[:, -1] < 0.1).all() and (curves.loss[:, -1] > 2.0).all()
+
+
+def test_the_horizon_reaches_the_optimizer():
+    seen = []
+    evaluate(lambda n: (seen.append(n), optax.sgd(0.1))[1], TASK, num_steps=30, keys=KEYS)
+    assert set(seen) == {30}
+
+
+@pytest.mark.parametrize("num_steps, every", [(0, 1), (7, 1), (15, 2)])
+def test_num_steps_must_fill_windows(num_steps, every):
+    with pytest.raises(ValueError, match=f"window=5 x measure_every={every}, got {num_steps}"):
+        evaluate(
+            lambda n: optax.sgd(0.1),
+            TASK,
+            num_steps=num_steps,
+            keys=KEYS,
+            window=5,
+            measure_every=every,
+        )

@@ -1,0 +1,227 @@
+"""Evaluations: what is recorded, resumed, refused, left out."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from metaopt import optimizers
+from metaopt.cli import main
+from metaopt.evaluation import baselines, comparing, suites
+from metaopt.evaluation.contenders import GUARDS, adversary, folder_name, guarded
+from metaopt.evaluation.curves import evaluate
+from metaopt.evaluation.records import read_curves, read_grid, read_index, read_record
+from metaopt.evaluation.suites import SUITES, Suite, SuiteTask
+from metaopt.jobs.evaluate import suite_tasks
+from metaopt.jobs.settings import EvaluateJob
+from metaopt.tasks.catalog import TASKS, build
+from metaopt.zoo import exports
+
+TASKS_RUN = (
+    SuiteTask("moons", "moons", 20),
+    SuiteTask("no params of ours", "quadratic", 20),
+    SuiteTask("data that is not here", "cifar10-cnn3", 20),
+)
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """An L3RS made for moons, evaluated on a suite of short tasks."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    SUITES["tiny"] = Suite("for tests", TASKS_RUN)
+    l3rs = optimizers.l3rs()
+    params = build("moons").init(jax.random.key(0))
+    theta = l3rs.init(jax.random.key(0), params)
+    exports.save(folder / "mine", "l3rs", {"base": ["sgd", "adam"]}, theta, {})
+    arguments = ["evaluate", str(folder / "mine"), "--suite", "tiny", "--seeds", "3"]
+    arguments += ["--tuning-seeds", "1", "--guards", "race", "--out", str(folder / "records")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAOPT_DATA_DIR", str(folder / "no-data"))
+        assert main(arguments) == 0
+        yield folder, arguments
+    del SUITES["tiny"]
+
+
+def test_every_contender_has_its_curves(evaluation):
+    records = evaluation[0] / "records"
+    assert read_index(records)["tasks"] == ["00-moons-20", "01-quadratic-20", "02-cifar10-cnn3-20"]
+    record = read_record(records / "00-moons-20")
+    assert list(record.curves) == ["SGD", "Adam", "mine", "RACE(mine, SGD)"]
+    assert [c.kind for c in record.curves.values()] == ["baseline"] * 2 + ["learned", "guarded"]
+    assert record.curves["RACE(mine, SGD)"][2:5] == ("mine", "race", "SGD")
+    curves = {n: read_curves(records / "00-moons-20" / c.file) for n, c in record.curves.items()}
+    for curve in curves.values():  # the same starts for all
+        np.testing.assert_allclose(curve.loss[:, 0], curves["SGD"].loss[:, 0], rtol=1e-6)
+    assert curves["mine"].state["alpha"].shape == (3, 2, 4, 2)  # seeds, windows, layers, bases
+    layers = ("Dense_0/bias", "Dense_0/kernel", "Dense_1/bias", "Dense_1/kernel")
+    assert record.curves["mine"].layers == layers
+    assert record.curves["mine"].bases == ("sgd", "adam")
+    np.testing.assert_array_equal(curves["RACE(mine, SGD)"].grad_evals, [0, 20, 40])
+
+
+def test_a_baseline_s_curve_is_that_of_its_tuned_transformation(evaluation):
+    folder = evaluation[0] / "records" / "00-moons-20"
+    record = read_record(folder)
+    tuned = record.tuned["SGD"]
+    grid = read_grid(folder / tuned["file"])
+    final = grid.loss[:, :, -1].mean(axis=1)
+    assert tuned["point"] == tuned["grid"][int(np.argmin(final))]
+    schedule = {
+        "constant": lambda lr: lr,
+        "cosine": lambda lr: optax.cosine_decay_schedule(lr, 20),
+    }[tuned["point"]["schedule"]]
+    expected = evaluate(
+        lambda n: optax.sgd(schedule(tuned["point"]["lr"])),
+        build("moons"),
+        num_steps=20,
+        keys=jax.random.split(jax.random.split(jax.random.key(2**31 - 1))[0], 3),
+    )
+    curves = read_curves(folder / record.curves["SGD"].file)
+    np.testing.assert_allclose(curves.loss, expected.loss, rtol=1e-4)
+
+
+def test_what_cannot_be_run_is_named_with_what_to_do(evaluation):
+    records = evaluation[0] / "records"
+    left_out = read_record(records / "01-quadratic-20").left_out
+    assert "l3rs: theta was made for layers" in left_out["mine"]
+    missing = read_record(records / "02-cifar10-cnn3-20")
+    assert not missing.curves
+    said = "cifar10 not prepared; give metaopt data prepare cifar10"
+    assert said in missing.left_out["all"]
+    assert said in (records / "summary.md").read_text()
+
+
+def test_what_is_recorded_is_not_run_again(evaluation, monkeypatch):
+    folder, arguments = evaluation
+    lost = folder / "records" / "00-moons-20"
+    record = json.loads((lost / "record.json").read_text())
+    del record["curves"]["SGD"]
+    (lost / "record.json").write_text(json.dumps(record))
+    ran = []
+    monkeypatch.setattr(
+        comparing, "evaluate", lambda make, *a, **k: ran.append(1) or evaluate(make, *a, **k)
+    )
+    monkeypatch.setattr(baselines, "tune", lambda *a, **k: pytest.fail("tuned again"))
+    assert main(arguments) == 0
+    assert len(ran) == 1
+    assert "SGD" in read_record(lost).curves
+
+
+def test_what_was_run_where_the_data_were_stays_recorded_where_they_are_not(
+    evaluation, monkeypatch
+):
+    folder, arguments = evaluation
+    before = read_record(folder / "records" / "00-moons-20")
+    monkeypatch.setattr(comparing.catalog, "missing_data", lambda task: ["moons"])
+    assert main(arguments) == 0
+    assert read_record(folder / "records" / "00-moons-20") == before
+
+
+def test_records_of_another_evaluation_are_not_mixed(evaluation, capsys):
+    _, arguments = evaluation
+    changed = [a if a != "3" else "4" for a in arguments]
+    assert main(changed) == 2
+    assert "records of another evaluation" in capsys.readouterr().err
+
+
+def test_the_report_is_drawn_without_the_checkpoints_too(evaluation, tmp_path):
+    shutil.copytree(evaluation[0] / "records", tmp_path / "records")
+    assert main(["report", str(tmp_path / "records")]) == 0
+    assert "RACE(mine, SGD)" in (tmp_path / "records" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_every_guard_can_be_compared(guard):
+    if guard in ("smg", "amg"):
+        learned = adversary("ascent")._replace(
+            optimizer=optimizers.lstm(hidden=2, layers=1),
+        )
+        params = build("moons").init(jax.random.key(0))
+        theta = learned.optimizer.init(jax.random.key(0), params)
+        learned = learned._replace(theta=theta, name="LSTM")
+    else:
+        learned = adversary("ascent")
+    contender = guarded(learned, guard, "SGD", lambda n: optax.sgd(0.1), 5)
+    fallback = "" if guard in ("smg", "amg") else ", SGD"
+    assert contender.name == f"{guard.upper()}({learned.name}{fallback})"
+    curves = evaluate(
+        contender.make,
+        build("moons"),
+        num_steps=10,
+        keys=jax.random.split(jax.random.key(0), 2),
+        window=5,
+        guard=contender.guard,
+        diagnostics=contender.fields,
+    )
+    assert curves.state["accepted"].shape == (2, 2)
+    assert curves.grad_evals[-1] >= 20 and np.isfinite(curves.loss).all()
+
+
+@pytest.mark.parametrize("name", [name for name in optimizers.ADVERSARIES if name != "late"])
+def test_a_guarded_adversary_is_its_fallback(name):
+    task, keys = build("moons"), jax.random.split(jax.random.key(0), 2)
+    run = lambda make, **settings: evaluate(make, task, num_steps=20, keys=keys, **settings)
+    sgd = lambda n: optax.sgd(0.3)
+    expected = run(sgd)
+    contender = guarded(adversary(name), "race", "SGD", sgd, 10)
+    found = run(contender.make, guard=True, diagnostics=("accepted",))
+    lost = ~found.state["accepted"].any(axis=1)
+    np.testing.assert_allclose(found.loss[lost], expected.loss[lost], rtol=1e-5)
+    assert lost.any()
+
+
+def test_folders_give_names(tmp_path):
+    assert folder_name(tmp_path / "mine" / "export") == "mine"
+    assert folder_name(tmp_path / "mine") == "mine"
+
+
+def test_suites_name_tasks_baselines_and_guards_that_there_are():
+    for suite in suites.SUITES.values():
+        for task in suite.tasks:
+            assert task.task in TASKS
+            assert task.num_steps % (10 * task.measure_every) == 0
+        assert set(suite.guards.split(",")) <= set(GUARDS)
+        assert set(suite.baselines.split(",")) <= set(baselines.BASELINES)
+        assert suite.fallback in suite.baselines.split(",")
+        assert set(suite.adversaries) <= set(optimizers.ADVERSARIES)
+    assert len(suites.SUITES["small"].tasks) == 12
+
+
+def test_published_curves_are_compared_with(tmp_path, monkeypatch):
+    from metaopt.evaluation.records import Curves, TaskRecord
+
+    monkeypatch.setenv("METAOPT_DATA_DIR", str(tmp_path))
+    steps, loss = np.arange(0.0, 1000.0, 100.0), np.geomspace(2.0, 0.2, 10)
+    file = tmp_path / "velodrome" / "speedup_over_multiple_baselines.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"reference": [steps.tolist(), loss.tolist()]}))
+    own = np.array([[2.0, loss[6]]] * 3)  # after 100 steps, where the reference is after 600
+    nothing = np.zeros(2)
+    curves = Curves(*(np.array([0, 100]), nothing, nothing, own, own, own, nothing, {}))
+    record = TaskRecord("t", "t", 100, 10, {}, {}, {}, {})
+    comparing._compare_with_velodrome(record, "reference", "mine", curves)
+    np.testing.assert_allclose(record.velodrome["speedup"]["mine"], 6.0, rtol=1e-6)
+
+
+def test_steps_that_are_not_whole_windows_are_refused_before_anything_runs(tmp_path, capsys):
+    assert main(["evaluate", "--suite", "digits", "--num-steps", "4", "--out", str(tmp_path)]) == 2
+    assert "4 steps are not whole windows of 10" in (said := capsys.readouterr().err)
+    assert "--num-steps 10." in said
+    with pytest.raises(ValueError, match=r"25 steps .* --num-steps 20 or 30"):
+        EvaluateJob(suite="digits", num_steps=25)
+    with pytest.raises(ValueError, match=r"MLP on digits: 100 steps .* windows of 7"):
+        EvaluateJob(suite="small", window=7)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "num_steps, window, often", [(100, 10, 5), (70, 10, 1), (60, 10, 3), (40, 20, 2), (1000, 10, 5)]
+)
+def test_a_suite_is_measured_as_seldom_as_its_windows_allow(num_steps, window, often):
+    """Of 5 windows between two measurements, what divides the number of windows."""
+    job = EvaluateJob(suite="velodrome", num_steps=num_steps, window=window)
+    tasks = suite_tasks(job)
+    assert [(t.num_steps, t.measure_every) for t in tasks] == [(num_steps, often)] * 2

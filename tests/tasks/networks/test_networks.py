@@ -1,0 +1,110 @@
+"""Networks: sizes of the papers, convolutions against XLA's, causality, initialisation."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metaopt.tasks import networks
+from metaopt.tasks.networks.layers import by_slices, by_xla
+
+
+@pytest.mark.parametrize(
+    "net, shape, expected",
+    [
+        (networks.MLP((20, 10)), (1, 28, 28, 1), 15_910),
+        (networks.MLP((20, 2)), (1, 2), 102),
+        (networks.CNN(10), (1, 28, 28, 1), 7_306),
+        (networks.CNN(10), (1, 32, 32, 3), 7_706),
+        (networks.cnn5(50), (1, 64, 64, 3), 97_442),
+        (networks.resnet34(1000), (1, 224, 224, 3), 21_797_672),  # as torchvision counts
+    ],
+)
+def test_networks_have_the_papers_number_of_parameters(net, shape, expected):
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))["params"]
+    assert sum(int(np.prod(s.shape)) for s in jax.tree.leaves(shapes)) == expected
+
+
+def test_resnet34_has_the_110_arrays_that_l3rs_embeds():
+    shapes = jax.eval_shape(
+        networks.resnet34(25).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
+    )
+    assert len(jax.tree.leaves(shapes)) == 110
+
+
+def test_initial_weights_and_biases_are_uniform_within_one_over_sqrt_fan_in():
+    params = networks.MLP((400, 10)).init(jax.random.key(0), jnp.zeros((1, 100)))["params"]
+    for leaf in jax.tree.leaves(params["Dense_0"]):
+        bound = 100**-0.5
+        assert jnp.abs(leaf).max() <= bound
+        np.testing.assert_allclose(jnp.std(leaf), bound / 3**0.5, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, padding",
+    [(1, 2, "VALID"), (3, 1, "SAME"), (3, 2, "SAME"), (5, 2, "VALID"), (5, 3, "SAME")],
+)
+def test_convolution_by_slices_is_xlas(kernel, stride, padding):
+    k_x, k_w = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(k_x, (2, 9, 12, 3))
+    w = jax.random.normal(k_w, (kernel, kernel, 3, 4))
+
+    @partial(jax.jit, static_argnums=0)
+    def value_and_grads(convolve, x, w):
+        y = lambda x, w: convolve(x, w, stride, padding)
+        return y(x, w), *jax.grad(lambda x, w: jnp.sum(jnp.sin(y(x, w))), (0, 1))(x, w)
+
+    for ours, theirs in zip(
+        value_and_grads(by_slices, x, w), value_and_grads(by_xla, x, w), strict=True
+    ):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * jnp.abs(theirs).max())
+
+
+def test_convolution_is_flax_s_with_the_same_weights():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    ours = networks.Conv(5, 3, 2, padding="SAME")
+    variables = ours.init(jax.random.key(1), x)
+    theirs = nn.Conv(5, (3, 3), (2, 2), padding="SAME")
+    np.testing.assert_allclose(
+        ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_batch_norm_normalises_every_channel_over_the_batch():
+    from metaopt.tasks.networks.resnet import BatchNorm
+
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (16, 4, 4, 5))
+    y, _ = BatchNorm().init_with_output(jax.random.key(0), x)
+    expected = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_group_norm_does_not_mix_examples_and_batch_norm_does():
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
+    for norm, alike in (("group", True), ("batch", False)):
+        net = networks.small_resnet(3, norm=norm)
+        together, variables = jax.jit(net.init_with_output)(jax.random.key(1), x)
+        alone = jax.jit(net.apply)(variables, x[:2])
+        assert np.allclose(alone, together[:2], atol=1e-5) == alike
+
+
+def test_a_transformer_sees_only_the_past():
+    net = networks.Transformer(11, width=8, layers=2, max_length=6)
+    tokens = jnp.array([[1, 2, 3, 4, 5, 6]])
+    before, variables = jax.jit(net.init_with_output)(jax.random.key(0), tokens)
+    after = jax.jit(net.apply)(variables, tokens.at[0, 4].set(9))
+    np.testing.assert_allclose(before[0, :4], after[0, :4], atol=1e-6)
+    assert jnp.abs(before[0, 4:] - after[0, 4:]).max() > 1e-3
+
+
+def test_what_networks_refuse():
+    with pytest.raises(ValueError, match="7 tokens, but max_length is 6"):
+        networks.Transformer(5, max_length=6).init(jax.random.key(0), jnp.zeros((1, 7), int))
+    with pytest.raises(ValueError, match="norm must be 'batch' or 'group', got 'layer'"):
+        networks.small_resnet(5, norm="layer").init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(ValueError, match="init must be 'torch' or 'flax', got 'he'"):
+        networks.MLP((2,), init_style="he").init(jax.random.key(0), jnp.zeros((1, 8)))

@@ -1,0 +1,174 @@
+"""Exports: what goes in comes out, and nothing broken or foreign is taken for an export."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import metaopt
+from metaopt import optimizers
+from metaopt.zoo import exports
+from metaopt.zoo.exports import SPEC, WEIGHTS, CheckpointError
+
+PARAMS = {"Dense_0": {"kernel": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}}
+KINDS = {
+    "lstm": {"hidden": 3},
+    "l3rs": {"base": ["sgd", "lion"], "variant": "per_layer"},
+    "velo": {"hidden": 4, "bank": 2},
+}
+
+
+def export(path, name="lstm", config=None, **trained):
+    config = KINDS[name] if config is None else config
+    theta = optimizers.LEARNED[name](**config).init(jax.random.key(0), PARAMS)
+    return metaopt.save(path, name, config, theta, trained), theta
+
+
+def update(optimizer, theta):
+    tx = optimizer.apply(theta, num_steps=10)
+    return tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0)[0]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_round_trip_is_bit_for_bit(tmp_path, name):
+    folder, theta = export(tmp_path / "x", name, task="digits", num_steps=[100, 100])
+    loaded = metaopt.load(folder)
+    assert (loaded.name, loaded.config) == (name, KINDS[name])
+    assert loaded.trained == {"task": "digits", "num_steps": [100, 100]}
+    assert jax.tree.structure(loaded.theta) == jax.tree.structure(theta)
+    jax.tree.map(np.testing.assert_array_equal, loaded.theta, theta)
+    step = jax.jit(lambda tx_theta: update(loaded.optimizer, tx_theta))
+    reference = optimizers.LEARNED[name](**KINDS[name])
+    expected = jax.jit(lambda tx_theta: update(reference, tx_theta))(theta)
+    jax.tree.map(np.testing.assert_array_equal, step(loaded.theta), expected)
+
+
+def test_spec_is_readable_json_with_shapes_and_version(tmp_path):
+    folder, theta = export(tmp_path / "x")
+    spec = json.loads((folder / SPEC).read_text())
+    assert spec["metaopt"] == metaopt.__version__
+    assert spec["theta"]["net"]["readout"]["kernel"] == "float32[3,1]"
+    assert sorted(os.listdir(folder)) == sorted([SPEC, WEIGHTS])
+    sizes = sum(a.size for a in load_file(folder / WEIGHTS).values())
+    assert sizes == exports.theta_size(theta)
+
+
+def test_an_older_export_is_replaced_as_a_whole(tmp_path):
+    export(tmp_path / "x", "l3rs")
+    folder, _ = export(tmp_path / "x", "lstm")
+    assert metaopt.load(folder).name == "lstm"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_failed_write_leaves_the_old_export(tmp_path, monkeypatch):
+    folder, _ = export(tmp_path / "x", "l3rs")
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        export(tmp_path / "x", "lstm")
+    assert metaopt.load(folder).name == "l3rs"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def edit(folder, **changes):
+    spec = json.loads((folder / SPEC).read_text())
+    spec.update(changes)
+    (folder / SPEC).write_text(json.dumps({k: v for k, v in spec.items() if v is not None}))
+
+
+def truncate(path, keep=0.5):
+    payload = path.read_bytes()
+    path.write_bytes(payload[: int(len(payload) * keep)])
+
+
+def flip(path):
+    payload = bytearray(path.read_bytes())
+    payload[-5] ^= 1
+    path.write_bytes(bytes(payload))
+
+
+def reweigh(folder, change):
+    """Changes the weights and makes the checksum fit again."""
+    import hashlib
+
+    leaves = change(load_file(folder / WEIGHTS))
+    save_file(leaves, folder / WEIGHTS)
+    edit(folder, sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
+
+
+def link(folder):
+    target = folder.parent / "elsewhere"
+    os.replace(folder / WEIGHTS, target)
+    os.symlink(target, folder / WEIGHTS)
+
+
+BREAKAGES = {
+    "spec missing": (lambda f: os.remove(f / SPEC), f"{SPEC}.*No such file"),
+    "weights missing": (lambda f: os.remove(f / WEIGHTS), f"{WEIGHTS}.*No such file"),
+    "spec truncated": (lambda f: truncate(f / SPEC), f"{SPEC}: not valid JSON"),
+    "spec not text": (lambda f: (f / SPEC).write_bytes(b"\x80\x02}q\x00."), "not valid JSON"),
+    "spec a list": (lambda f: (f / SPEC).write_text("[]"), "not the spec"),
+    "weights truncated": (lambda f: truncate(f / WEIGHTS), f"{WEIGHTS}: its checksum"),
+    "bit flipped": (lambda f: flip(f / WEIGHTS), f"{WEIGHTS}: its checksum"),
+    "weights a link": (link, "symbolic link"),
+    "newer": (lambda f: edit(f, format=99, metaopt="9.1"), "format 99 is newer.*9.1"),
+    "no format": (lambda f: edit(f, format=None), "no format number"),
+    "no theta": (lambda f: edit(f, theta=None), "'theta' is missing"),
+    "config a list": (lambda f: edit(f, config=[1]), "'config' is missing or not a dict"),
+    "foreign": (lambda f: edit(f, optimizer="adamm"), "unknown optimizer 'adamm'"),
+    "unknown option": (lambda f: edit(f, config={"hiden": 3}), "configuration of 'lstm'.*hiden"),
+    "bad option": (lambda f: edit(f, config={"hidden": 0}), "hidden must be at least 1"),
+    "other shapes": (
+        lambda f: edit(f, theta={"memory": "float32[9]"}),
+        "leaf 'memory' of the spec is missing",
+    ),
+    "leaf renamed": (
+        lambda f: reweigh(f, lambda w: {k.replace("readout", "x"): v for k, v in w.items()}),
+        "leaf 'net/readout/(bias|kernel)' of the spec is missing",
+    ),
+    "leaf too many": (
+        lambda f: reweigh(f, lambda w: {**w, "more": np.ones(2, np.float32)}),
+        r"does not know: \['more'\]",
+    ),
+    "leaf reshaped": (
+        lambda f: reweigh(f, lambda w: {**w, "net/readout/bias": np.ones(2, np.float32)}),
+        r"'net/readout/bias' is float32\[2\], but the spec says float32\[1\]",
+    ),
+    "weights NaN": (
+        lambda f: reweigh(f, lambda w: {k: v * np.float32("nan") for k, v in w.items()}),
+        "holds NaN",
+    ),
+    "a pickle": (
+        lambda f: (
+            (f / WEIGHTS).write_bytes(b"\x80\x04cos\nsystem\n(S'echo'\ntR."),
+            edit(f, sha256="5e7"),
+        ),
+        "checksum",
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_broken_export_gives_an_error_with_file_and_cause(tmp_path, breakage):
+    folder, _ = export(tmp_path / "x")
+    spoil, match = BREAKAGES[breakage]
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=match):
+        metaopt.load(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        metaopt.load(tmp_path / "nothing")
+
+
+def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="unknown optimizer"):
+        metaopt.save(tmp_path / "x", "mine", {}, {})
+    lopt = optimizers.lstm()
+    theta = lopt.init(jax.random.key(0), PARAMS)
+    with pytest.raises(ValueError, match="plain JSON"):
+        metaopt.save(tmp_path / "x", "lstm", {}, theta, {"when": {1, 2}})
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,61 @@
+"""The zoo: every entry loads, is small and plain, and reaches its recorded bound at home."""
+
+import jax
+import numpy as np
+import pytest
+
+import metaopt
+from metaopt import zoo
+from metaopt.cli import main
+from metaopt.evaluation.curves import evaluate
+from metaopt.tasks import catalog
+
+
+def test_entries_are_small_and_plain():
+    assert len(zoo.names()) >= 2
+    for name in zoo.names():
+        files = {path.name: path.stat().st_size for path in zoo.folder(name).iterdir()}
+        assert files.keys() == {"spec.json", "theta.safetensors", "card.json"}
+        assert sum(files.values()) < 1_000_000
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(ValueError, match="did you mean lstm-mlp-mnist"):
+        zoo.folder("lstm-mlp-mnst")
+    with pytest.raises(metaopt.CheckpointError, match=r"name of the zoo \(.*lstm-mlp-mnist"):
+        metaopt.load("lstm-mlp-mnst")
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
+    there = metaopt.load("lstm-mlp-mnist")
+    own = jax.tree.map(lambda x: 2 * x, there.theta)
+    metaopt.save(tmp_path / "lstm-mlp-mnist", there.name, there.config, own)
+    monkeypatch.chdir(tmp_path)
+    loaded = metaopt.load("lstm-mlp-mnist").theta
+    for mine, found in zip(jax.tree.leaves(own), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_array_equal(mine, found)
+
+
+def test_command_line(capsys):
+    assert main(["zoo", "list", "--names"]) == 0
+    assert capsys.readouterr().out.split() == zoo.names()
+    for name in zoo.names():
+        assert main(["zoo", "show", name]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert name in shown and "Apache-2.0" in shown and zoo.card(name).home.task in shown
+    assert main(["zoo", "show", "velo"]) == 2
+    assert "unknown zoo entry 'velo'" in capsys.readouterr().err
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("name", zoo.names())
+def test_reaches_its_bound_at_home(name, real_data):
+    """The recorded run again, compiled as a user's."""
+    home = zoo.card(name).home
+    for data in catalog.TASKS[home.task].data:
+        real_data(data)
+    keys = jax.random.split(jax.random.split(jax.random.key(2**31 - 1))[0], home.seeds)
+    task, export = catalog.build(home.task), metaopt.load(name)
+    make = lambda num_steps: export.apply(num_steps=num_steps)
+    curves = evaluate(make, task, num_steps=home.num_steps, keys=keys, measure_every=10)
+    assert np.mean(curves.loss[:, -1]) < home.bound < np.mean(curves.loss[:, 0])
