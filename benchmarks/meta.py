@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from benchmarks.workload import LEARNED, Workload, bare_sgd, mlp_task, nes_generation, tbptt_window
-from metaopt.core import compilation
+from metaopt.core import cpu
 from metaopt.meta import devices
 
 ORIENTATION, SCALING = Workload(), Workload(population=8)
@@ -73,12 +73,12 @@ def run(
     )
     rows = [row(name, bare, workload.inner_steps) for name, bare in bares.items()]
     for name in names:
-        step, bits, state = nes_generation(LEARNED[name](), task, workload, devices.Spread(mesh))
-        generation = _compiled(step, mesh, bits, state, options=compilation.fast())
+        step, *args = nes_generation(LEARNED[name](), task, workload, devices.Spread(mesh))
+        generation = _compiled(step, mesh, *args, options=cpu.fast())
         rows.append(row(name, generation, workload.inner_steps))
     for name in windows:
-        step, bits, state, steps = tbptt_window(LEARNED[name](), task, workload, mesh)
-        window = _compiled(step, mesh, bits, state, options=compilation.fast())
+        step, *args, steps = tbptt_window(LEARNED[name](), task, workload, mesh)
+        window = _compiled(step, mesh, *args, options=cpu.fast())
         rows.append(row(f"{name}, TBPTT", window, steps))
     device = jax.devices()[0]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -226,13 +226,16 @@ def _worker(
         devices.initialise(address, count, index)
     mesh = devices.mesh_for(workload.population, workload.tasks)
     spread = devices.Spread(mesh)
-    step, bits, state = nes_generation(LEARNED["l3rs"](), mlp_task(workload), workload, spread)
-    compiled = devices.compiler(mesh)
-    step, state = compiled(step), compiled(lambda state: state)(state)  # where the next will be
-    state, _ = jax.block_until_ready(step(bits, state))
+    step, trainer, bits, state = nes_generation(
+        LEARNED["l3rs"](), mlp_task(workload), workload, spread
+    )
+    trainer = devices.replicated(trainer, mesh)
+    step = devices.jit(step, mesh)
+    state = devices.jit(lambda state: state, mesh)(state)  # where the next state will be
+    state, _ = jax.block_until_ready(step(trainer, bits, state))
     start = time.perf_counter()
     for _ in range(generations):
-        state, metrics = step(bits, state)
+        state, metrics = step(trainer, bits, state)
         jax.block_until_ready(metrics)
     results.put(time.perf_counter() - start)
     if count > 1:

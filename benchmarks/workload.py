@@ -64,25 +64,31 @@ def generation(population: int, tasks: int, num_steps: int) -> meta.NESConfig:
 def nes_generation(
     lopt: LearnedOptimizer, task: Task, workload: Workload, spread=devices.EVERYTHING_HERE
 ):
-    """(step, key, state) of NES."""
+    """NES: ``(step, trainer, key, state)``."""
     theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
     config = generation(workload.population, workload.tasks, workload.num_steps)
-    return _placed(meta.nes(lopt, single(task), theta, config, spread), theta)
+    return _placed(meta.nes(lopt, single(task), config, spread), theta)
 
 
 def tbptt_window(lopt: LearnedOptimizer, task: Task, workload: Workload, mesh: Mesh | None):
-    """(step, key, state, inner steps of a step) of truncated back-propagation."""
+    """Truncated back-propagation: ``(step, trainer, key, state, inner steps of a step)``."""
     runs = workload.population * workload.tasks
     theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
     config = meta.TBPTTConfig(rollout=TRUNCATION, truncation=TRUNCATION, tasks=runs)
-    return *_placed(meta.tbptt(lopt, single(task), config, mesh), theta), runs * TRUNCATION
+    return *_placed(
+        meta.tbptt(lopt, single(task), config, devices.Spread(mesh)), theta
+    ), runs * TRUNCATION
 
 
 def _placed(trainer: meta.MetaTrainer, theta: Any):
-    """(step, key, state) of a method, the latter two as numpy has them."""
+    """``(step, trainer, key, state)``; key and state are numpy arrays."""
     state = jax.tree.map(np.asarray, trainer.init(jax.random.key(2), theta))
     bits = np.asarray(jax.random.key_data(jax.random.key(3)))
-    return lambda bits, state: trainer.step(jax.random.wrap_key_data(bits), state), bits, state
+
+    def step(trainer: meta.MetaTrainer, bits: Any, state: Any) -> Any:
+        return trainer.step(jax.random.wrap_key_data(bits), state)
+
+    return step, trainer, bits, state
 
 
 def bare_sgd(task: Task, workload: Workload, mesh: Mesh | None = None):

@@ -1,4 +1,4 @@
-"""XLA's own options for CPU against `metaopt.core.compilation.fast`: meta-updates on one core.
+"""XLA's own options for CPU against `metaopt.core.cpu.fast`: meta-updates on one core.
 
     python -m experiments.compiler_options     # writes docs/results/bench-compiler.json
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from experiments.population_forms import CASES, Form, update
-from metaopt.core import compilation
+from metaopt.core import cpu
 from metaopt.evaluation.records import write_json
 from metaopt.jobs.evaluate import environment
 
@@ -24,11 +24,11 @@ ROUNDS = 7
 def main() -> None:
     if hasattr(os, "sched_setaffinity"):  # Linux
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX counts the cores
-    ways, rows = {"xla": {}, "metaopt": compilation.fast()}, []
+    ways, rows = {"xla": {}, "metaopt": cpu.fast()}, []
     for case in CASES:
         calls = {}
         for way, options in ways.items():
-            with mock.patch.object(compilation, "fast", lambda options=options: options):
+            with mock.patch.object(cpu, "fast", lambda options=options: options):
                 calls[way] = update(case, Form())
         rounds = []
         for _ in range(ROUNDS):

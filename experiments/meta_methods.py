@@ -79,13 +79,13 @@ def trainers(
             es["population"] = config.populations[name]
         if name == "NES":
             settings = meta.NESConfig(min_steps=horizon, max_steps=horizon, lr=lr, **es)
-            trainer = meta.nes(lopt, family, theta, settings)
+            trainer = meta.nes(lopt, family, settings)
         elif name == "TBPTT":
             settings = meta.TBPTTConfig(tasks=config.runs, lr=lr, clip=config.clip, **windows)
             trainer = meta.tbptt(lopt, family, settings)
         else:
             settings = meta.PESConfig(persistent=name == "PES", lr=lr, **es, **windows)
-            trainer = meta.pes(lopt, family, theta, settings)
+            trainer = meta.pes(lopt, family, settings)
         yield name, lr, trainer
 
 

@@ -83,7 +83,7 @@ def trained(name: str, task: Task) -> optax.GradientTransformation:
     theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
 
     theta, _ = train(
-        meta.nes(lopt, family, theta, CONFIG.nes),
+        meta.nes(lopt, family, CONFIG.nes),
         theta,
         steps=CONFIG.updates,
         seed=0,

@@ -18,7 +18,7 @@ import jax
 
 from benchmarks.workload import generation
 from metaopt import meta, optimizers
-from metaopt.core import compilation
+from metaopt.core import cpu
 from metaopt.evaluation.records import write_json
 from metaopt.jobs.evaluate import environment
 from metaopt.meta import devices
@@ -67,7 +67,7 @@ class Form(NamedTuple):
         """What makes the library take this form."""
         if self.cores is None:
             return nullcontext()
-        return mock.patch.object(devices, "cores_each", lambda: self.cores)
+        return mock.patch.object(cpu, "cores_each", lambda: self.cores)
 
 
 def forms(case: Case) -> dict[str, Form]:
@@ -87,16 +87,16 @@ def update(case: Case, form: Form) -> Callable[[], Any]:
     theta = lopt.init(k_theta, params)
     if case.population:
         config = generation(case.population, case.tasks, case.steps)
-        trainer = meta.nes(lopt, family, theta, config, devices.Spread(None, form.chunk))
+        trainer = meta.nes(lopt, family, config, devices.Spread(None, form.chunk))
     else:
         trainer = meta.tbptt(
             lopt, family, meta.TBPTTConfig(tasks=case.tasks, truncation=case.steps)
         )
     with form.applied():
-        step = compilation.compiled(trainer.step)
-        state = compilation.compiled(trainer.init)(k_theta, theta)
-        jax.block_until_ready(step(k_step, state))
-    return lambda: jax.block_until_ready(step(k_step, state))
+        update = cpu.jit(meta.MetaTrainer.step)
+        state = cpu.jit(meta.MetaTrainer.init)(trainer, k_theta, theta)
+        jax.block_until_ready(update(trainer, k_step, state))
+    return lambda: jax.block_until_ready(update(trainer, k_step, state))
 
 
 def seconds(case: Case) -> dict[str, float]:

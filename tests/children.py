@@ -45,7 +45,7 @@ def small_nes(spread=None, population=8, tasks_per_generation=4):
         population=population, tasks=tasks_per_generation, min_steps=3, max_steps=6
     )
     spread = spread or devices.Spread()
-    trainer = meta.nes(lopt, family, theta, config, spread)
+    trainer = meta.nes(lopt, family, config, spread)
     return trainer, theta, lambda theta, key: jnp.sum((theta["log_lr"] + 1.0) ** 2)
 
 
@@ -56,9 +56,9 @@ def small_windows(method: str, mesh=None):
     lengths = {"rollout": 6, "truncation": 2}
     if method == "pes":
         config = meta.PESConfig(population=16, tasks=2, lr=0.1, **lengths)
-        return meta.pes(lopt, family, theta, config, mesh), theta, validate
+        return meta.pes(lopt, family, config, devices.Spread(mesh)), theta, validate
     config = meta.TBPTTConfig(tasks=8, lr=0.1, **lengths)
-    return meta.tbptt(lopt, family, config, mesh), theta, validate
+    return meta.tbptt(lopt, family, config, devices.Spread(mesh)), theta, validate
 
 
 def train_small(out: Path, steps: int, *, spread=None, method="nes", **settings):

@@ -5,9 +5,7 @@ import os
 # Most of the suite's time is compilation: leave out what only makes programs faster. Tests marked
 # `optimized` compile as users do. Set before JAX is imported, and inherited by child processes.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false"
-)  # see metaopt/core/compilation.py
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")  # see metaopt/core/cpu.py
 
 import functools
 import gc

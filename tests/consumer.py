@@ -34,7 +34,7 @@ def meta_training(steps: int) -> Any:
     learned = optimizers.l3rs(("sgd", "adam"), variant="none")
     theta = learned.init(jax.random.key(0), task.init(jax.random.key(1)))
     config = meta.NESConfig(population=4, min_steps=5, max_steps=5)
-    trainer = meta.nes(learned, metaopt.single(task), theta, config)
+    trainer = meta.nes(learned, metaopt.single(task), config)
     state = trainer.init(jax.random.key(2), theta)
     for key in jax.random.split(jax.random.key(3), steps):
         state, _ = trainer.step(key, state)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.layout import Layout, with_layout_constraint
 
+from metaopt.core import cpu
 from metaopt.core.checks import short
 from metaopt.core.types import Batch, LossFn, Params, transformation
 
@@ -27,23 +27,12 @@ def step(
       params and state after the step, and what `tx` saw: the loss and its gradient before it.
     """
     value, grad = jax.value_and_grad(scalar(value_fn))(params)
-    grad = jax.tree.map(_in_rows, grad)
+    grad = jax.tree.map(cpu.in_rows, grad)
     seen = (value, grad) if second_order else jax.lax.stop_gradient((value, grad))
     updates, state = optax.with_extra_args_support(tx).update(
         seen[1], state, params, value=seen[0], grad=seen[1], value_fn=value_fn
     )
     return optax.apply_updates(params, updates), state, (value, grad)
-
-
-def _in_rows(grad: jax.Array) -> jax.Array:
-    """`grad`, and on CPU also stored as `params` are.
-
-    A dense layer's gradient is computed transposed, and XLA would transpose it again in each loop
-    over it (docs/scaling.md).
-    """
-    if grad.ndim < 2 or jax.default_backend() != "cpu":
-        return grad
-    return with_layout_constraint(grad, Layout(tuple(range(grad.ndim))))
 
 
 def unroll(

@@ -1,7 +1,13 @@
-"""The types that every part of the library meets in; this module imports nothing of metaopt."""
+"""The types that every part of the library meets in.
+
+`Task`, `TaskFamily` and `metaopt.meta.MetaTrainer` are pytrees: their leaves are the arrays that
+their functions work on, and the functions are static. They are arguments of jitted programs, so
+that a data set is neither compiled into a program nor copied.
+"""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import optax
@@ -14,18 +20,23 @@ Batch: TypeAlias = Any
 LossFn: TypeAlias = Callable[[Params, Batch], jax.Array]
 Split: TypeAlias = Literal["train", "valid", "test"]
 
+T = TypeVar("T")
+
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 def transformation(
     init_fn: Callable[..., Any], update_fn: Callable[..., Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """optax's own constructor, without its wish that updates need no keyword arguments."""
+    """optax's constructor for functions whose types its protocols do not accept.
+
+    `optax.GradientTransformationExtraArgs` declares an update without required keyword arguments.
+    """
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def identity_absorb(theta: Theta, state: Any) -> Theta:
-    """The `absorb` of an optimizer that has no memory to write back."""
+    """The `absorb` of an optimizer without memory: returns `theta`."""
     del state
     return theta
 
@@ -34,12 +45,12 @@ class LearnedOptimizer(NamedTuple):
     """A family of optax transformations indexed by meta-parameters theta; all functions are pure.
 
     Attributes:
-      init: ``(key, params) -> theta``. Sees `params` for its structure only.
+      init: ``(key, params) -> theta``. Uses the structure of `params` only.
       apply: ``(theta, *, num_steps=None) -> optax.GradientTransformationExtraArgs``. A closure:
         `num_steps`, the horizon K of the run, may be a traced integer. Optimizers that do not
         use it ignore it; those that need it raise `ValueError` when it is missing.
       absorb: ``(theta, state) -> theta``. Writes the final memory of a run back into theta, so
-        that a next run starts from it (the Meta Guards need this). Without memory: theta itself.
+        that the next run starts from it (the Meta Guards need this). Without memory: theta itself.
     """
 
     init: Callable[[Key, Params], Theta]
@@ -47,48 +58,171 @@ class LearnedOptimizer(NamedTuple):
     absorb: Callable[[Theta, Any], Theta] = identity_absorb
 
 
-class Task(NamedTuple):
-    """One optimization problem; all functions are pure.
+def functions_with_data(*names: str) -> Callable[[type[T]], type[T]]:
+    """Registers a class as a pytree whose leaves are `data` and whose functions are static.
 
-    Attributes:
-      init: ``key -> params``.
-      loss: ``(params, batch) -> scalar``.
-      sample: ``(key, leading_shape, split="train") -> batches`` with axes ``[*leading_shape, ...]``
-        in front of each array of a batch.
-      whole: ``(split="test") -> batch``, all that is held for a split as one batch (of a noisy
-        problem: its noiseless batch).
-      accuracy: ``(params, batch) -> scalar in [0, 1]``, or None where there is no such thing.
+    Two objects have one tree structure if their functions are the same objects. Programs that take
+    such an object as an argument are then compiled once for both.
+
+    Args:
+      *names: attributes that hold the functions.
     """
 
-    init: Callable[[Key], Params]
-    loss: LossFn
-    sample: Callable[..., Batch]
-    whole: Callable[..., Batch]
-    accuracy: Callable[[Params, Batch], jax.Array] | None = None
+    def register(cls: type[T]) -> type[T]:
+        def flatten_with_keys(obj):
+            functions = tuple(getattr(obj, name) for name in names)
+            return ((jax.tree_util.GetAttrKey("data"), obj.data),), functions
+
+        def unflatten(functions, children):
+            obj: Any = object.__new__(cls)  # leaves may be placeholders: no checks here
+            for name, function in zip(names, functions, strict=True):
+                setattr(obj, name, function)
+            (obj.data,) = children
+            return obj
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten)
+        return cls
+
+    return register
 
 
-class TaskFamily(NamedTuple):
+def with_data(function: Callable[..., Any], data: Any) -> Callable[..., Any]:
+    """`function` with `data` as its first argument, or `function` itself where `data` is None."""
+    return function if data is None else partial(function, data)
+
+
+@functions_with_data("init_fn", "loss_fn", "sample_fn", "whole_fn", "accuracy_fn")
+class Task:
+    """One optimization problem: pure functions, and the arrays that they work on.
+
+    A task is a pytree. Its leaves are the arrays of `data`; its functions are static. Jitted
+    programs take it as an argument, and it can be placed on a mesh with `jax.device_put`.
+
+    Attributes:
+      data: a pytree of arrays, or None.
+    """
+
+    def __init__(
+        self,
+        init: Callable[..., Params],
+        loss: Callable[..., jax.Array],
+        sample: Callable[..., Batch],
+        whole: Callable[..., Batch],
+        accuracy: Callable[..., jax.Array] | None = None,
+        *,
+        data: Any = None,
+    ):
+        """Makes a task of its functions.
+
+        With `data`, every function takes it as an additional first argument. Without it, functions
+        that close over arrays work as well; `jax.jit` then compiles these arrays into each program.
+
+        Args:
+          init: ``key -> params``.
+          loss: ``(params, batch) -> scalar``.
+          sample: ``(key, leading_shape, split="train") -> batches`` with axes
+            ``[*leading_shape, ...]`` in front of each array of a batch.
+          whole: ``(split="test") -> batch``: all examples of a split as one batch (of a noisy
+            problem: its noiseless batch).
+          accuracy: ``(params, batch) -> scalar in [0, 1]``, or None where it is undefined.
+          data: arrays that the functions work on.
+        """
+        self.init_fn = init
+        self.loss_fn = loss
+        self.sample_fn = sample
+        self.whole_fn = whole
+        self.accuracy_fn = accuracy
+        self.data = data
+
+    def replace(self, **changes: Any) -> "Task":
+        """A task with other functions or other data; arguments as for the constructor.
+
+        Examples:
+          >>> task = metaopt.tasks.quadratic(2)
+          >>> twice = task.replace(loss=lambda params, batch: 2 * task.loss(params, batch))
+        """
+        arguments = {
+            "init": self.init_fn,
+            "loss": self.loss_fn,
+            "sample": self.sample_fn,
+            "whole": self.whole_fn,
+            "accuracy": self.accuracy_fn,
+            "data": self.data,
+        }
+        return Task(**{**arguments, **changes})
+
+    def init(self, key: Key) -> Params:
+        """Initial params."""
+        return with_data(self.init_fn, self.data)(key)
+
+    def loss(self, params: Params, batch: Batch) -> jax.Array:
+        """The loss of `params` on `batch`, a scalar."""
+        return with_data(self.loss_fn, self.data)(params, batch)
+
+    def sample(self, key: Key, shape: tuple[int, ...], split: Split = "train") -> Batch:
+        """Random mini-batches of `split`, with leading axes `shape`."""
+        return with_data(self.sample_fn, self.data)(key, shape, split)
+
+    def whole(self, split: Split = "test") -> Batch:
+        """All examples of `split` as one batch."""
+        return with_data(self.whole_fn, self.data)(split)
+
+    @property
+    def accuracy(self) -> Callable[[Params, Batch], jax.Array] | None:
+        """``(params, batch) -> scalar in [0, 1]``, or None where it is undefined."""
+        return None if self.accuracy_fn is None else with_data(self.accuracy_fn, self.data)
+
+
+@functions_with_data("sample_fn", "task_fn")
+class TaskFamily:
     """A distribution of tasks of one structure, so that a meta-batch of them is one `vmap`.
 
+    A family is a pytree, as `Task` is. Its `data` is shared by all of its tasks and has no axis of
+    tasks under `vmap`.
+
     Attributes:
-      sample: ``key -> task_params``, a pytree of arrays whose shapes do not depend on the key.
-      task: ``task_params -> Task``.
+      data: a pytree of arrays, or None.
     """
 
-    sample: Callable[[Key], Any]
-    task: Callable[[Any], Task]
+    def __init__(
+        self,
+        sample: Callable[..., Any],
+        task: Callable[..., Task],
+        *,
+        data: Any = None,
+    ):
+        """Makes a family of its functions.
 
+        With `data`, both functions take it as an additional first argument.
 
-class _Always(NamedTuple):
-    """The constant function; equal values make equal functions, and so one compiled program."""
+        Args:
+          sample: ``key -> task_params``, a pytree of arrays whose shapes do not depend on the key.
+          task: ``task_params -> Task``.
+          data: arrays that the tasks share.
+        """
+        self.sample_fn = sample
+        self.task_fn = task
+        self.data = data
 
-    value: Any
+    def sample(self, key: Key) -> Any:
+        """Random task params."""
+        return with_data(self.sample_fn, self.data)(key)
 
-    def __call__(self, argument):
-        del argument
-        return self.value
+    def task(self, task_params: Any) -> Task:
+        """The task that `task_params` describe."""
+        return with_data(self.task_fn, self.data)(task_params)
 
 
 def single(task: Task) -> TaskFamily:
-    """The distribution that always gives `task` (its `init` and batches still vary with keys)."""
-    return TaskFamily(sample=_Always(()), task=_Always(task))
+    """The distribution that always gives `task` (its params and batches still vary with keys)."""
+    return TaskFamily(sample=_no_task_params, task=_task_itself, data=task)
+
+
+def _no_task_params(task: Task, key: Key) -> tuple[()]:
+    del task, key
+    return ()
+
+
+def _task_itself(task: Task, task_params: tuple[()]) -> Task:
+    del task_params
+    return task

@@ -16,7 +16,7 @@ import optax
 from metaopt import optimizers
 from metaopt._version import __version__
 from metaopt.core.types import Key, Task, TaskFamily
-from metaopt.evaluation.curves import Adjustable, Recorder, begin, losses, run
+from metaopt.evaluation.curves import Adjustable, Recorder, begin, run, start_losses
 from metaopt.evaluation.records import Grid, read_grid, read_json, write_arrays, write_json
 
 Point = Mapping[str, Any]  # {"schedule": name, **arguments of the schedule}
@@ -156,7 +156,7 @@ def tune_cached(
     A task is known by its name and by the losses at the starts of its runs, so that a search on
     data, or a network, that has changed since is not taken for this one.
     """
-    first = losses(begin(task, keys), "valid")
+    first = start_losses(begin(task, keys), "valid")
     identity = {
         "metaopt": __version__,
         "jax": jax.__version__,

@@ -90,7 +90,7 @@ def compare(
             write_record(folder, record)
         return
     record.left_out.pop(ALL, None)
-    family = catalog.family(suite_task.task)  # one object: what JAX compiled of it is used again
+    family = catalog.family(suite_task.task)
     place = _Place(folder, suite_task, settings, family, record)
     k_eval, k_tune = jax.random.split(jax.random.key(2**31 - 1))
     with progress(suite_task.title, suite_task.num_steps // settings.window) as begun:

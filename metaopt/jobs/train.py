@@ -33,7 +33,7 @@ def meta_train(job: TrainJob) -> Path:
         theta = warm
     spread = devices.Spread(_mesh(job), job.population_chunk)
     theta, loss = train(
-        _trainer(job, lopt, families, theta, spread),
+        _trainer(job, lopt, families, spread),
         theta,
         steps=job.max_steps,
         minutes=job.minutes,
@@ -86,14 +86,13 @@ def _trainer(
     job: TrainJob,
     lopt: LearnedOptimizer,
     families: list[TaskFamily],
-    theta: Theta,
     spread: devices.Spread,
 ) -> meta.MetaTrainer:
     if job.method == "nes":
-        return meta.nes(lopt, families, theta, job.nes, spread)
+        return meta.nes(lopt, families, job.nes, spread)
     if job.method == "pes":
-        return meta.pes(lopt, families, theta, job.pes, spread.mesh)
-    return meta.tbptt(lopt, families, job.tbptt, spread.mesh)
+        return meta.pes(lopt, families, job.pes, spread)
+    return meta.tbptt(lopt, families, job.tbptt, spread)
 
 
 def _warm_start(job: TrainJob) -> Theta | None:

@@ -1,4 +1,4 @@
-"""What all meta-training methods share: one contract, and the loss of one inner run."""
+"""What all meta-training methods share: the contract, and the loss of one inner run."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,32 +9,88 @@ from jaxtyping import Array, Float, Int
 
 from metaopt.core.rollouts import mean_loss, unroll_sampled
 from metaopt.core.trees import nbytes
-from metaopt.core.types import Key, LearnedOptimizer, Params, Split, Task, TaskFamily, Theta
+from metaopt.core.types import (
+    Key,
+    LearnedOptimizer,
+    Params,
+    Split,
+    Task,
+    TaskFamily,
+    Theta,
+    functions_with_data,
+    with_data,
+)
 from metaopt.meta.devices import specs_of
 from metaopt.tasks.checking import check_family
 
 
-class MetaTrainer(NamedTuple):
-    """A meta-training method; all functions are pure and `step` is worth one `jax.jit`.
+@functions_with_data("init_fn", "step_fn", "theta_fn", "specs_fn")
+class MetaTrainer:
+    """A meta-training method with the tasks that it trains on; all functions are pure.
+
+    A meta-trainer is a pytree: its leaves are the arrays of its task families, its functions are
+    static. A compiled meta-update takes it as an argument::
+
+        update = jax.jit(meta.MetaTrainer.step)
+        state, metrics = update(trainer, key, state)
+
+    ``jax.jit(trainer.step)`` works as well, and compiles the arrays into the program.
 
     Attributes:
-      init: ``(key, theta) -> state``; a pytree of arrays.
-      step: ``(key, state) -> (state, metrics)``; metrics are scalars, among them ``meta_loss``
-        and ``inner_steps`` (optimizee steps taken).
-      theta: ``state -> theta``, the meta-parameters learned so far.
-      specs: ``state -> PartitionSpecs`` of its leaves: where they lie on a mesh of devices.
+      data: the task families, or None.
     """
 
-    init: Callable[[Key, Theta], Any]
-    step: Callable[[Key, Any], tuple[Any, dict[str, jax.Array]]]
-    theta: Callable[[Any], Theta]
-    specs: Callable[[Any], Any] = specs_of
+    def __init__(
+        self,
+        init: Callable[..., Any],
+        step: Callable[..., tuple[Any, dict[str, jax.Array]]],
+        theta: Callable[[Any], Theta],
+        specs: Callable[[Any], Any] = specs_of,
+        *,
+        data: Any = None,
+    ):
+        """Makes a meta-trainer of its functions.
+
+        With `data`, `init` and `step` take it as an additional first argument.
+
+        Args:
+          init: ``(key, theta) -> state``; a pytree of arrays.
+          step: ``(key, state) -> (state, metrics)``, one meta-update. Metrics are scalars, among
+            them ``meta_loss`` and ``inner_steps`` (optimizee steps taken).
+          theta: ``state -> theta``, the meta-parameters learned so far.
+          specs: ``state -> PartitionSpecs`` of its leaves on a mesh of devices.
+          data: the task families.
+        """
+        self.init_fn = init
+        self.step_fn = step
+        self.theta_fn = theta
+        self.specs_fn = specs
+        self.data = data
+
+    def init(self, key: Key, theta: Theta) -> Any:
+        """The state before the first meta-update."""
+        return with_data(self.init_fn, self.data)(key, theta)
+
+    def step(self, key: Key, state: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """One meta-update: the next state, and metrics."""
+        return with_data(self.step_fn, self.data)(key, state)
+
+    def theta(self, state: Any) -> Theta:
+        """The meta-parameters learned so far."""
+        return self.theta_fn(state)
+
+    def specs(self, state: Any) -> Any:
+        """`PartitionSpec` of each leaf of the state on a mesh of devices."""
+        return self.specs_fn(state)
 
 
 class Start(NamedTuple):
-    """The beginning of an inner run, whatever optimizer takes it on.
+    """The beginning of an inner run, the same for all optimizers.
 
-    Attributes: task_params: of its task; params: initial ones; key: for its mini-batches.
+    Attributes:
+      task_params: of its task.
+      params: initial params.
+      key: for its mini-batches.
     """
 
     task_params: Any
@@ -42,33 +98,46 @@ class Start(NamedTuple):
     key: Key
 
 
-def as_groups(families: TaskFamily | Sequence[TaskFamily]) -> tuple[TaskFamily, ...]:
-    """One family or several (a mixture of structures), as the groups of a meta-batch."""
-    return (families,) if isinstance(families, Task | TaskFamily) else tuple(families)
+def as_groups(name: str, families: TaskFamily | Sequence[TaskFamily]) -> tuple[TaskFamily, ...]:
+    """One family or several (a mixture of structures), as the groups of a meta-batch.
 
-
-def check_serves(
-    name: str, lopt: LearnedOptimizer, groups: Sequence[TaskFamily], theta: Theta
-) -> None:
-    """Raises `ValueError` unless `theta` fits the tasks of every group; computes nothing."""
+    Raises:
+      ValueError: there is no family, one is not a `TaskFamily`, or its functions fail.
+    """
+    groups = (families,) if isinstance(families, Task | TaskFamily) else tuple(families)
     if not groups:
         raise ValueError(f"{name}: families is empty; give at least one TaskFamily.")
     for index, family in enumerate(groups):
         if not isinstance(family, TaskFamily):
             raise ValueError(
                 f"{name}: families[{index}] must be a TaskFamily, got a {type(family).__name__}; "
-                "of a Task metaopt.single(task) makes one."
+                "metaopt.single(task) makes one of a Task."
+            )
+        check_family(f"{name}: families[{index}]", family)
+    return groups
+
+
+def check_theta(
+    name: str, lopt: LearnedOptimizer, groups: Sequence[TaskFamily], theta: Theta
+) -> None:
+    """Raises `ValueError` unless `theta` can be trained and fits all tasks; computes nothing."""
+    leaves = jax.tree.leaves(theta)
+    if not leaves:
+        raise ValueError(f"{name}: theta is empty; hand-crafted optimizers have nothing to train.")
+    for leaf in leaves:
+        if jnp.asarray(leaf).dtype != jnp.float32:
+            raise ValueError(
+                f"{name}: theta must be float32 throughout, got {jnp.asarray(leaf).dtype}."
             )
 
-    def begin(family):
+    def first_state(family: TaskFamily, theta: Theta) -> Any:
         k_task, k_init = jax.random.split(jax.random.key(0))
         params = family.task(family.sample(k_task)).init(k_init)
         return lopt.apply(theta, num_steps=1).init(params)
 
     for index, family in enumerate(groups):
-        check_family(f"{name}: families[{index}]", family)
         try:
-            jax.eval_shape(lambda family=family: begin(family))
+            jax.eval_shape(first_state, family, theta)
         except ValueError as error:
             place = f"task group {index + 1} of {len(groups)}"
             raise ValueError(
@@ -77,18 +146,18 @@ def check_serves(
 
 
 def starts(family: TaskFamily, keys: Key) -> Start:
-    """One `Start` per key, of whatever shape `keys` is: task, initial params, all mini-batches.
+    """One `Start` per key, with leading axes of the shape of `keys`.
 
-    By `lax.map`, since random bits under `vmap` take XLA several times longer to compile.
+    Uses `lax.map`: random bits under `vmap` take XLA several times longer to compile.
     """
 
-    def start(key):
+    def start(key: Key) -> Start:
         k_task, k_init, key = jax.random.split(key, 3)
         task_params = family.sample(k_task)
         return Start(task_params, family.task(task_params).init(k_init), key)
 
-    found = jax.lax.map(start, keys.ravel())
-    return jax.tree.map(lambda a: a.reshape(*keys.shape, *a.shape[1:]), found)
+    flat = jax.lax.map(start, keys.ravel())
+    return jax.tree.map(lambda a: a.reshape(*keys.shape, *a.shape[1:]), flat)
 
 
 def inner_run(
@@ -103,7 +172,7 @@ def inner_run(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """One run of the optimizer on a task of `family`, forward only.
 
-    Runs from one start with different theta are compared on common random numbers.
+    Runs from one start with different theta share all random numbers.
 
     Returns:
       The loss after `num_steps` steps over `eval_batches` mini-batches of `split`, and the mean
@@ -123,9 +192,12 @@ def inner_run(
 
 
 def carried_bytes(lopt: LearnedOptimizer, theta: Theta, params: Params) -> int:
-    """What an inner run from such params carries from step to step."""
-    begin = lambda theta, params: (params, lopt.apply(theta, num_steps=1).init(params))
-    return nbytes(jax.eval_shape(begin, theta, params))
+    """Bytes that an inner run from `params` carries from step to step."""
+
+    def first_carry(theta: Theta, params: Params) -> Any:
+        return params, lopt.apply(theta, num_steps=1).init(params)
+
+    return nbytes(jax.eval_shape(first_carry, theta, params))
 
 
 def held_out_loss(
@@ -138,22 +210,10 @@ def held_out_loss(
 
 
 def loss_unit(start_loss: Float[Array, "..."]) -> Float[Array, "..."]:
-    """What losses are divided by, so that the tasks of a mixture weigh alike.
+    """The unit of losses, so that the tasks of a mixture have equal weight.
 
-    That is the size of the loss before the first step; where it is no measure, 1e-8 stands for 0
-    and 1 for what is not finite. Made for losses above 0 (of others the sign is kept).
+    It is the magnitude of the loss before the first step, at least 1e-8, and 1 where that loss is
+    not finite. Made for losses above 0; the sign of others is kept.
     """
     unit = jnp.maximum(jnp.abs(start_loss), 1e-8)
     return jnp.where(jnp.isfinite(unit), unit, 1.0)
-
-
-def check_theta(name: str, theta: Theta) -> None:
-    """Raises `ValueError` if there is nothing that could be meta-trained."""
-    leaves = jax.tree.leaves(theta)
-    if not leaves:
-        raise ValueError(f"{name}: theta is empty; hand-crafted optimizers have nothing to train.")
-    for leaf in leaves:
-        if jnp.asarray(leaf).dtype != jnp.float32:
-            raise ValueError(
-                f"{name}: theta must be float32 throughout, got {jnp.asarray(leaf).dtype}."
-            )

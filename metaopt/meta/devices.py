@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from metaopt.core.compilation import compiled
+from metaopt.core import cpu
 
 POPULATION, TASK = "population", "task"
 
@@ -24,8 +23,8 @@ class Spread(NamedTuple):
 
     Attributes:
       mesh: devices with the axes `POPULATION` and `TASK` (see `mesh_for`); None: one device.
-      chunk: candidates that a device evaluates at a time, which bounds its memory; 0: all, or on
-        CPU as many as it is fastest with.
+      chunk: candidates (of NES), pairs (of PES) or runs (of back-propagation) that a device takes
+        at a time, which bounds its memory; 0: all, or on CPU as many as are fastest.
     """
 
     mesh: Mesh | None = None
@@ -86,18 +85,7 @@ def _divide_cpu(count: int) -> None:
     if given > 0 or flag in os.environ.get("XLA_FLAGS", ""):
         return
     with contextlib.suppress(RuntimeError):  # JAX was used before
-        jax.config.update("jax_num_cpu_devices", count or _cores())
-
-
-def _cores() -> int:
-    """CPU cores that this process may run on."""
-    linux = hasattr(os, "sched_getaffinity")
-    return len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
-
-
-def cores_each() -> float:
-    """CPU cores per device, over which XLA spreads large operations; infinite elsewhere."""
-    return _cores() / jax.local_device_count() if jax.default_backend() == "cpu" else math.inf
+        jax.config.update("jax_num_cpu_devices", count or cpu.cores())
 
 
 def _started_in_parallel() -> bool:
@@ -177,32 +165,42 @@ def check_shares(where: str, runs: int, mesh: Mesh | None) -> None:
         )
 
 
-def compiler(mesh: Mesh | None) -> Callable[..., Callable[..., Any]]:
-    """``(fn, specs=WHOLE)``: `jax.jit` whose results lie on `mesh` as `specs` say.
+def jit(
+    fn: Callable[..., Any], mesh: Mesh | None, specs: Any = WHOLE, **settings: Any
+) -> Callable[..., Any]:
+    """`metaopt.core.cpu.jit` of a function whose results lie on `mesh` as `specs` say.
 
-    Arguments are numpy arrays that are equal in all processes, or results of such functions. The
-    arrays that functions close over, such as a data set, lie whole on every device, once for all
-    functions.
+    Arguments are numpy arrays that are equal in all processes, pytrees from `replicated`, or
+    results of such functions.
+
+    Args:
+      fn: a pure function of pytrees of arrays.
+      mesh: None: one device.
+      specs: a `PartitionSpec` for each result, or one for all.
+      **settings: of `jax.jit`.
     """
     if mesh is None:
-        return lambda fn, specs=WHOLE: compiled(fn)
-    copies: dict[int, tuple[Any, Any]] = {}  # id -> the array, which keeps its id, and its copy
-
-    def place(arrays):
-        for array in arrays:
-            if id(array) not in copies:
-                copies[id(array)] = array, _on_every_device(array, mesh)
-        return [copies[id(array)][1] for array in arrays]
-
-    return lambda fn, specs=WHOLE: compiled(fn, place=place, out_shardings=placed(specs, mesh))
+        return cpu.jit(fn, **settings)
+    return cpu.jit(fn, out_shardings=placed(specs, mesh), **settings)
 
 
-def _on_every_device(array: Any, mesh: Mesh) -> Any:
-    """An array that all processes have, as one of `mesh`."""
-    if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return jax.device_put(array, NamedSharding(mesh, WHOLE))
-    bits = _on_every_device(jax.random.key_data(array), mesh)  # keys do not go to other processes
-    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(array))
+def replicated(tree: Any, mesh: Mesh | None) -> Any:
+    """`tree`, for example a task family, with a copy of its arrays on every device of `mesh`.
+
+    Every process has the whole tree.
+    """
+    if mesh is None:
+        return tree
+    sharding = NamedSharding(mesh, WHOLE)
+
+    def copy(array: Any) -> Any:
+        if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return jax.device_put(array, sharding)
+        # JAX does not copy keys to the devices of other processes.
+        bits = jax.device_put(jax.random.key_data(array), sharding)
+        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(array))
+
+    return jax.tree.map(copy, tree)
 
 
 def placed(specs: Any, mesh: Mesh) -> Any:

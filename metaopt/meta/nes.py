@@ -6,15 +6,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer, check_known, check_number
-from metaopt.core.types import LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import (
     MetaTrainer,
+    Start,
     as_groups,
     carried_bytes,
-    check_serves,
     check_theta,
     held_out_loss,
     inner_run,
@@ -23,7 +23,7 @@ from metaopt.meta.base import (
 )
 from metaopt.meta.devices import EVERYTHING_HERE, Spread
 from metaopt.meta.population import evaluate
-from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT, strategy
+from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT, Strategy, strategy
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
 
 
@@ -89,8 +89,15 @@ class NESConfig:
 
 
 class NESState(NamedTuple):
-    """Attributes: strategy: evosax state, mean ``[dims]``; generation: int32 []."""
+    """State between two generations.
 
+    Attributes:
+      theta: the mean of the search distribution.
+      strategy: evosax's state, with the same mean as a vector ``[dims]``.
+      generation: int32 []; generations with a finite loss so far.
+    """
+
+    theta: Theta
     strategy: Any
     generation: Int[Array, ""]
 
@@ -98,7 +105,6 @@ class NESState(NamedTuple):
 def nes(
     lopt: LearnedOptimizer,
     families: TaskFamily | Sequence[TaskFamily],
-    theta: Theta,
     config: NESConfig,
     spread: Spread = EVERYTHING_HERE,
 ) -> MetaTrainer:
@@ -107,85 +113,102 @@ def nes(
     .. math:: \hat g = \frac{1}{n \sigma} \sum_i w_i \epsilon_i, \qquad
        w = \mathrm{rank}(\text{loss}) / (n - 1) - 1/2
 
-    with average ranks on ties (a constant loss moves nothing) and non-finite losses ranked worst.
-    A generation without a finite loss leaves theta and is not counted by the schedules.
+    with average ranks for ties (a constant loss does not move theta) and non-finite losses ranked
+    worst. A generation without a finite loss leaves theta, and the schedules do not count it.
 
     Args:
-      lopt: what is trained.
-      families: where its tasks come from; of several (networks or data sets of different
-        structure) each generation takes `config.tasks` tasks each, group by group, and a
-        candidate's loss is the mean over all of them.
-      theta: an example of the meta-parameters; only its structure is used here.
+      lopt: the optimizer to train.
+      families: the tasks. With several families (networks or data sets of different structure) a
+        generation takes `config.tasks` tasks of each, and a candidate's loss is the mean over all.
       config: see `NESConfig`.
-      spread: devices that share the population, and how many candidates each takes at a time.
+      spread: the devices that share the population, and how many candidates each takes at a time.
 
-    Raises: ValueError: theta is empty, not float32, or does not fit the tasks of every family.
+    Returns:
+      The meta-trainer; its `init` takes the initial theta.
 
-    References: Salimans et al. 2017; L3RS, section 3.4.
+    Raises:
+      ValueError: a family is not usable. At `init`: theta is empty, not float32, or does not fit
+        the tasks of every family.
+
+    References:
+      Salimans et al. 2017; L3RS, section 3.4.
     """
     if not isinstance(config, NESConfig):
         raise ValueError(f"nes: config must be a NESConfig, got a {type(config).__name__}.")
-    check_theta("nes", theta)
-    groups = as_groups(families)
-    check_serves("nes", lopt, groups, theta)
+    groups = as_groups("nes", families)
     sigma, lr = decayed(config.sigma, config.half_life), decayed(config.lr, config.half_life)
-    es = strategy(
-        config.strategy,
-        theta,
-        population=config.population,
-        sigma=sigma,
-        optimizer=meta_optimizer(config.optimizer, lr, weight_decay=config.weight_decay),
-    )
-    group_losses = _group_losses(lopt, config, spread)
 
-    def init(key, theta):
-        return NESState(es.init(key, theta), jnp.zeros([], jnp.int32))
+    def strategy_of(theta: Theta) -> Strategy:
+        return strategy(
+            config.strategy,
+            theta,
+            population=config.population,
+            sigma=sigma,
+            optimizer=meta_optimizer(config.optimizer, lr, weight_decay=config.weight_decay),
+        )
 
-    def step(key, state: NESState):
+    def init(groups: Sequence[TaskFamily], key: Key, theta: Theta) -> NESState:
+        check_theta("nes", lopt, groups, theta)
+        es = strategy_of(theta).init(key, theta)
+        return NESState(theta, es, jnp.zeros([], jnp.int32))
+
+    def step(groups: Sequence[TaskFamily], key: Key, state: NESState):
+        es = strategy_of(state.theta)
         k_ask, k_tasks, k_steps, k_tell = jax.random.split(key, 4)
         num_steps = jax.random.randint(k_steps, (), config.min_steps, config.max_steps + 1)
         population, asked = es.ask(k_ask, state.strategy, state.generation)
         keys = jax.random.split(k_tasks, (len(groups), config.tasks))
-        parts = [
-            group_losses(f, population, k, num_steps) for f, k in zip(groups, keys, strict=True)
+        group_losses = [
+            _losses(lopt, config, spread, family, population, group_keys, num_steps)
+            for family, group_keys in zip(groups, keys, strict=True)
         ]
-        losses = jnp.mean(jnp.concatenate(parts, axis=1), axis=1)
+        losses = jnp.mean(jnp.concatenate(group_losses, axis=1), axis=1)
         finite = jnp.isfinite(losses)
-        told = es.tell(k_tell, population, losses, asked)
+        after = es.tell(k_tell, population, losses, asked)
         metrics = {
             **population_metrics(losses, finite),
-            **es.metrics(asked, told),
+            **es.metrics(asked, after),
             **({"lr": lr(state.generation)} if config.strategy in GRADIENT else {}),
             "num_steps": num_steps,
             "inner_steps": num_steps * config.population * config.tasks * len(groups),
         }
-        return NESState(told, state.generation + jnp.any(finite)), metrics
+        return NESState(es.theta(after), after, state.generation + jnp.any(finite)), metrics
 
-    return MetaTrainer(init, step, lambda state: es.theta(state.strategy))
+    return MetaTrainer(init, step, lambda state: state.theta, data=groups)
 
 
-def _group_losses(lopt: LearnedOptimizer, config: NESConfig, spread: Spread):
-    """``(family, population, keys [tasks], num_steps) -> losses [population, tasks]``."""
+def _losses(
+    lopt: LearnedOptimizer,
+    config: NESConfig,
+    spread: Spread,
+    family: TaskFamily,
+    population: Theta,
+    keys: Key,
+    num_steps: Int[Array, ""],
+) -> Float[Array, "population tasks"]:
+    """Losses of all candidates on the tasks of one family, one task per key."""
+    group = starts(family, keys)
 
-    def losses_of(family, population, keys, num_steps):
-        group = starts(family, keys)
+    def loss_of(theta: Theta, start: Start, shared: Any) -> jax.Array:
+        family, num_steps = shared
+        final, trajectory = inner_run(
+            lopt,
+            family,
+            theta,
+            start,
+            num_steps=num_steps,
+            eval_batches=config.eval_batches,
+        )
+        return trajectory if config.objective == "trajectory" else final
 
-        def loss_of(theta, start, num_steps):
-            final, trajectory = inner_run(
-                lopt,
-                family,
-                theta,
-                start,
-                num_steps=num_steps,
-                eval_batches=config.eval_batches,
-            )
-            return trajectory if config.objective == "trajectory" else final
+    first = jax.tree.map(lambda x: x[0], (population, group.params))
+    losses = evaluate(
+        loss_of, population, group, (family, num_steps), spread, carried_bytes(lopt, *first)
+    )
+    if config.objective != "normalised":
+        return losses
 
-        held = carried_bytes(lopt, *jax.tree.map(lambda x: x[0], (population, group.params)))
-        losses = evaluate(loss_of, population, group, num_steps, spread, held)
-        if config.objective != "normalised":
-            return losses
-        start_loss = lambda start: held_out_loss(family, start, start.params, config.eval_batches)
-        return losses / loss_unit(jax.vmap(start_loss)(group))
+    def start_loss(start: Start) -> jax.Array:
+        return held_out_loss(family, start, start.params, config.eval_batches)
 
-    return losses_of
+    return losses / loss_unit(jax.vmap(start_loss)(group))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
@@ -98,10 +99,11 @@ def strategy(
     if name in GRADIENT:
         shaping = lambda population, losses, state, params: centered_ranks(losses)
         own |= {"optimizer": optimizer, "fitness_shaping_fn": shaping}
-    evosax = make(population_size=population, solution=theta, **own)
-    params = evosax.default_params
-    if hasattr(params, "std_init") and name != "xNES":  # it would apply the value twice
-        params = params.replace(std_init=sigma(0))
+    with jax.ensure_compile_time_eval():  # some strategies read parameters of their own from a file
+        evosax = make(population_size=population, solution=_zeros(theta), **own)
+        params = evosax.default_params
+        if hasattr(params, "std_init") and name != "xNES":  # it would apply the value twice
+            params = params.replace(std_init=sigma(0))
 
     def with_sigma(es, generation):
         return es.replace(std=jnp.broadcast_to(sigma(generation), jnp.shape(es.std)))
@@ -131,6 +133,11 @@ def strategy(
         return known
 
     return Strategy(init, ask, tell, lambda es: evosax.get_mean(es), metrics)
+
+
+def _zeros(theta: Theta) -> Theta:
+    """The structure of `theta`, which may be traced, for evosax."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), theta)
 
 
 def worst_last(losses: Float[Array, " n"], finite: Bool[Array, " n"]) -> jax.Array:
@@ -178,8 +185,10 @@ def persistent(
     """
     from evosax.algorithms import PersistentES
 
-    evosax, population_size = PersistentES(population, theta, optimizer), population
-    params = evosax.default_params.replace(T=1, K=0)  # its own clock never rings
+    population_size = population
+    with jax.ensure_compile_time_eval():
+        evosax = PersistentES(population_size, _zeros(theta), optimizer)
+        params = evosax.default_params.replace(T=1, K=0)  # disable evosax's own truncation
 
     def init(key, theta):
         return strong(evosax.init(key, theta, params).replace(std=sigma(0)))

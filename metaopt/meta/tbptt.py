@@ -1,22 +1,23 @@
-"""Truncated back-propagation through the inner run, Adam on theta after every window."""
+"""Truncated back-propagation through inner runs, with a step of Adam on theta per window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from metaopt.core import cpu
 from metaopt.core.checks import check_number
 from metaopt.core.rollouts import unroll
 from metaopt.core.trees import all_finite, nbytes
-from metaopt.core.types import LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
-from metaopt.meta.base import MetaTrainer, as_groups, check_serves, check_theta, starts
-from metaopt.meta.population import for_each
+from metaopt.meta.base import MetaTrainer, Start, as_groups, check_theta, starts
+from metaopt.meta.devices import EVERYTHING_HERE, Spread
 from metaopt.meta.updates import decayed, meta_optimizer, population_metrics
 from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
 
@@ -54,9 +55,13 @@ class TBPTTConfig(WindowsConfig):
 class TBPTTState(NamedTuple):
     """State between two windows.
 
-    Attributes: theta; mean: the running mean of it; optimizer: Adam's state; runs, phases: one
-    `InnerRun` and one `Phase` with leading axis [tasks] per task group; update: meta-updates made,
-    int32 [].
+    Attributes:
+      theta: the meta-parameters.
+      mean: their running mean.
+      optimizer: Adam's state.
+      runs: one `InnerRun` per task group, with leading axis [tasks].
+      phases: one `Phase` per task group, [tasks].
+      update: meta-updates so far, int32 [].
     """
 
     theta: Theta
@@ -71,72 +76,82 @@ def tbptt(
     lopt: LearnedOptimizer,
     families: TaskFamily | Sequence[TaskFamily],
     config: TBPTTConfig,
-    mesh: Mesh | None = None,
+    spread: Spread = EVERYTHING_HERE,
 ) -> MetaTrainer:
     """Truncated back-propagation through time.
 
     The loss of a window is the mean over its steps of the training losses (each on its own
-    mini-batch), the one after its last update included. Params and optimizer state are carried
-    to the next window as constants. A run that turned non-finite, or reached its end, starts
-    afresh.
+    mini-batch), including the loss after its last update. Params and optimizer state enter the
+    next window as constants. A run that became non-finite, or reached its end, starts again.
 
-    The meta-gradient is the mean of those of single runs, of the finite ones: a run whose loss or
-    gradient is not finite counts as `non_finite` and moves nothing. Runs that begin all together
-    (the first ones do) are cut short, each elsewhere, so that from then on all phases of a run are
-    present in every meta-update: where the ends of long runs diverge, their beginnings still teach.
+    The meta-gradient is the mean of the gradients of single runs, over the finite ones: a run whose
+    loss or gradient is not finite counts as `non_finite` and has no effect. Runs that begin at the
+    same time (the first ones do) are cut to different lengths, so that every later meta-update
+    contains all phases of a run: where the ends of long runs diverge, their beginnings still teach.
 
     Args:
-      lopt: what is trained.
-      families: where its tasks come from; of several (networks or data sets of different
-        structure) `config.tasks` runs each go side by side.
+      lopt: the optimizer to train.
+      families: the tasks. With several families (networks or data sets of different structure)
+        `config.tasks` runs of each go side by side.
       config: see `TBPTTConfig`.
-      mesh: devices that share the tasks of every family evenly; the state of a run stays where it
-        is, and only losses and a sum of meta-gradients cross.
+      spread: the devices that share the tasks of every family evenly, and how many runs each takes
+        at a time. The state of a run stays on its device; only losses and a sum of meta-gradients
+        are communicated.
 
-    Raises: ValueError: the tasks do not divide over the devices; at `init`: theta is empty, not
-      float32, or does not fit every family.
+    Returns:
+      The meta-trainer; its `init` takes the initial theta.
 
-    References: Andrychowicz et al. 2016 and their released code; LGL2O, section 4.
+    Raises:
+      ValueError: a family is not usable, or the devices cannot share the tasks evenly. At `init`:
+        theta is empty, not float32, or does not fit the tasks of every family.
+
+    References:
+      Andrychowicz et al. 2016 and their released code; LGL2O, section 4.
     """
-    groups = as_groups(families)
+    if not isinstance(config, TBPTTConfig):
+        raise ValueError(f"tbptt: config must be a TBPTTConfig, got a {type(config).__name__}.")
+    groups, mesh = as_groups("tbptt", families), spread.mesh
     devices.check_shares("tbptt: tasks", config.tasks, mesh)
     of_runs, whole = devices.runs_on_axis(0), devices.WHOLE
-    windows = [
-        devices.over_runs(
-            _windows_and_gradients(lopt, family, config),
-            mesh,
-            (whole, of_runs, of_runs, of_runs, whole, of_runs),
-            of_runs,
-        )
-        for family in groups
-    ]
+    window = devices.over_runs(
+        partial(_window, lopt, config, spread.chunk),
+        mesh,
+        (whole, whole, of_runs, of_runs, of_runs, whole, of_runs),
+        of_runs,
+    )
     lr = decayed(config.lr, config.half_life)
     optimizer = optax.apply_if_finite(
         meta_optimizer("adam", lr, clip=config.clip),
         max_consecutive_errors=jnp.iinfo(jnp.int32).max,
     )
-    start_keys = lambda key: jax.random.split(key, (len(groups), config.tasks))
 
-    def init(key, theta):
-        check_theta("tbptt", theta)
-        check_serves("tbptt", lopt, groups, theta)
+    def start_keys(key: Key) -> Key:
+        return jax.random.split(key, (len(groups), config.tasks))
+
+    def init(groups: Sequence[TaskFamily], key: Key, theta: Theta) -> TBPTTState:
+        check_theta("tbptt", lopt, groups, theta)
         length = jnp.asarray(config.rollout, jnp.int32)
-        runs = [
-            jax.vmap(
-                lambda start, family=family: begin(lopt, family, config, theta, start, length)
-            )(starts(family, keys))
-            for family, keys in zip(groups, start_keys(key), strict=True)
-        ]
-        ended = Phase(jnp.full(config.tasks, length), jnp.zeros(config.tasks, jnp.int32))
-        update = jnp.zeros([], jnp.int32)
-        phases = (ended,) * len(groups)
-        return TBPTTState(theta, theta, optimizer.init(theta), tuple(runs), phases, update)
+        runs = []
+        for family, keys in zip(groups, start_keys(key), strict=True):
+            first = partial(begin, lopt, family, config, theta, length=length)
+            runs.append(jax.vmap(first)(starts(family, keys)))
+        ended = Phase(
+            length=jnp.full(config.tasks, length), left=jnp.zeros(config.tasks, jnp.int32)
+        )
+        return TBPTTState(
+            theta=theta,
+            mean=theta,
+            optimizer=optimizer.init(theta),
+            runs=tuple(runs),
+            phases=(ended,) * len(groups),
+            update=jnp.zeros([], jnp.int32),
+        )
 
-    def step(key, state: TBPTTState):
+    def step(groups: Sequence[TaskFamily], key: Key, state: TBPTTState):
         outcomes = [
-            window(state.theta, keys, run, phase, state.update, _places(phase))
-            for window, keys, run, phase in zip(
-                windows, start_keys(key), state.runs, state.phases, strict=True
+            window(family, state.theta, keys, run, phase, state.update, _places(phase))
+            for family, keys, run, phase in zip(
+                groups, start_keys(key), state.runs, state.phases, strict=True
             )
         ]
         losses, grads, runs, phases = zip(*outcomes, strict=True)
@@ -152,22 +167,32 @@ def tbptt(
             "inner_steps": jnp.array(config.truncation * config.tasks * len(groups)),
         }
         theta = optax.apply_updates(state.theta, updates)
-        mean = optax.incremental_update(theta, state.mean, 1.0 - config.average)
-        return TBPTTState(theta, mean, opt_state, runs, phases, state.update + 1), metrics
+        state = TBPTTState(
+            theta=theta,
+            mean=optax.incremental_update(theta, state.mean, 1.0 - config.average),
+            optimizer=opt_state,
+            runs=runs,
+            phases=phases,
+            update=state.update + 1,
+        )
+        return state, metrics
 
-    def specs(state: TBPTTState):
+    def specs(state: TBPTTState) -> TBPTTState:
         return devices.specs_of(state)._replace(runs=devices.specs_of(state.runs, of_runs))
 
-    return MetaTrainer(init, step, lambda state: state.mean, specs)
+    return MetaTrainer(init, step, lambda state: state.mean, specs, data=groups)
 
 
 def finite_mean(
     losses: Sequence[Float[Array, " n"]], grads: Sequence[Theta]
 ) -> tuple[jax.Array, Theta]:
-    """Which runs have a finite loss and gradient, over all groups, and the mean gradient of those.
+    """The mean gradient of the runs whose loss and gradient are finite; NaN where there is none.
 
-    NaN where there is none. Gradients are masked one by one, since back-propagation can fail where
-    the loss is fine, and no `where` on losses keeps a NaN out of the gradient of their mean.
+    Gradients are masked one by one: back-propagation can fail where the loss is finite, and a
+    `where` on losses does not keep a NaN out of the gradient of their mean.
+
+    Returns:
+      Which runs are finite, of all groups, and the mean gradient.
     """
     finite = [
         jnp.isfinite(loss) & jax.vmap(all_finite)(grad)
@@ -175,27 +200,52 @@ def finite_mean(
     ]
     number = sum(jnp.sum(of_group) for of_group in finite)
 
-    def mean(*parts):
-        kept = [
-            jnp.sum(jnp.where(of_group.reshape(-1, *[1] * (g.ndim - 1)), g, 0.0), axis=0)
-            for of_group, g in zip(finite, parts, strict=True)
-        ]
-        return sum(kept) / number
+    def mean(*parts: jax.Array) -> jax.Array:
+        sums = []
+        for of_group, part in zip(finite, parts, strict=True):
+            mask = of_group.reshape(-1, *[1] * (part.ndim - 1))
+            sums.append(jnp.sum(jnp.where(mask, part, 0.0), axis=0))
+        return jnp.asarray(sum(sums) / number)
 
     return jnp.concatenate(finite), jax.tree.map(mean, *grads)
 
 
 def _places(phases: Phase) -> jax.Array:
-    """Where runs ``[n]`` that begin now stand in a queue: 0, or if all begin, 0, 1, ..., n - 1."""
+    """The place of each run ``[n]`` in a queue: 0, or 0, 1, ..., n - 1 if all runs begin now."""
     return jnp.where(jnp.all(phases.left == 0), jnp.arange(phases.left.size), 0)
 
 
-def _windows_and_gradients(lopt: LearnedOptimizer, family: TaskFamily, config: TBPTTConfig):
-    """One window of all runs: ``(theta, key, run, phase, update, place) -> loss, gradient, run,
-    phase``; all but theta and update, which runs share, are [tasks].
+def _window(
+    lopt: LearnedOptimizer,
+    config: TBPTTConfig,
+    chunk: int,
+    family: TaskFamily,
+    theta: Theta,
+    keys: Key,
+    runs: InnerRun,
+    phases: Phase,
+    update: Int[Array, ""],
+    places: Int[Array, " tasks"],
+) -> tuple[jax.Array, Theta, InnerRun, Phase]:
+    """One window of all runs of a task group, and its gradients.
+
+    Args:
+      lopt: as in `tbptt`.
+      config: as in `tbptt`.
+      chunk: runs at a time; 0: as many as are fastest.
+      family: the tasks of the group.
+      theta: the meta-parameters.
+      keys: of the mini-batches, and of the starts of new runs, [tasks].
+      runs: the runs before the window, [tasks].
+      phases: of the runs, [tasks].
+      update: meta-updates so far.
+      places: of runs that begin now, see `_places`.
+
+    Returns:
+      Losses, gradients with respect to theta, runs and phases after the window, all [tasks].
     """
 
-    def loss_of(theta, start, run: InnerRun, phase: Phase, update, place):
+    def loss_of(theta: Theta, start: Start, run: InnerRun, phase: Phase, place: jax.Array):
         fresh = phase.left == 0
         new = new_phase(config, jax.random.fold_in(start.key, 1), update)
         new = new._replace(left=new.left - place * new.left // config.tasks)
@@ -203,10 +253,8 @@ def _windows_and_gradients(lopt: LearnedOptimizer, family: TaskFamily, config: T
         run = optax.tree.where(fresh, begin(lopt, family, config, theta, start, phase.length), run)
         task = family.task(run.task_params)
         batches = task.sample(start.key, (config.truncation + 1,))
-        train, last = (
-            jax.tree.map(lambda a: a[:-1], batches),
-            jax.tree.map(lambda a: a[-1], batches),
-        )
+        train = jax.tree.map(lambda a: a[:-1], batches)
+        last = jax.tree.map(lambda a: a[-1], batches)
         params, state, losses = unroll(
             lopt.apply(theta, num_steps=phase.length),
             run.params,
@@ -219,20 +267,16 @@ def _windows_and_gradients(lopt: LearnedOptimizer, family: TaskFamily, config: T
         final = task.loss(params, last)
         loss = (jnp.sum(losses) + final) / (config.truncation + 1) / run.unit
         left = jnp.where(all_finite(params, state, final), phase.left - 1, 0)
-        carried = run._replace(params=params, state=state), phase._replace(left=left)
+        run, phase = run._replace(params=params, state=state), phase._replace(left=left)
         if config.objective == "loss":
-            return loss, (loss, *carried)
+            return loss, (loss, run, phase)
         loss = jnp.where(loss > 0, loss, jnp.nan)
-        return jnp.log(loss), (loss, *carried)
+        return jnp.log(loss), (loss, run, phase)
 
-    def window(*arguments):
-        (_, (loss, *carried)), grad = jax.value_and_grad(loss_of, has_aux=True)(*arguments)
-        return loss, grad, *carried
+    def of_run(own: tuple[Start, InnerRun, Phase, jax.Array]):
+        (_, (loss, run, phase)), grad = jax.value_and_grad(loss_of, has_aux=True)(theta, *own)
+        return loss, grad, run, phase
 
-    def windows(theta, keys, run, phase, update, place):
-        of_run = lambda own: window(theta, *own[:3], update, own[3])
-        states = config.truncation + 1  # back-propagation goes through all of them
-        held = states * nbytes((run.params, run.state)) // place.size
-        return for_each(of_run, (starts(family, keys), run, phase, place), held)
-
-    return windows
+    # Back-propagation keeps the state of every step.
+    bytes_each = (config.truncation + 1) * nbytes((runs.params, runs.state)) // places.size
+    return cpu.for_each(of_run, (starts(family, keys), runs, phases, places), bytes_each, chunk)

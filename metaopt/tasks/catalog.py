@@ -1,4 +1,4 @@
-"""Tasks by name; a user's own is named ``package.module:function`` instead."""
+"""Tasks by name. A user's own task is named ``package.module:function``."""
 
 import importlib
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from metaopt.core.files import cache_folder
 from metaopt.core.types import SPLITS, Task, TaskFamily, single
 from metaopt.datasets import Dataset
 from metaopt.tasks import networks
-from metaopt.tasks.checking import check_family, check_start, told
+from metaopt.tasks.checking import check_family, check_start, describe
 from metaopt.tasks.pretraining import pretrained
 
 WAYS, SIDE = 3, 28  # classes of a fine-tuning task; height and width of its images
 HELD_OUT = 200  # examples per class that its results are read off
 
 
-class Entry(NamedTuple):
-    """A task by name.
+class NamedTask(NamedTuple):
+    """A task that can be named on the command line.
 
     Attributes:
-      make: builds it (data sets are read, networks pretrained, when it is called).
+      make: builds the task. Data sets are read, and networks pretrained, when it is called.
       data: names of the data sets that must be prepared.
-      head: the read-out layer in its params, for optimizers that train only this.
+      head: name of the read-out layer in the params, for optimizers that train only this layer.
     """
 
     make: Callable[[], Task | TaskFamily]
@@ -46,7 +46,7 @@ def _mlp(
         net = networks.MLP((*hidden, loaded.num_classes), activation, style)
         return tasks.classification(net, loaded, batch_size=batch_size)
 
-    return Entry(make, (data,), f"Dense_{len(hidden)}")
+    return NamedTask(make, (data,), f"Dense_{len(hidden)}")
 
 
 def _net(data: str, net: Callable[[int], nn.Module], head: str = "Dense_0", batch_size: int = 128):
@@ -54,16 +54,16 @@ def _net(data: str, net: Callable[[int], nn.Module], head: str = "Dense_0", batc
         loaded = datasets.load(data)
         return tasks.classification(net(loaded.num_classes), loaded, batch_size=batch_size)
 
-    return Entry(make, (data,), head)
+    return NamedTask(make, (data,), head)
 
 
-def _mlp20(data: str) -> Entry:
+def _mlp20(data: str) -> NamedTask:
     """LGL2O section 4, Meta Guard A.1: 20 sigmoid units, batches of 128."""
     return _mlp(data, 20, activation=nn.sigmoid)
 
 
 def _sigmoid_cnn(num_classes: int) -> networks.CNN:
-    """CNN-3, should its authors have meant sigmoids, as in their MLP: they do not say."""
+    """CNN-3 with the sigmoids of LGL2O's MLP; the paper does not name its activation."""
     return networks.CNN(num_classes, activation=nn.sigmoid)
 
 
@@ -81,7 +81,7 @@ def _text() -> Task:
     return tasks.language_model(net, text, batch_size=16, length=32, held_out=64)
 
 
-class Split(NamedTuple):
+class ClassSplit(NamedTuple):
     """Classes of a data set for pretraining, meta-training and meta-testing."""
 
     pretrain: tuple[int, ...]
@@ -89,12 +89,12 @@ class Split(NamedTuple):
     test: tuple[int, ...]
 
 
-def class_split(num_classes: int, *, seed: int = 0) -> Split:
-    """Half of the classes, a quarter and a quarter, chosen at random once for all."""
+def class_split(num_classes: int, *, seed: int = 0) -> ClassSplit:
+    """A random half of the classes, a quarter and a quarter; the same for one seed."""
     order = tuple(int(c) for c in np.random.RandomState(seed).permutation(num_classes))
     half = num_classes // 2
     middle = half + (num_classes - half) // 2
-    return Split(order[:half], order[half:middle], order[middle:])
+    return ClassSplit(pretrain=order[:half], train=order[half:middle], test=order[middle:])
 
 
 def _garments_and_digits() -> Dataset:
@@ -112,23 +112,34 @@ def _finetuning(
     classes: str,
     start: Callable[[], Dataset] | None,
     needs: tuple[str, ...] = ("mnist", "fashion_mnist"),
-) -> Entry:
-    """Few-class tasks on `data` from a CNN-3 pretrained on `start` (None: not pretrained)."""
+) -> NamedTask:
+    """Few-class tasks with a pretrained CNN-3.
+
+    Args:
+      data: where the classes of the tasks come from.
+      classes: which part of them: a field of `ClassSplit`.
+      start: what the network is pretrained on; None: it starts from random params.
+      needs: names of the data sets that must be prepared.
+    """
 
     def make() -> TaskFamily:
         loaded, params = data(), None
         if start is not None:
             source = start()
-            known = datasets.only_classes(source, class_split(source.num_classes).pretrain)
-            net = networks.CNN(known.num_classes)
-            params, _ = pretrained(cache_folder() / "pretrained", net, known)
-        pool = getattr(class_split(loaded.num_classes), classes)
+            seen = datasets.only_classes(source, class_split(source.num_classes).pretrain)
+            net = networks.CNN(seen.num_classes)
+            params, _ = pretrained(cache_folder() / "pretrained", net, seen)
         return tasks.few_class(
-            networks.CNN(WAYS), loaded, params,
-            head="Dense_0", classes=pool, ways=WAYS, held_out=HELD_OUT,
-        )  # fmt: skip
+            networks.CNN(WAYS),
+            loaded,
+            params,
+            head="Dense_0",
+            classes=getattr(class_split(loaded.num_classes), classes),
+            ways=WAYS,
+            held_out=HELD_OUT,
+        )
 
-    return Entry(make, needs)
+    return NamedTask(make, needs)
 
 
 def _tiny_imagenet50() -> Task:
@@ -139,7 +150,7 @@ def _tiny_imagenet50() -> Task:
     return tasks.classification(networks.cnn5(50), data)
 
 
-TASKS: dict[str, Entry] = {
+TASKS: dict[str, NamedTask] = {
     "digits": _mlp("digits", 32, batch_size=64),
     "digits-wide": _mlp("digits", 128, batch_size=64),
     "digits-deep": _mlp("digits", 32, 32, 32, batch_size=64),
@@ -155,9 +166,9 @@ TASKS: dict[str, Entry] = {
     "moons-mlp20": _mlp20("moons"),
     "circles-mlp20": _mlp20("circles"),
     "spirals-mlp20": _mlp20("spirals"),
-    "planar-family": Entry(_planar_family, head="Dense_1"),
-    "python-text": Entry(_text, head="head"),
-    "quadratic": Entry(lambda: tasks.quadratic(dim=32, condition=100.0), head=""),
+    "planar-family": NamedTask(_planar_family, head="Dense_1"),
+    "python-text": NamedTask(_text, head="head"),
+    "quadratic": NamedTask(lambda: tasks.quadratic(dim=32, condition=100.0), head=""),
     "mnist-mlp20": _mlp20("mnist"),
     "mnist-cnn3": _net("mnist", networks.CNN),
     "mnist-cnn3-sigmoid": _net("mnist", _sigmoid_cnn),
@@ -167,7 +178,7 @@ TASKS: dict[str, Entry] = {
     "fashion-cnn3-sigmoid": _net("fashion_mnist", _sigmoid_cnn),
     "fashion-mlp128x2": _mlp("fashion_mnist", 128, 128, style="flax"),
     "cifar10-cnn3": _net("cifar10", networks.CNN),
-    "tiny_imagenet50-cnn5": Entry(_tiny_imagenet50, ("tiny_imagenet",)),
+    "tiny_imagenet50-cnn5": NamedTask(_tiny_imagenet50, ("tiny_imagenet",)),
     "finetune": _finetuning(_garments_and_digits, "train", _garments_and_digits),
     "finetune-A": _finetuning(_garments_and_digits, "test", _garments_and_digits),
     "finetune-B": _finetuning(_small_digits, "test", _garments_and_digits),
@@ -178,7 +189,11 @@ TASKS: dict[str, Entry] = {
 
 
 def build(name: str) -> Task | TaskFamily:
-    """The task `name`, or what a user's ``package.module:function`` returns."""
+    """The task `name`, or what a user's ``package.module:function`` returns.
+
+    Raises:
+      ValueError: the name is unknown, or the user's module or task fails.
+    """
     if ":" not in name:
         check_known("task", name, TASKS)
         return TASKS[name].make()
@@ -188,29 +203,31 @@ def build(name: str) -> Task | TaskFamily:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"task {name!r}: {error}. Give package.module:function.") from None
     except (Exception, SystemExit) as error:  # whatever the user's module does
-        raise ValueError(f"task {name!r}: the module cannot be imported: {told(error)}") from error
+        message = f"task {name!r}: the module cannot be imported: {describe(error)}"
+        raise ValueError(message) from error
     try:
-        made = make()
+        task = make()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"task {name!r}: {told(error)}") from error
-    if isinstance(made, Task | TaskFamily):
-        checked = made if isinstance(made, TaskFamily) else single(made)
-        check_family(f"task {name!r}", checked, SPLITS)
-        check_start(f"task {name!r}", checked)
-        return made
-    raise ValueError(
-        f"task {name!r}: the function must return a metaopt.Task or metaopt.TaskFamily, "
-        f"got {type(made).__name__}."
-    )
+        raise ValueError(f"task {name!r}: {describe(error)}") from error
+    if not isinstance(task, Task | TaskFamily):
+        raise ValueError(
+            f"task {name!r}: the function must return a metaopt.Task or metaopt.TaskFamily, "
+            f"got {type(task).__name__}."
+        )
+    checked = task if isinstance(task, TaskFamily) else single(task)
+    check_family(f"task {name!r}", checked, SPLITS)
+    check_start(f"task {name!r}", checked)
+    return task
 
 
 def family(name: str) -> TaskFamily:
     """`build`, as a distribution of tasks."""
-    made = build(name)
-    return made if isinstance(made, TaskFamily) else single(made)
+    task = build(name)
+    return task if isinstance(task, TaskFamily) else single(task)
 
 
 def missing_data(name: str) -> list[str]:
-    """Data sets that the task `name` needs and that are not prepared."""
-    entry = TASKS.get(name)
-    return [d for d in entry.data if datasets.state(d) == "not prepared"] if entry else []
+    """Names of the data sets that the task `name` needs and that are not prepared."""
+    if name not in TASKS:
+        return []
+    return [data for data in TASKS[name].data if datasets.state(data) == "not prepared"]

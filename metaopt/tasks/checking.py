@@ -1,4 +1,4 @@
-"""Whether a user's task keeps to what `Task` promises, by tracing it: nothing is computed."""
+"""Checks of a user's task: tracing it shows whether its functions keep the contract of `Task`."""
 
 import traceback
 from collections.abc import Sequence
@@ -16,38 +16,40 @@ AXES = (2, 3)  # leading axes that `sample` is asked for
 
 
 def check_family(where: str, family: TaskFamily, splits: Sequence[Split] = ()) -> None:
-    """Raises `ValueError` for the first function of a task that raises or returns something else.
+    """Raises `ValueError` for the first function of a task that fails; computes nothing.
 
     Args:
       where: how the message calls the task.
-      family: whose functions are traced.
-      splits: those that are sampled besides the default one.
+      family: the family whose functions are traced.
+      splits: splits to sample besides the default one.
+
+    Raises:
+      ValueError: a function raises, or returns something that `Task` does not allow. The message
+        names the function, and the line of the user's file where it raised.
     """
-    done = ["sample of the family"]
+    stage = "sample of the family"
 
-    def begin(step: str) -> None:
-        done[0] = step
-
-    def trace():
-        chosen = family.sample(jax.random.key(0))
-        begin("task of the family")
-        task = family.task(chosen)
+    def trace(family: TaskFamily) -> None:
+        nonlocal stage
+        task_params = family.sample(jax.random.key(0))
+        stage = "task of the family"
+        task = family.task(task_params)
         _check_functions(task)
-        begin("init")
+        stage = "init"
         params = task.init(jax.random.key(0))
         if not jax.tree.leaves(params):
             raise ValueError("there are no params to optimize")
         check_float_tree("params", params)
         for split in (None, *splits):
-            begin(f"sample(key, shape{', split' if split else ''})")
+            stage = "sample(key, shape)" if split is None else f"sample(key, shape, {split!r})"
             batch = _check_sample(task, split)
-            begin("loss")
+            stage = "loss"
             scalar(task.loss)(params, batch)
 
     try:
-        jax.eval_shape(trace)
+        jax.eval_shape(trace, family)
     except Exception as error:  # whatever the user's functions raise
-        raise ValueError(f"{where}: {done[0]}: {told(error)}") from error
+        raise ValueError(f"{where}: {stage}: {describe(error)}") from error
 
 
 def check_start(where: str, family: TaskFamily) -> None:
@@ -55,11 +57,11 @@ def check_start(where: str, family: TaskFamily) -> None:
     k_task, k_init, k_batch = jax.random.split(jax.random.key(0), 3)
 
     @jax.jit
-    def first_loss():
+    def first_loss(family: TaskFamily) -> jax.Array:
         task = family.task(family.sample(k_task))
         return task.loss(task.init(k_init), task.sample(k_batch, ()))
 
-    loss = first_loss()
+    loss = first_loss(family)
     if not jnp.isfinite(loss):
         raise ValueError(
             f"{where}: its loss before the first step is {loss}; nothing can be learned from that."
@@ -70,14 +72,16 @@ def _check_functions(task: Any) -> None:
     if not isinstance(task, Task):
         raise ValueError(f"must be a metaopt.Task, got a {type(task).__name__}")
     for name in ("init", "loss", "sample", "whole"):
-        if not callable(getattr(task, name)):
-            raise ValueError(f"{name} must be a function, got {getattr(task, name)!r}")
+        function = getattr(task, f"{name}_fn")
+        if not callable(function):
+            raise ValueError(f"{name} must be a function, got {function!r}")
 
 
 def _check_sample(task: Task, split: Split | None) -> Any:
-    arguments = () if split is None else (split,)
-    one = task.sample(jax.random.key(0), (), *arguments)
-    several = task.sample(jax.random.key(0), AXES, *arguments)
+    """One mini-batch of `task`, after a check of the leading axes."""
+    given = () if split is None else (split,)
+    one = task.sample(jax.random.key(0), (), *given)
+    several = task.sample(jax.random.key(0), AXES, *given)
     shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(batch)] for batch in (one, several)]
     if [AXES + shape for shape in shapes[0]] != shapes[1]:
         raise ValueError(
@@ -87,8 +91,8 @@ def _check_sample(task: Task, split: Split | None) -> Any:
     return one
 
 
-def told(error: BaseException) -> str:
-    """Kind, message and place in the user's files of what a user's function raised."""
+def describe(error: BaseException) -> str:
+    """An exception of a user's function in one line: kind, message, and place in their files."""
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
     message = f"{kind}{error}".split("\n")[0][:500].rstrip(".")
     frames = traceback.extract_tb(error.__traceback__)

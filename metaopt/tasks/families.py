@@ -1,15 +1,19 @@
 """Distributions of tasks that differ in data set, width and batch size, in arrays of one shape."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.core.types import Batch, Split, Task, TaskFamily
+from metaopt.core.types import Batch, Key, Params, Split, Task, TaskFamily
 from metaopt.datasets import Dataset, check
 from metaopt.tasks.networks import MLP
 from metaopt.tasks.scores import negative_log_likelihood
+
+# Of each split: x [D, n, ...], y [D, n] and how many examples count [D], of D data sets.
+Stacked: TypeAlias = dict[Split, tuple[jax.Array, jax.Array, jax.Array]]
 
 
 def mlp_family(
@@ -22,12 +26,16 @@ def mlp_family(
 
     Widths and batch sizes are drawn log-uniformly from their ranges (ends included). All tasks
     have arrays of the largest size, so that a meta-batch is one `vmap`: hidden units beyond the
-    width are switched off (their gradients are zero), examples beyond the batch size weigh
-    nothing. A batch is ``{"x": [..., b, ...], "y": [..., b], "weight": [..., b]}``.
+    width are switched off (their gradients are zero), and examples beyond the batch size have
+    weight 0. A batch is ``{"x": [..., b, ...], "y": [..., b], "weight": [..., b]}``.
 
     Args:
       sets: data sets of one input shape and one number of classes.
-      widths, batch_sizes: smallest and largest.
+      widths: smallest and largest width of the hidden layer.
+      batch_sizes: smallest and largest number of examples of a mini-batch.
+
+    Raises:
+      ValueError: the sets differ in shape, classes or scale, or a range is empty.
     """
     for name, (low, high) in (("widths", widths), ("batch_sizes", batch_sizes)):
         if not 1 <= low <= high:
@@ -41,7 +49,8 @@ def mlp_family(
     stacked = {split: _stack([d.splits[split] for d in sets]) for split in sets[0].splits}
     net = MLP((widths[1], outputs))
 
-    def sample_params(key):
+    def sample_params(stacked: Stacked, key: Key) -> dict[str, jax.Array]:
+        del stacked
         k_set, k_width, k_batch = jax.random.split(key, 3)
         return {
             "set": jax.random.randint(k_set, (), 0, len(sets)),
@@ -49,16 +58,16 @@ def mlp_family(
             "batch_size": log_uniform(k_batch, *batch_sizes),
         }
 
-    def task(chosen) -> Task:
+    def task(stacked: Stacked, chosen: dict[str, jax.Array]) -> Task:
         active = jnp.arange(widths[1]) < chosen["width"]
 
-        def init(key):
+        def init(key: Key) -> Params:
             params = net.init(key, jnp.zeros((1, *shape)))["params"]
             # PyTorch's range for the fan-in that is switched on.
             widen = jnp.sqrt(widths[1] / chosen["width"])
             return {**params, "Dense_1": jax.tree.map(lambda w: w * widen, params["Dense_1"])}
 
-        def logits(params, x):
+        def logits(params: Params, x: jax.Array) -> jax.Array:
             first, second = params["Dense_0"], params["Dense_1"]
             x = scale * x.reshape(len(x), -1).astype(jnp.float32)
             hidden = jnp.where(active, jax.nn.relu(x @ first["kernel"] + first["bias"]), 0.0)
@@ -66,17 +75,23 @@ def mlp_family(
 
         return _weighted_task(init, logits, stacked, chosen, batch_sizes[1])
 
-    return TaskFamily(sample_params, task)
+    return TaskFamily(sample_params, task, data=stacked)
 
 
-def log_uniform(key, low: int, high: int) -> jax.Array:
+def log_uniform(key: Key, low: int, high: int) -> jax.Array:
     """An integer from `low` to `high`, both included, whose logarithm is about uniform."""
     ends = jnp.log(jnp.array([low, high + 1.0]))
     drawn = jnp.exp(jax.random.uniform(key, (), minval=ends[0], maxval=ends[1]))
     return jnp.clip(drawn.astype(jnp.int32), low, high)
 
 
-def _weighted_task(init, logits, stacked, chosen, largest_batch: int) -> Task:
+def _weighted_task(
+    init: Callable[..., Params],
+    logits: Callable[..., jax.Array],
+    stacked: Stacked,
+    chosen: dict[str, jax.Array],
+    largest_batch: int,
+) -> Task:
     """The task on data set ``chosen["set"]`` with ``chosen["batch_size"]`` examples that count."""
 
     def loss(params, batch):
@@ -86,7 +101,7 @@ def _weighted_task(init, logits, stacked, chosen, largest_batch: int) -> Task:
     def accuracy(params, batch):
         return _mean(batch["weight"], jnp.argmax(logits(params, batch["x"]), -1) == batch["y"])
 
-    def sample(key, shape, split: Split = "train") -> Batch:
+    def sample(key: Key, shape: tuple[int, ...], split: Split) -> Batch:
         x, y, count = stacked[split]
         which, shape = chosen["set"], (*shape, largest_batch)
         index = jax.random.randint(key, shape, 0, count[which])
@@ -94,7 +109,7 @@ def _weighted_task(init, logits, stacked, chosen, largest_batch: int) -> Task:
         weight = jnp.broadcast_to(weight, shape).astype(jnp.float32)
         return {"x": x[which, index], "y": y[which, index], "weight": weight}
 
-    def whole(split: Split = "test") -> Batch:
+    def whole(split: Split) -> Batch:
         x, y, count = stacked[split]
         which = chosen["set"]
         weight = (jnp.arange(y.shape[1]) < count[which]).astype(jnp.float32)
@@ -108,8 +123,12 @@ def _mean(weight, values):
 
 
 def _stack(examples: Sequence[Batch]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(x ``[D, n, ...]``, y ``[D, n]``, examples that count ``[D]``), the shorter sets padded."""
+    """One split of `Stacked`; the shorter data sets are padded with zeros."""
     counts = [len(e["y"]) for e in examples]
-    pad = lambda a: np.pad(a, [(0, max(counts) - len(a)), *[(0, 0)] * (a.ndim - 1)])
-    x, y = (np.stack([pad(np.asarray(e[name])) for e in examples]) for name in ("x", "y"))
+
+    def padded(array: np.ndarray) -> np.ndarray:
+        missing = max(counts) - len(array)
+        return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+
+    x, y = (np.stack([padded(np.asarray(e[name])) for e in examples]) for name in ("x", "y"))
     return jnp.asarray(x), jnp.asarray(y), jnp.asarray(counts)

@@ -1,16 +1,19 @@
 """Fine-tuning of a pretrained network to a few new classes."""
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.core.types import Batch, Params, Split, Task, TaskFamily
+from metaopt.core.types import Batch, Key, Params, Split, Task, TaskFamily
 from metaopt.datasets import Dataset, check, check_classes
 from metaopt.tasks.classification import classifier
 from metaopt.tasks.scores import at_least_one
+
+Arrays: TypeAlias = dict[str, Any]
 
 
 def few_class(
@@ -26,19 +29,22 @@ def few_class(
 ) -> TaskFamily:
     """Fine-tuning of a pretrained network to `ways` classes that it has not seen (L3RS section 4).
 
-    A task is a random choice of `ways` of the `classes`, relabelled ``0 .. ways - 1``; its params
-    are the pretrained ones, with a fresh read-out layer for the new classes.
+    A task is a random choice of `ways` of the `classes`, relabelled ``0 .. ways - 1``. Its params
+    are the pretrained ones, with a new read-out layer for these classes.
 
     Args:
       net: a network with `ways` outputs.
       data: all classes.
       pretrained: params of the same network (its read-out layer is not used); None: each run
-        starts from random ones.
+        starts from random params.
       head: name of the read-out layer in the params.
       classes: labels of `data` to choose from.
       ways: classes of a task.
-      batch_size: examples of a mini-batch, classes drawn alike.
-      held_out: examples per class of a whole "valid" or "test" split, as far as there are.
+      batch_size: examples of a mini-batch; all classes are equally likely.
+      held_out: examples per class of a whole split, or as many as every class has.
+
+    Raises:
+      ValueError: a class is missing, `head` is not in `pretrained`, or a number is out of range.
     """
     check(data)
     check_classes("few_class", classes, data.num_classes)
@@ -48,38 +54,53 @@ def few_class(
     if pretrained is not None and head not in pretrained:
         raise ValueError(f"few_class: head {head!r} is not in the params: {', '.join(pretrained)}.")
     rows = {split: _rows_by_class(data, split, classes) for split in data.splits}
-    fresh, loss, accuracy = classifier(net, data)
+    each = {split: min(held_out, fewest) for split, (_, _, fewest) in rows.items()}
+    fresh_params, loss, accuracy = classifier(net, data)
 
-    def task(chosen) -> Task:
-        def init(key):
-            params = fresh(key)
-            return params if pretrained is None else {**pretrained, head: params[head]}
+    def sample_classes(arrays: Arrays, key: Key) -> jax.Array:
+        return jax.random.choice(key, arrays["pool"], (ways,), replace=False)
 
-        def sample(key, shape, split: Split = "train") -> Batch:
-            table, count = rows[split]
+    def task(arrays: Arrays, chosen: jax.Array) -> Task:
+        def init(key: Key) -> Params:
+            params = fresh_params(key, arrays["splits"]["train"]["x"][:1])
+            if arrays["pretrained"] is None:
+                return params
+            return {**arrays["pretrained"], head: params[head]}
+
+        def sample(key: Key, shape: tuple[int, ...], split: Split) -> Batch:
+            table, count = arrays["rows"][split]
             k_label, k_row = jax.random.split(key)
             y = jax.random.randint(k_label, (*shape, batch_size), 0, ways)
             label = chosen[y]
             row = table[label, jax.random.randint(k_row, y.shape, 0, count[label])]
-            return {"x": data.splits[split]["x"][row], "y": y}
+            return {"x": arrays["splits"][split]["x"][row], "y": y}
 
-        def whole(split: Split = "test") -> Batch:
-            table, count = rows[split]
-            each = min(held_out, int(np.asarray(count)[list(classes)].min()))
-            row = table[chosen, :each].reshape(-1)
-            y = jnp.repeat(jnp.arange(ways), each)
-            return {"x": data.splits[split]["x"][row], "y": y}
+        def whole(split: Split) -> Batch:
+            table, _ = arrays["rows"][split]
+            row = table[chosen, : each[split]].reshape(-1)
+            y = jnp.repeat(jnp.arange(ways), each[split])
+            return {"x": arrays["splits"][split]["x"][row], "y": y}
 
         return Task(init, loss, sample, whole, accuracy)
 
-    pool = jnp.asarray(classes)
-    return TaskFamily(lambda key: jax.random.choice(key, pool, (ways,), replace=False), task)
+    arrays = {
+        "splits": jax.tree.map(jnp.asarray, data.splits),
+        "rows": {split: (table, count) for split, (table, count, _) in rows.items()},
+        "pool": jnp.asarray(classes),
+        "pretrained": pretrained,
+    }
+    return TaskFamily(sample_classes, task, data=arrays)
 
 
 def _rows_by_class(
     data: Dataset, split: Split, classes: Sequence[int]
-) -> tuple[jax.Array, jax.Array]:
-    """Rows of each class ``[num_classes, most]``, the shorter ones padded, and how many ``[C]``."""
+) -> tuple[jax.Array, jax.Array, int]:
+    """Where the examples of each class are.
+
+    Returns:
+      Rows of each class ``[num_classes, most]``, the shorter ones padded; how many there are
+      ``[num_classes]``; and the fewest of one of `classes`.
+    """
     labels = np.asarray(data.splits[split]["y"])
     rows = [np.flatnonzero(labels == c) for c in range(data.num_classes)]
     counts = np.array([len(r) for r in rows])
@@ -90,6 +111,6 @@ def _rows_by_class(
             f"{missing}; leave them out or use a larger data set."
         )
     table = np.zeros((data.num_classes, counts.max()), np.int32)
-    for c, found in enumerate(rows):
-        table[c, : len(found)] = found
-    return jnp.asarray(table), jnp.asarray(counts)
+    for c, row in enumerate(rows):
+        table[c, : len(row)] = row
+    return jnp.asarray(table), jnp.asarray(counts), int(counts[list(classes)].min())

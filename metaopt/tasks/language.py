@@ -1,12 +1,16 @@
 """Language modelling on characters."""
 
+from typing import TypeAlias
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metaopt.core.types import Batch, Split, Task
+from metaopt.core.types import Batch, Key, Params, Split, Task
 from metaopt.datasets import Text
 from metaopt.tasks.scores import at_least_one, scores
+
+Splits: TypeAlias = dict[Split, jax.Array]
 
 
 def language_model(
@@ -14,9 +18,19 @@ def language_model(
 ) -> Task:
     """Next-character prediction: mean negative log-likelihood per character, in nats.
 
-    Mini-batches are windows of the text at random places, ``{"x": [*shape, batch_size, length],
-    "y": the same, one character on}``. A whole split is its first `held_out` windows, side by
-    side; accuracy is the share of characters predicted right.
+    Mini-batches are windows of the text at random places: ``x [*shape, batch_size, length]``, and
+    ``y``, the same windows one character later. A whole split is its first `held_out` windows
+    without overlap. Accuracy is the share of characters that are predicted correctly.
+
+    Args:
+      net: a network that returns logits ``[n, length, vocabulary]`` for tokens ``[n, length]``.
+      text: the text.
+      batch_size: windows of a mini-batch.
+      length: characters of a window.
+      held_out: windows of a whole split.
+
+    Raises:
+      ValueError: a number is below 1, or a split of the text is too short.
     """
     at_least_one("language_model", batch_size=batch_size, length=length, held_out=held_out)
     shortest = min(len(tokens) for tokens in text.splits.values())
@@ -26,20 +40,30 @@ def language_model(
             f"{text.name!r}, got {length}."
         )
 
-    def windows(tokens, starts) -> Batch:
+    def windows(tokens: jax.Array, starts: jax.Array) -> Batch:
         index = starts[..., None] + jnp.arange(length)
         return {"x": tokens[index], "y": tokens[index + 1]}
 
-    def sample(key, shape, split: Split = "train") -> Batch:
-        tokens = text.splits[split]
+    def init(splits: Splits, key: Key) -> Params:
+        del splits
+        return net.init(key, jnp.zeros((1, length), jnp.int32))["params"]
+
+    def sample(splits: Splits, key: Key, shape: tuple[int, ...], split: Split) -> Batch:
+        tokens = splits[split]
         last = len(tokens) - length
         return windows(tokens, jax.random.randint(key, (*shape, batch_size), 0, last))
 
-    def whole(split: Split = "test") -> Batch:
-        tokens = text.splits[split]
+    def whole(splits: Splits, split: Split) -> Batch:
+        tokens = splits[split]
         number = min(held_out, (len(tokens) - 1) // length)
         return windows(tokens, length * jnp.arange(number))
 
-    init = lambda key: net.init(key, jnp.zeros((1, length), jnp.int32))["params"]
     loss, accuracy = scores(lambda params, x: net.apply({"params": params}, x))
-    return Task(init, loss, sample, whole, accuracy)
+    return Task(
+        init=init,
+        loss=lambda splits, params, batch: loss(params, batch),
+        sample=sample,
+        whole=whole,
+        accuracy=lambda splits, params, batch: accuracy(params, batch),
+        data=text.splits,
+    )

@@ -1,4 +1,4 @@
-"""Networks trained on some classes, the start of fine-tuning tasks; made once and kept."""
+"""Pretrained networks, from which fine-tuning tasks start; trained once and cached."""
 
 import dataclasses
 import hashlib
@@ -18,17 +18,21 @@ from safetensors.numpy import save as save_safetensors
 from metaopt._version import __version__
 from metaopt.core.files import one_at_a_time, write_whole
 from metaopt.core.rollouts import unroll
-from metaopt.core.types import Params
+from metaopt.core.types import Key, Params, Task
 from metaopt.datasets import Dataset
 from metaopt.tasks import classification
 
-WINDOW = 50
+WINDOW = 50  # steps of one compiled program
 
 
 class Recipe(NamedTuple):
-    """How a network is trained: Adam, its rate on half a cosine down to zero.
+    """How a network is trained: by Adam, with a cosine decay of the learning rate to zero.
 
-    Attributes: num_steps; lr; batch_size; seed.
+    Attributes:
+      num_steps: steps of training, a multiple of `WINDOW`.
+      lr: initial learning rate.
+      batch_size: examples of a mini-batch.
+      seed: of the initial params and the mini-batches.
     """
 
     num_steps: int = 2000
@@ -41,7 +45,11 @@ DEFAULT = Recipe()
 
 
 def pretrain(net: nn.Module, data: Dataset, recipe: Recipe = DEFAULT) -> Params:
-    """Trains `net` on all classes of `data` and returns its params."""
+    """Trains `net` on all classes of `data` and returns its params.
+
+    Raises:
+      ValueError: `recipe.num_steps` is no positive multiple of `WINDOW`.
+    """
     if recipe.num_steps < 1 or recipe.num_steps % WINDOW:
         raise ValueError(
             f"pretrain: num_steps must be a positive multiple of {WINDOW}, got {recipe.num_steps}."
@@ -53,24 +61,27 @@ def pretrain(net: nn.Module, data: Dataset, recipe: Recipe = DEFAULT) -> Params:
     state = tx.init(params)
 
     @jax.jit
-    def window(params, state, key):
+    def window(task: Task, params: Params, state: Any, key: Key) -> tuple[Params, Any]:
         return unroll(tx, params, state, task.loss, task.sample(key, (WINDOW,)))[:2]
 
     for key in jax.random.split(k_batches, recipe.num_steps // WINDOW):
-        params, state = window(params, state, key)
+        params, state = window(task, params, state, key)
     return params
 
 
 def pretrained(
     folder: Path, net: nn.Module, data: Dataset, recipe: Recipe = DEFAULT
 ) -> tuple[Params, float]:
-    """`pretrain`, or what it returned before for the same network, data and recipe.
+    """`pretrain` with a cache on disk.
 
-    Of processes that want the same at once, one trains and the others wait for it.
+    The cache knows the network, the data and the recipe. Where several processes ask for the same
+    network, one trains it and the others wait.
 
     Args:
-      folder: where results are kept.
-      net, data, recipe: as in `pretrain`.
+      folder: the folder of the cache.
+      net: the network.
+      data: what it is trained on.
+      recipe: how it is trained.
 
     Returns:
       params, and their accuracy on the "test" split of `data`.
@@ -83,21 +94,30 @@ def pretrained(
     flat = load_safetensors(file.read_bytes())
     params = unflatten_dict({name: jnp.asarray(x) for name, x in flat.items()}, sep="/")
     task = classification(net, data, batch_size=recipe.batch_size)
+    return params, float(_test_accuracy(task, params))
+
+
+@jax.jit
+def _test_accuracy(task: Task, params: Params) -> jax.Array:
     assert task.accuracy is not None
-    return params, float(jax.jit(task.accuracy)(params, task.whole("test")))
+    return task.accuracy(params, task.whole("test"))
 
 
 def _digest(net: nn.Module, data: Dataset, recipe: Recipe) -> str:
-    """Changes with the network, the recipe, and what the training data hold."""
+    """A digest of the network, the recipe and the training data."""
     content = hashlib.sha256()
     for name, array in sorted(data.splits["train"].items()):
         content.update(name.encode())
         content.update(np.asarray(array).tobytes())
-    described = {
-        field.name: getattr(value := getattr(net, field.name), "__name__", repr(value))
-        for field in dataclasses.fields(net)
-        if field.name not in ("parent", "name")
-    }
-    settings: list[Any] = [__version__, type(net).__name__, described, recipe._asdict()]
-    settings += [data.scale, data.num_classes, content.hexdigest()]
+    fields = [f.name for f in dataclasses.fields(net) if f.name not in ("parent", "name")]
+    values = {name: getattr(net, name) for name in fields}
+    settings = [
+        __version__,
+        type(net).__name__,
+        {name: getattr(value, "__name__", repr(value)) for name, value in values.items()},
+        recipe._asdict(),
+        data.scale,
+        data.num_classes,
+        content.hexdigest(),
+    ]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core.checks import check_number
-from metaopt.core.types import Batch, Split, Task
+from metaopt.core.types import Batch, Key, Split, Task
 from metaopt.tasks.scores import at_least_one
 
 
@@ -14,8 +14,17 @@ def quadratic(
     """``F(x) = sum(h * x^2) / 2 + batch . x``: strongly convex with known constants.
 
     Eigenvalues h are spaced geometrically in ``[largest / condition, largest]``, so that
-    L = `largest` and mu = ``largest / condition``. A batch is a vector ``[dim]`` of noise with
-    standard deviation `noise`; `whole` is the noiseless one, whose minimum is 0 at 0.
+    L = `largest` and mu = ``largest / condition``. A batch is a vector ``[dim]`` of noise; `whole`
+    is the noiseless batch, for which the minimum is 0 at x = 0.
+
+    Args:
+      dim: size of x.
+      condition: L / mu, at least 1.
+      noise: standard deviation of a batch.
+      largest: L.
+
+    Raises:
+      ValueError: an argument is out of range.
 
     Examples:
       >>> task = quadratic(2, condition=4.0)
@@ -28,7 +37,7 @@ def quadratic(
     check_number("quadratic: largest", largest, above=0)
     h = largest * jnp.geomspace(1.0 / condition, 1.0, dim)
 
-    def sample(key, shape, split: Split = "train") -> Batch:
+    def sample(key: Key, shape: tuple[int, ...], split: Split = "train") -> Batch:
         del split
         return noise * jax.random.normal(key, (*shape, dim))
 

@@ -10,23 +10,29 @@ from jaxtyping import Array, Float, Int
 from metaopt.core.checks import check_integer
 from metaopt.core.types import Batch, Params
 
-CHUNK = 1000  # examples of a whole split that go through a network at once
+CHUNK = 1000  # examples that go through a network at once
 
 
 def negative_log_likelihood(
     logits: Float[Array, "... classes"], labels: Int[Array, "..."]
 ) -> jax.Array:
-    """Per example, ``[..., classes], [...] int -> [...]``; exact for logits of any finite size.
+    """Negative log-likelihood of each example, ``[...]``; exact for finite logits of any size.
 
     The largest logit is subtracted first. ``logsumexp(logits) - logits[label]`` would be 0 for
-    logits that are all 1e30, as if a network that has blown up were a perfect one.
+    logits that are all 1e30: a diverged network would have a loss of 0.
     """
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)
-    return -jnp.squeeze(chosen, axis=-1)
+    of_label = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)
+    return -jnp.squeeze(of_label, axis=-1)
 
 
-def scores(logits: Callable[[Params, Any], Any]):
-    """(loss, accuracy) of ``logits(params, x)`` against the labels of a batch."""
+def scores(
+    logits: Callable[[Params, Any], Any],
+) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+    """``(params, batch) -> loss`` and ``(params, batch) -> accuracy`` of a classifier.
+
+    Args:
+      logits: ``(params, x) -> [..., classes]``; the batch holds inputs "x" and labels "y".
+    """
 
     def loss(params, batch):
         return jnp.mean(negative_log_likelihood(logits(params, batch["x"]), batch["y"]))
@@ -37,8 +43,8 @@ def scores(logits: Callable[[Params, Any], Any]):
     return in_chunks(loss), in_chunks(accuracy)
 
 
-def in_chunks(mean: Callable[[Params, Batch], jax.Array]):
-    """A mean over examples, taken over equal parts of a large batch to bound memory."""
+def in_chunks(mean: Callable[[Params, Batch], jax.Array]) -> Callable[..., jax.Array]:
+    """A mean over examples that takes a large batch in equal parts, to bound memory."""
 
     def chunked(params, batch):
         number = len(batch["y"])
@@ -51,6 +57,6 @@ def in_chunks(mean: Callable[[Params, Batch], jax.Array]):
 
 
 def at_least_one(name: str, **arguments: int) -> None:
-    """Raises `ValueError` for the first argument that is no integer, or below 1."""
+    """Raises `ValueError` for the first argument that is not an integer of at least 1."""
     for argument, value in arguments.items():
         check_integer(f"{name}: {argument}", value, 1)

@@ -143,7 +143,7 @@ def test_both_candidates_not_finite_keeps_the_start_and_counts_it():
 
 def test_infinite_params_with_a_finite_loss_are_rejected():
     loss = lambda x, batch: jnp.sum(jnp.tanh(x)) + 0.0 * batch
-    task = quadratic(3)._replace(loss=loss, sample=lambda key, shape: jnp.zeros(shape))
+    task = quadratic(3).replace(loss=loss, sample=lambda key, shape, split: jnp.zeros(shape))
     guard = guards.lgl2o(constant(-float("inf")), optax.sgd(0.1), n_t=2, n_c=2)
     for x, state in drive(guard, task, jnp.ones(3), 2):
         assert not state.info.accepted

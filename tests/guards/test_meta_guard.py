@@ -170,7 +170,7 @@ def test_without_rates_smg_compares_two_unrolls_with_one():
 def test_accepted_theta_has_its_weights_and_the_mean_memory():
     theta = theta_of(bias=-0.05)
     guard = guards.smg(FAMILY, theta, n_t=3, n_c=2, lr_params=0.0, lr_theta=0.0)
-    task = WHOLE._replace(loss=lambda x, batch: jnp.sum(x))  # down is good for every coordinate
+    task = WHOLE.replace(loss=lambda x, batch: jnp.sum(x))  # down is good for every coordinate
     ((_, state),) = drive(guard, task, START, 1)
     assert state.info.accepted
     assert_trees_equal(state.theta["net"], theta["net"])

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from metaopt import jobs
+from metaopt.core import cpu
+from metaopt.core.types import Task
 from metaopt.jobs import train
 from metaopt.jobs.settings import UNBOUNDED, TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig, devices, loop
@@ -207,7 +209,7 @@ def count_devices(file, given, already):
     if already:
         jax.config.update("jax_num_cpu_devices", already)
     devices.initialise("none", cpu_devices=given)
-    file.write_text(f"{jax.device_count()} {devices.cores_each()}")
+    file.write_text(f"{jax.device_count()} {cpu.cores_each()}")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="cores cannot be counted")
@@ -221,18 +223,26 @@ def test_the_cores_become_devices(tmp_path, given, already):
     assert (tmp_path / "found").read_text() == f"{expected} {cores / expected}"
 
 
-def close_over_data_twice(file):
+def use_a_task_twice(file):
     """A child's whole life: two programs on four devices, and how often their data lie there."""
     children.prepare(file.parent / "cache", 4)
-    data, compiled = jnp.arange(1000.0), devices.compiler(devices.mesh_for(4, 1))
-    add, scale = compiled(lambda x: x + data.sum()), compiled(lambda x: x * data[3] * data)
-    results = add(np.float32(1.0)), scale(np.float32(2.0))[4]
+    mesh = devices.mesh_for(4, 1)
+    task = Task(
+        init=lambda data, key: data[3] * data,
+        loss=lambda data, params, batch: params + data.sum(),
+        sample=lambda data, key, shape, split: data,
+        whole=lambda data, split: data,
+        data=jnp.arange(1000.0),
+    )
+    task = devices.replicated(task, mesh)
+    loss, init = devices.jit(Task.loss, mesh), devices.jit(Task.init, mesh)
+    results = loss(task, np.float32(1.0), None), init(task, np.uint32(0))[8]
     spread = [x for x in jax.live_arrays() if x.shape == (1000,) and len(x.devices()) == 4]
     file.write_text(" ".join(str(int(x)) for x in (*results, len(spread))))
 
 
 def test_data_lie_on_every_device_once_for_all_programs(tmp_path):
-    child = children.start(close_over_data_twice, tmp_path / "found")
+    child = children.start(use_a_task_twice, tmp_path / "found")
     assert children.finish(child) == [0]
     assert (tmp_path / "found").read_text() == "499501 24 1"
 
@@ -305,7 +315,8 @@ def windows_on_devices(folder, cache, method, count):
     trainer, theta, _ = children.small_windows(method, spread.mesh)
     key, whole = jax.random.key(0), devices.WHOLE
     specs = trainer.specs(jax.eval_shape(trainer.init, key, theta))
-    init = devices.compiler(spread.mesh)(trainer.init, specs)
+    trainer = devices.replicated(trainer, spread.mesh)
+    init = devices.jit(trainer.init, spread.mesh, specs)
     step = jax.jit(trainer.step, out_shardings=devices.placed((specs, whole), spread.mesh))
     state = init(key, theta)
     (folder / "program.txt").write_text(step.lower(key, state).compile().as_text())

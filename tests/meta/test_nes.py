@@ -45,7 +45,7 @@ def flat(theta):
 def train(loss_of_theta, steps=1, **settings):
     lopt, family, theta = probe(loss_of_theta)
     config = NESConfig(**{"min_steps": 1, "max_steps": 1, "tasks": 2, "population": 16, **settings})
-    trainer = nes(lopt, family, theta, config)
+    trainer = nes(lopt, family, config)
     state, step = trainer.init(jax.random.key(0), theta), jax.jit(trainer.step)
     metrics = {}
     for i in range(steps):
@@ -171,7 +171,7 @@ def test_a_mixture_of_structures_is_the_mean_over_its_groups():
         config = NESConfig(
             population=2, tasks=2, min_steps=2, max_steps=2, sigma=1e-6, objective=objective
         )
-        trainer = nes(lopt, families, theta, config)
+        trainer = nes(lopt, families, config)
         state = trainer.init(jax.random.key(0), theta)
         _, metrics = jax.jit(trainer.step)(jax.random.key(0), state)
         measured[objective] = metrics["meta_loss"]
@@ -182,15 +182,16 @@ def test_a_mixture_of_structures_is_the_mean_over_its_groups():
 
 def test_a_theta_that_cannot_serve_all_structures_is_named():
     lopt, first = l3rs(("sgd",)), quadratic(dim=3)
-    other = first._replace(
+    other = first.replace(
         init=lambda key: {"w": jnp.ones(3)},
         loss=lambda params, batch: first.loss(params["w"], batch),
     )
     theta = lopt.init(jax.random.key(0), jnp.zeros(3))
     with pytest.raises(ValueError, match=r'task group 2 of 2.*variant="none"'):
-        nes(lopt, [single(first), single(other)], theta, NESConfig())
+        trainer = nes(lopt, [single(first), single(other)], NESConfig())
+        trainer.init(jax.random.key(0), theta)
     with pytest.raises(ValueError, match="families is empty"):
-        nes(lopt, [], theta, NESConfig())
+        nes(lopt, [], NESConfig())
 
 
 def test_sigma_and_rate_are_halved_smoothly():
@@ -219,7 +220,7 @@ def test_objective_trajectory_is_the_mean_training_loss():
     config = NESConfig(
         population=2, tasks=1, min_steps=4, max_steps=4, sigma=1e-6, objective="trajectory"
     )
-    trainer = nes(lopt, family, theta, config)
+    trainer = nes(lopt, family, config)
     _, metrics = trainer.step(jax.random.key(0), trainer.init(jax.random.key(0), theta))
     np.testing.assert_allclose(metrics["meta_loss"], 2.0 * 3 / 4, rtol=1e-4)  # 0, 2, 2, 2
 
@@ -245,4 +246,4 @@ def test_bad_settings_are_named(settings, name):
 def test_nothing_to_train_is_an_error():
     lopt, family, _ = probe(lambda theta: jnp.float32(0))
     with pytest.raises(ValueError, match="empty"):
-        nes(lopt, family, {}, NESConfig())
+        nes(lopt, family, NESConfig()).init(jax.random.key(0), {})

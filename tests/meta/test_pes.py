@@ -64,7 +64,7 @@ def make(task=None, **settings):
         "optimizer": "sgd",
         "half_life": 0,
     }
-    trainer = pes(lopt, single(task or parabola()), theta, PESConfig(**{**defaults, **settings}))
+    trainer = pes(lopt, single(task or parabola()), PESConfig(**{**defaults, **settings}))
     return theta, trainer
 
 
@@ -77,7 +77,8 @@ def estimates(persistent, generations=600):
         after, _ = trainer.step(key, state)
         moved = trainer.theta(after) - trainer.theta(state)
         # Held at the same theta, so that all are estimates of one gradient.
-        return after._replace(strategy=after.strategy.replace(mean=theta)), moved / -RATE
+        strategy = after.strategy.replace(mean=theta)
+        return after._replace(theta=theta, strategy=strategy), moved / -RATE
 
     keys = jax.random.split(jax.random.key(1), generations)
     state = trainer.init(jax.random.key(0), theta)
@@ -152,7 +153,7 @@ def test_noise_of_other_sigmas_is_carried_in_todays_unit():
 
 def test_diverging_runs_are_counted_cost_as_much_as_the_worst_and_start_afresh():
     """A larger rate is better until it falls off a cliff, where one of every first pair stands."""
-    task = parabola()._replace(loss=lambda x, batch: jnp.where(x < 0.9, jnp.nan, 0.5 * x**2))
+    task = parabola().replace(loss=lambda x, batch: jnp.where(x < 0.9, jnp.nan, 0.5 * x**2))
     theta, trainer = make(
         task=task, optimizer="adam", lr=1e-3, sigma=0.02, population=32, rollout=4, truncation=2
     )
@@ -170,7 +171,7 @@ def test_diverging_runs_are_counted_cost_as_much_as_the_worst_and_start_afresh()
 
 def test_a_run_that_explodes_counts_no_more_than_the_bound():
     """One of every pair loses 1e6; the step of SGD is that of a difference of 0.5."""
-    task = parabola()._replace(loss=lambda x, batch: 0.5 * x**2 + jnp.where(x < 0.9, 1e6, 0.0))
+    task = parabola().replace(loss=lambda x, batch: 0.5 * x**2 + jnp.where(x < 0.9, 1e6, 0.0))
     windows = {"rollout": 2, "truncation": 2, "population": 2, "sigma": 0.02, "lr": 1e-4}
     moved = {}
     for bound in (0.0, 0.5):
@@ -185,7 +186,7 @@ def test_a_run_that_explodes_counts_no_more_than_the_bound():
 
 def test_a_generation_without_a_finite_loss_leaves_theta():
     task = parabola()
-    task = task._replace(loss=lambda x, batch: jnp.nan * x)
+    task = task.replace(loss=lambda x, batch: jnp.nan * x)
     theta, trainer = make(task=task, population=4, optimizer="adam", lr=0.1)
     state = trainer.init(jax.random.key(0), theta)
     for i in range(2):

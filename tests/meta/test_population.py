@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metaopt.core import cpu
+from metaopt.core.cpu import CACHE, for_each
 from metaopt.meta import devices
-from metaopt.meta.population import CACHE, evaluate, evaluate_one, for_each
+from metaopt.meta.population import evaluate, evaluate_one
 
 
 def rounds(jaxpr) -> list[int]:
@@ -33,7 +35,7 @@ def rounds(jaxpr) -> list[int]:
     ],
 )
 def test_so_many_go_side_by_side_as_fit_in_the_cache(monkeypatch, cores, held, chunk, loops):
-    monkeypatch.setattr(devices, "cores_each", lambda: cores)
+    monkeypatch.setattr(cpu, "cores_each", lambda: cores)
     of_all = lambda xs: for_each(lambda x: jnp.sin(x) + 1, xs, held, chunk)
     xs = np.linspace(0.0, 3.0, 12, dtype=np.float32)
     assert rounds(jax.make_jaxpr(of_all)(xs).jaxpr) == loops
@@ -42,7 +44,7 @@ def test_so_many_go_side_by_side_as_fit_in_the_cache(monkeypatch, cores, held, c
 
 @pytest.mark.parametrize("held, loops", [(CACHE, []), (CACHE + 1, [1])])
 def test_a_single_run_that_leaves_the_cache_has_no_axis(monkeypatch, held, loops):
-    monkeypatch.setattr(devices, "cores_each", lambda: 1)
+    monkeypatch.setattr(cpu, "cores_each", lambda: 1)
     of_all = lambda xs: for_each(lambda x: x @ x.T, xs, held)
     xs = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     assert rounds(jax.make_jaxpr(of_all)(xs).jaxpr) == loops
@@ -60,7 +62,7 @@ def test_a_single_run_that_leaves_the_cache_has_no_axis(monkeypatch, held, loops
     ],
 )
 def test_a_core_takes_one_task_after_the_other(monkeypatch, cores, held, loops):
-    monkeypatch.setattr(devices, "cores_each", lambda: cores)
+    monkeypatch.setattr(cpu, "cores_each", lambda: cores)
     run = lambda candidate, start, shared: jnp.sin(candidate) * start + shared
     of_all = lambda p, s: evaluate(run, p, s, jnp.float32(7.0), devices.EVERYTHING_HERE, held)
     population, starts = np.arange(4, dtype=np.float32), np.arange(3, dtype=np.float32)

@@ -166,7 +166,7 @@ def test_training_lowers_the_window_loss():
 
 def test_a_loss_without_a_logarithm_counts_as_not_finite_and_moves_nothing():
     task, start = quadratic(dim=3), theta()
-    below = task._replace(loss=lambda x, batch: task.loss(x, batch) - 100.0)
+    below = task.replace(loss=lambda x, batch: task.loss(x, batch) - 100.0)
     config = TBPTTConfig(rollout=6, truncation=3, objective="log")
     ((_, state, metrics),), *_ = steps(config, below, 1, start)
     assert metrics["non_finite"] == 1
@@ -176,7 +176,7 @@ def test_a_loss_without_a_logarithm_counts_as_not_finite_and_moves_nothing():
 
 def test_a_diverged_run_starts_afresh_and_theta_stays_finite():
     task = linear()
-    broken = task._replace(loss=lambda x, batch: jnp.vdot(batch, x) * jnp.nan)
+    broken = task.replace(loss=lambda x, batch: jnp.vdot(batch, x) * jnp.nan)
     history, *_ = steps(TBPTTConfig(rollout=6, truncation=3), broken, 2, theta())
     _, state, metrics = history[-1]
     assert metrics["non_finite"] == 1
@@ -220,7 +220,7 @@ def test_the_gradient_is_the_mean_over_the_finite_runs():
     plain = quadratic(dim=3)
     family = TaskFamily(
         lambda key: jnp.where(jax.random.bernoulli(key), 1.0, jnp.nan),
-        lambda scale: plain._replace(loss=lambda x, batch: scale * plain.loss(x, batch)),
+        lambda scale: plain.replace(loss=lambda x, batch: scale * plain.loss(x, batch)),
     )
     trainer = tbptt(rate(), family, TBPTTConfig(rollout=4, truncation=4, tasks=6))
     state = trainer.init(jax.random.key(0), jnp.float32(0.1))

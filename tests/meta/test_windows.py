@@ -99,7 +99,7 @@ def test_persistent_strategies_on_a_mixture_of_structures(normalised):
     config = PESConfig(
         rollout=6, truncation=3, population=2, tasks=2, sigma=1e-5, normalised=normalised
     )
-    trainer = pes(lopt, families, theta, config)
+    trainer = pes(lopt, families, config)
     state, step = trainer.init(jax.random.key(0), theta), jax.jit(trainer.step)
     scale = 1.0 if normalised else (4.0 + 32.0) / 2
     # The only pair's first run is cut to one window; then come the two windows of a whole run.

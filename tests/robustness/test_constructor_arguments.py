@@ -1,5 +1,6 @@
 """Arguments of constructors that are of a wrong type or size."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -188,30 +189,31 @@ CONSTRUCTORS = {
         r"classes must lie in 0..9",
     ),
     "train with an empty theta": (
-        lambda: meta.nes(optimizers.sgd(), QUADRATIC, {}, meta.NESConfig()),
+        lambda: meta.nes(optimizers.sgd(), QUADRATIC, meta.NESConfig()).init(KEY, {}),
         "nes: theta is empty",
     ),
     "nes: theta of integers": (
-        lambda: meta.nes(LSTM, QUADRATIC, {"a": jnp.ones(2, int)}, meta.NESConfig()),
+        lambda: meta.nes(LSTM, QUADRATIC, meta.NESConfig()).init(KEY, {"a": jnp.ones(2, int)}),
         "nes: theta must be float32",
     ),
     "nes: no family": (
-        lambda: meta.nes(LSTM, [], THETA, meta.NESConfig()),
+        lambda: meta.nes(LSTM, [], meta.NESConfig()),
         "nes: families is empty",
     ),
     "nes: a Task, no family": (
-        lambda: meta.nes(LSTM, [tasks.quadratic(3)], THETA, meta.NESConfig()),
+        lambda: meta.nes(LSTM, [tasks.quadratic(3)], meta.NESConfig()),
         r"nes: families\[0\] must be a TaskFamily.*metaopt.single",
     ),
     "nes: config of pes": (
-        lambda: meta.nes(LSTM, QUADRATIC, THETA, meta.PESConfig()),
+        lambda: meta.nes(LSTM, QUADRATIC, meta.PESConfig()),
         "nes: config must be a NESConfig",
     ),
     "pes: theta of another": (
-        lambda: meta.pes(LSTM, QUADRATIC, {"a": jnp.ones(2)}, meta.PESConfig()),
+        lambda: meta.pes(LSTM, QUADRATIC, meta.PESConfig()).init(KEY, {"a": jnp.ones(2)}),
         "pes: .*lstm: theta",
     ),
 }
+KEY = jax.random.key(0)
 QUADRATIC = metaopt.single(tasks.quadratic(3))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from metaopt.core.types import Key, Theta
 from metaopt.meta import devices
@@ -164,38 +165,41 @@ def _programs(
     seed: int,
     mesh: Mesh | None,
 ) -> _Programs:
-    # Raw key data: plain numpy arguments are what all processes can hand over alike.
+    # Raw key data: plain numpy arguments, which all processes can give alike.
     keys = jax.random.key_data(jax.random.split(jax.random.key(seed), 3))
     init_bits, validate_bits, step_bits = np.asarray(keys)
     theta = jax.tree.map(np.asarray, theta)
+    trainer = devices.replicated(trainer, mesh)
+    validate = validate if isinstance(validate, Partial) else Partial(validate)
+    validate = devices.replicated(validate, mesh)
     wrap = jax.random.wrap_key_data
 
-    def first(bits, theta):
+    def first(trainer, bits, theta):
         theta = jax.tree.map(jnp.asarray, theta)
-        # A weakly typed infinity, or such a state, would make what follows compile twice.
+        # A weakly typed state would make the programs after it compile twice.
         return strong(TrainState(trainer.init(wrap(bits), theta), theta, jnp.array(jnp.inf)))
 
-    def step(bits, index, state):
+    def step(trainer, bits, index, state):
         state, metrics = trainer.step(jax.random.fold_in(wrap(bits), index), state)
         return strong(state), metrics
 
-    def keep_best(bits, state: TrainState):
+    def keep_best(trainer, validate, bits, state: TrainState):
         current = trainer.theta(state.trainer)
         loss = validate(current, wrap(bits))
         better = loss < state.best_loss
         best = optax.tree.where(better, current, state.best)
         return TrainState(state.trainer, best, jnp.where(better, loss, state.best_loss)), loss
 
-    shapes = jax.eval_shape(first, init_bits, theta)
+    shapes = jax.eval_shape(first, trainer, init_bits, theta)
     inner, whole = trainer.specs(shapes.trainer), devices.WHOLE
     specs = devices.specs_of(shapes)._replace(trainer=inner)
-    compiled = devices.compiler(mesh)
-    first, step = compiled(first, specs), compiled(step, (inner, whole))
-    keep_best = compiled(keep_best, (specs, whole))
+    first = devices.jit(first, mesh, specs)
+    step = devices.jit(step, mesh, (inner, whole))
+    keep_best = devices.jit(keep_best, mesh, (specs, whole))
     return _Programs(
-        first=lambda: first(init_bits, theta),
-        step=lambda index, state: step(step_bits, index, state),
-        validate=lambda state: keep_best(validate_bits, state),
+        first=lambda: first(trainer, init_bits, theta),
+        step=lambda index, state: step(trainer, step_bits, index, state),
+        validate=lambda state: keep_best(trainer, validate, validate_bits, state),
         layout=_layout(shapes, specs, mesh),
     )
 

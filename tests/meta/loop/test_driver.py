@@ -36,9 +36,9 @@ def small_trainer(method="nes"):
     windows = {"rollout": 4, "truncation": 2}
     trainer = {
         "nes": lambda: meta.nes(
-            lopt, family, theta, NESConfig(population=4, tasks=1, min_steps=2, max_steps=2)
+            lopt, family, NESConfig(population=4, tasks=1, min_steps=2, max_steps=2)
         ),
-        "pes": lambda: meta.pes(lopt, family, theta, PESConfig(population=4, **windows)),
+        "pes": lambda: meta.pes(lopt, family, PESConfig(population=4, **windows)),
         "tbptt": lambda: meta.tbptt(lopt, family, TBPTTConfig(tasks=2, **windows)),
     }[method]()
     return trainer, theta

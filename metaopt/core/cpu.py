@@ -1,0 +1,158 @@
+"""Tuning of XLA for CPUs: compiler options, layouts, and loops in place of batched programs.
+
+Nothing here changes what is computed, and nothing acts on another backend. Each part says what it
+gains and which command measures it, so that one can see whether a new version of XLA still needs
+it. The records are described in docs/scaling.md.
+
+* `fast`: vector code for narrow layers. L3RS 1.16 to 1.26 times as fast on small networks, other
+  optimizers 1.0 to 1.08 (``python -m experiments.compiler_options``).
+* `quick`: half of the compilation time of an evaluation.
+* `in_rows`: gradients in the layout of the params; it is part of the records of `fast`.
+* `for_each`, `for_all`: one run after the other where `vmap` is slower: 1.03 to 2.5 times as fast
+  (``python -m experiments.population_forms`` and ``python -m experiments.evaluation_forms``).
+* `metaopt.optimizers.bases` has an Adam of its own for populations, and
+  `metaopt.tasks.networks.Conv` a convolution (``python -m experiments.convolution_forms``).
+"""
+
+import math
+import os
+from collections.abc import Callable
+from functools import cache, partial, wraps
+from typing import Any
+
+import jax
+import jax.core
+from jax.experimental.layout import Layout, with_layout_constraint
+
+CACHE = 2**21  # bytes of cache close to a CPU core: the state of runs side by side should fit
+
+
+def jit(fn: Callable[..., Any], *, quick: bool = False, **settings: Any) -> Callable[..., Any]:
+    """`jax.jit` with compiler options for CPUs.
+
+    The backend is asked when the function is first called, not when it is decorated. JAX refuses
+    compiler options within another program: there `fn` is traced as it is.
+
+    Args:
+      fn: a pure function of pytrees of arrays.
+      quick: compile sooner, for a program that runs for seconds (`quick_options`). Others are
+        compiled to run fast (`fast`).
+      **settings: of `jax.jit`. Static arguments must be given by keyword.
+    """
+
+    @cache
+    def program() -> Callable[..., Any]:
+        options = quick_options() if quick else fast()
+        return jax.jit(fn, compiler_options=options, **settings)
+
+    @wraps(fn)
+    def call(*args: Any, **static: Any) -> Any:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args)):
+            return fn(*args, **static)
+        return program()(*args, **static)
+
+    return call
+
+
+def quick_options() -> dict[str, Any]:
+    """Compiler options for programs that run for seconds.
+
+    XLA's fusion emitters for CPUs take half of the compilation time of an evaluation, and its
+    programs run no faster for them. (VeLO's meta-training does.)
+    """
+    return option("xla_cpu_use_fusion_emitters", False)
+
+
+def fast() -> dict[str, Any]:
+    """Compiler options for programs that run for long: vector code for narrow layers.
+
+    At its highest optimization level LLVM unrolls a loop over the 20 or 32 units of a layer
+    completely, and then finds no loop to vectorise. Level 2 does not unroll it.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return {
+        **option("xla_backend_optimization_level", 2),
+        **option("xla_cpu_prefer_vector_width", 512),
+    }
+
+
+@cache
+def option(name: str, value: Any) -> dict[str, Any]:
+    """``{name: value}`` for XLA; empty where its version or backend does not know the option."""
+    options = {name: value}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
+
+
+def in_rows(grad: jax.Array) -> jax.Array:
+    """`grad`, on CPU stored in row-major order as params are.
+
+    XLA computes the gradient of a dense layer transposed, and would transpose it again in each
+    loop over it.
+    """
+    if grad.ndim < 2 or jax.default_backend() != "cpu":
+        return grad
+    return with_layout_constraint(grad, Layout(tuple(range(grad.ndim))))
+
+
+def for_all(fn: Callable[..., Any], *, long: bool) -> Callable[..., Any]:
+    """``fn(shared, *own)`` for all runs at once, compiled; `own` has a leading axis of runs.
+
+    On CPU, `long` work takes one run after the other: a `vmap` moves the axis of runs before and
+    after every matrix product, and takes up to twice the time.
+
+    Args:
+      fn: a pure function of pytrees of arrays.
+      long: the work is long enough that speed matters more than compilation time.
+    """
+
+    def one_by_one(shared: Any, *own: Any) -> Any:
+        return jax.lax.map(lambda run: fn(shared, *run), own)
+
+    def side_by_side(shared: Any, *own: Any) -> Any:
+        return jax.vmap(partial(fn, shared))(*own)
+
+    in_a_loop = long and jax.default_backend() == "cpu"
+    return jit(one_by_one if in_a_loop else side_by_side, quick=not long)
+
+
+def for_each(fn: Callable[[Any], Any], xs: Any, bytes_each: int = 0, chunk: int = 0) -> Any:
+    """`fn` of each entry of ``xs [n, ...]``, side by side or one after the other.
+
+    On CPU a `vmap` over runs on different data moves the axis of runs before and after each matrix
+    product, and evicts the state of the runs from the cache. One after the other, each operation
+    pays the cost of its start.
+
+    Args:
+      fn: a pure function.
+      xs: pytree of arrays.
+      bytes_each: size of the state of one entry. On CPU as many entries go side by side as fit in
+        the `CACHE` of a device's cores; an entry that does not fit has no axis either. On other
+        backends all go side by side.
+      chunk: entries that go side by side in any case; 0: as `bytes_each` says.
+    """
+    size = jax.tree.leaves(xs)[0].shape[0]
+    if not chunk:
+        most = CACHE * cores_each()
+        # A divisor of n, so that one program does all.
+        divisors = [n for n in range(1, size + 1) if size % n == 0]
+        chunk = max((n for n in divisors if n * bytes_each <= most), default=0)
+    if chunk >= size:
+        return jax.vmap(fn)(xs)
+    return jax.lax.map(fn, xs, batch_size=chunk if chunk > 1 else None)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cores_each() -> float:
+    """CPU cores per device, over which XLA spreads large operations; infinite elsewhere."""
+    return cores() / jax.local_device_count() if jax.default_backend() == "cpu" else math.inf
