@@ -66,7 +66,7 @@ def as_there(sgd: str, learned: Sequence[Learned], makes: Makes) -> list[Contend
                     one.make(num_steps),
                     makes[sgd](num_steps),
                     memory=memory,
-                    average=guards.averaged(one.optimizer, one.theta),
+                    average=guards.average_memory(one.optimizer, one.theta),
                 )
 
             found.append(

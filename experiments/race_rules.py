@@ -69,7 +69,8 @@ class Config:
 
 
 CONFIG = Config()
-MEMORY = ("carry", "rollback", "reset")
+# What the record calls a rule -> `on_reject` of the race.
+MEMORY: dict[str, Any] = {"carry": "advance", "rollback": "rollback", "reset": "reset"}
 
 
 def make_task(config: Config) -> Task:
@@ -126,7 +127,7 @@ def contenders(config: Config, theta: Theta) -> dict[str, tuple[Callable[..., An
 
         def race(_, rule: Any = rule, jumps=jumps, fallbacks=fallbacks):
             runners = [make() for make in fallbacks]
-            return guards.race(lstm(), *runners, on_loss=rule, jumps=jumps, **sizes)
+            return guards.race(lstm(), *runners, on_reject=MEMORY[rule], jumps=jumps, **sizes)
 
         arms[f"race {rule}{' jumps' * jumps}{' +Adam' * third}"] = (race, True)
     return arms

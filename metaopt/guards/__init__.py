@@ -6,11 +6,11 @@ from metaopt.guards.gl2o import GL2OState as GL2OState
 from metaopt.guards.gl2o import gl2o as gl2o
 from metaopt.guards.lgl2o import Adaptive as Adaptive
 from metaopt.guards.lgl2o import LGL2OState as LGL2OState
-from metaopt.guards.lgl2o import averaged as averaged
+from metaopt.guards.lgl2o import average_memory as average_memory
 from metaopt.guards.lgl2o import lgl2o as lgl2o
-from metaopt.guards.meta_guard import MetaGuardState as MetaGuardState
-from metaopt.guards.meta_guard import amg as amg
-from metaopt.guards.meta_guard import smg as smg
+from metaopt.guards.meta_guards import MetaGuardState as MetaGuardState
+from metaopt.guards.meta_guards import amg as amg
+from metaopt.guards.meta_guards import smg as smg
 from metaopt.guards.race import RaceState as RaceState
 from metaopt.guards.race import race as race
 from metaopt.guards.streaming import StreamingState as StreamingState

@@ -1,4 +1,4 @@
-"""The residual guard (GL2O, Safe-L2O): a proposal must shrink the fallback's residual."""
+"""The residual guard (GL2O, Safe-L2O): a proposal is accepted if its residual is small enough."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -12,26 +12,26 @@ from metaopt.core.trees import all_finite
 from metaopt.guards.core import (
     Guard,
     GuardInfo,
-    inner,
+    init_info,
+    inner_transformation,
     keep_counts,
-    new_info,
-    record,
+    keep_finite,
+    record_decision,
     select,
-    without_new_nan,
 )
 
-Sequence = Literal["GS", "AA", "EMA", "RT", "RM"]
-SEQUENCES: tuple[Sequence, ...] = ("GS", "AA", "EMA", "RT", "RM")
+SequenceName = Literal["GS", "AA", "EMA", "RT", "RM"]
+SEQUENCES: tuple[SequenceName, ...] = ("GS", "AA", "EMA", "RT", "RM")
 
 
-class Threshold(NamedTuple):
-    """What a proposal's residual is measured by.
+class Safeguard(NamedTuple):
+    """The sequence mu that residuals are compared with.
 
     Attributes:
-      threshold: mu_k, before the factor alpha; +inf before the first step.
-      terms: number of residuals in mu (int32), for the sequence AA.
-      recent: the last m accepted residuals ``[m]``, newest first, for RM; else ``[1]``,
-        since orbax saves no arrays without elements.
+      threshold: float ``[]``, mu_k without the factor alpha; +inf before the first step.
+      terms: int32 ``[]``, number of residuals in mu_k, for the sequence "AA".
+      recent: for the sequence "RM" the last m accepted residuals ``[m]``, newest first. Otherwise
+        ``[1]``, since orbax saves no arrays without elements.
     """
 
     threshold: Float[Array, ""]
@@ -40,19 +40,20 @@ class Threshold(NamedTuple):
 
 
 class GL2OState(NamedTuple):
-    """What the guard carries from step to step.
+    """State of `gl2o`.
 
     Attributes:
-      learned, fallback: inner states.
-      measure: the threshold and what it is made of.
-      residual: that of the last proposal.
-      info: diagnostics; a window is one step, candidates are (learned, fallback). `losses` stay
-        NaN, since residuals decide here. `gradient_evals` counts the caller's gradient too.
+      learned: state of the learned transformation.
+      fallback: state of the fallback transformation.
+      safeguard: the threshold and what it is computed from.
+      residual: float ``[]``, residual of the last proposal; NaN before the first step.
+      info: diagnostics. A window is one step, and the candidates are (learned, fallback). `losses`
+        stay NaN, since residuals decide. `gradient_evals` includes the caller's gradient.
     """
 
     learned: Any
     fallback: Any
-    measure: Threshold
+    safeguard: Safeguard
     residual: Float[Array, ""]
     info: GuardInfo
 
@@ -61,70 +62,85 @@ def gl2o(
     learned: optax.GradientTransformation,
     fallback: optax.GradientTransformation,
     *,
-    sequence: Sequence = "EMA",
+    sequence: SequenceName = "EMA",
     alpha: float = 0.99,
-    theta: float = 0.9,
+    factor: float = 0.9,
     m: int = 30,
     residual: Literal["step", "gradient"] = "step",
     on_reject: Literal["advance", "rollback"] = "advance",
 ) -> Guard:
-    r"""Residual guard: accept a proposal y iff the fallback would move little from there.
+    r"""Residual guard: accepts a proposal if one fallback step from it is short enough.
 
-    .. math:: x_{k+1} = y \text{ if } \|S(y)\| \le \alpha \mu_k \text{ else } T(x_k),
+    .. math:: x_{k+1} = y_k \text{ if } \|S(y_k)\| \le \alpha \mu_k \text{ else } T(x_k),
        \quad S(x) = x - T(x), \quad \mu_1 = \|S(x_1)\|
 
-    with T one step of `fallback` (for SGD :math:`S = \lambda \nabla F`). mu changes only on
-    acceptance, with r = :math:`\|S(y)\|`:
+    where :math:`T` is one step of `fallback`, :math:`S` its residual (for SGD the learning rate
+    times the gradient) and :math:`y_k` the proposal of `learned` from :math:`x_k`. The threshold
+    changes on acceptance only. With :math:`r = \|S(y_k)\|`, :math:`c` = `factor` and :math:`n` the
+    number of terms so far, of which :math:`\mu_1` is the first, `sequence` is one of
 
-    ======= =================================== ==========================================
-    GS      geometric                           ``theta * mu``
-    AA      arithmetic average                  ``(r + n * mu) / (n + 1)``, mu_1 is term 1
-    EMA     exponential average                 ``theta * r + (1 - theta) * mu``
-    RT      recent term                         ``r``
-    RM      recent maximum                      max of the last `m` terms, mu_1 is term 1
-    ======= =================================== ==========================================
+    - "GS", geometric: :math:`\mu_{k+1} = c \mu_k`
+    - "AA", arithmetic average: :math:`\mu_{k+1} = (r + n \mu_k) / (n + 1)`
+    - "EMA", exponential moving average: :math:`\mu_{k+1} = c r + (1 - c) \mu_k`
+    - "RT", recent term: :math:`\mu_{k+1} = r`
+    - "RM", recent maximum: :math:`\mu_{k+1}` is the maximum of the last `m` terms
 
-    .. warning:: A small residual is not a small loss: a proposal that saturates a network has no
-       gradient and is accepted. Prefer `lgl2o` where a loss can be compared.
+    .. warning:: A small residual is not a small loss. A proposal that saturates a network has no
+       gradient and is accepted. Prefer `lgl2o` where losses can be compared.
 
     Args:
-      learned, fallback: per-step transformations.
-      sequence, alpha, theta, m: as above; the defaults are LGL2O's baseline (appendix E). The
-        baseline's theta of EMA weighs the new residual (as in Heaton's code).
-      residual: "gradient" measures :math:`\|\nabla F\|` instead of the step, so that a decaying
-        learning rate does not mix scales in mu.
-      on_reject: memory of `learned` after a rejected step. The papers are silent.
-
-    Step counts (fields named ``count``, not beside moments ``mu``) are global; `fallback`
-    sees every gradient at x_k.
+      learned: per-step transformation that makes proposals.
+      fallback: per-step transformation, which sees every gradient at :math:`x_k`.
+      sequence: how the threshold changes. The defaults of `sequence`, `alpha`, `factor` and `m`
+        are those of LGL2O's baseline.
+      alpha: factor on the threshold, in [0, 1]. 0 accepts nothing.
+      factor: in [0, 1]; for "GS" the ratio of the sequence, for "EMA" the weight of the new
+        residual, as in Heaton's code. The papers call it theta.
+      m: number of recent terms, for "RM".
+      residual: "step" measures the fallback's step; "gradient" measures the gradient instead, so
+        that a decaying learning rate does not mix scales in the threshold.
+      on_reject: state of `learned` after a rejected proposal: "advance" keeps the one after the
+        step, "rollback" restores the one before it. The papers are silent. Step counts (fields
+        named ``count``, except next to moments ``mu``) always advance.
 
     Returns:
-      A per-step transformation: ``update(grads, state, params, *, value_fn)``; it also runs as
-      ``windowed(gl2o(...))``. Costs one more gradient than a step of either, at y. It is taken on
-      the step's own mini-batch; ``update(..., residual_value_fn=...)`` gives it another.
+      A per-step `Guard`; its `update` takes the extra args `value_fn`, the loss on the mini-batch
+      of the step, and optionally `residual_value_fn`, another loss to measure the residual with.
+      It costs one more gradient than a step of either transformation, at the proposal.
+      ``windowed(gl2o(...))`` runs it in windows.
 
     Raises:
-      ValueError: an option out of range; `params` or `value_fn` missing.
+      ValueError: when an option is out of range; at `update`, when `params` or `value_fn` is
+        missing.
 
-    References: Heaton et al. 2020 (Safe-L2O); LGL2O, section 3; docs/guards/gl2o.md.
+    References:
+      Heaton et al., *Safeguarded Learned Convex Optimization*, 2020 (Safe-L2O)
+
+      Premont-Schwarz et al., `A Simple Guard for Learned Optimizers
+      <https://arxiv.org/abs/2201.12426>`_, section 3 and appendix E
+
+      docs/guards/gl2o.md lists what the papers leave open and what we chose.
     """
     check_choice("gl2o: sequence", sequence, SEQUENCES)
     check_choice("gl2o: residual", residual, ("step", "gradient"))
     check_choice("gl2o: on_reject", on_reject, ("advance", "rollback"))
     check_number("gl2o: alpha", alpha, least=0, most=1)
-    check_number("gl2o: theta", theta, least=0, most=1)
+    check_number("gl2o: factor", factor, least=0, most=1)
     check_integer("gl2o: m", m, 1)
-    tx, safe = inner("gl2o", "learned", learned), inner("gl2o", "fallback", fallback)
+    learned_tx = inner_transformation("gl2o", "learned", learned)
+    fallback_tx = inner_transformation("gl2o", "fallback", fallback)
 
-    measured = lambda grads, step: _norm(grads if residual == "gradient" else step)
+    def residual_norm(grads, step):
+        norm = optax.tree.norm(grads if residual == "gradient" else step)
+        return jnp.asarray(norm, jnp.result_type(float))
 
     def init_fn(params):
         return GL2OState(
-            learned=tx.init(params),
-            fallback=safe.init(params),
-            measure=_new_threshold(m if sequence == "RM" else 1),
+            learned=learned_tx.init(params),
+            fallback=fallback_tx.init(params),
+            safeguard=_init_safeguard(m if sequence == "RM" else 1),
             residual=jnp.array(jnp.nan, jnp.result_type(float)),
-            info=new_info(2, 1, 0),
+            info=init_info(2, n_t=1, n_c=0),
         )
 
     def update_fn(
@@ -142,67 +158,83 @@ def gl2o(
                 f"gl2o: update is missing {missing}; call "
                 "update(grads, state, params, value_fn=value_fn) with the loss on this mini-batch."
             )
+        # The two candidates: y of the learned transformation, z of the fallback.
         extra = {**extra_args, "value_fn": value_fn}
-        z_step, z_state = safe.update(updates, state.fallback, params, **extra)
-        y_step, y_state = tx.update(updates, state.learned, params, **extra)
-        y, z = (optax.apply_updates(params, step) for step in (y_step, z_step))
+        z_step, z_state = fallback_tx.update(updates, state.fallback, params, **extra)
+        y_step, y_state = learned_tx.update(updates, state.learned, params, **extra)
+        y, z = optax.apply_updates(params, y_step), optax.apply_updates(params, z_step)
 
+        # The residual of y: one more fallback step, from y, whose state is not kept.
         probe_fn = value_fn if residual_value_fn is None else residual_value_fn
         value, grad = jax.value_and_grad(probe_fn)(y)
         extra = {**extra_args, "value": value, "grad": grad, "value_fn": probe_fn}
-        probe, _ = safe.update(grad, state.fallback, y, **extra)
-        r = measured(grad, probe)
-        measure = _started(state.measure, measured(updates, z_step))
-        # Written so that NaN rejects.
-        accepted = (r <= alpha * measure.threshold) & jnp.isfinite(r) & all_finite(y)
+        probe_step, _ = fallback_tx.update(grad, state.fallback, y, **extra)
+        r = residual_norm(grad, probe_step)
+        safeguard = _start_safeguard(state.safeguard, residual_norm(updates, z_step))
+
+        # A comparison with NaN is false, so NaN is rejected.
+        accepted = (r <= alpha * safeguard.threshold) & jnp.isfinite(r) & all_finite(y)
         kept_start = ~accepted & ~all_finite(z)
         winner = jnp.where(kept_start, -1, jnp.where(accepted, 0, 1))
 
-        before = keep_counts(state.learned, y_state)
-        memory = without_new_nan(y_state, before)
+        y_before = keep_counts(state.learned, y_state)
+        y_after = keep_finite(y_state, y_before)
         z_before = keep_counts(state.fallback, z_state)
-        zeros = optax.tree.zeros_like(params)
-        return select(winner, (y_step, z_step), zeros), GL2OState(
-            learned=optax.tree.where(accepted | (on_reject == "advance"), memory, before),
+        no_step = optax.tree.zeros_like(params)
+        return select(winner, (y_step, z_step), no_step), GL2OState(
+            learned=optax.tree.where(accepted | (on_reject == "advance"), y_after, y_before),
             fallback=optax.tree.where(kept_start, z_before, z_state),
-            measure=optax.tree.where(accepted, _next(sequence, theta, measure, r), measure),
+            safeguard=optax.tree.where(
+                accepted, _next_safeguard(sequence, factor, safeguard, r), safeguard
+            ),
             residual=r,
-            info=record(
-                state.info, winner, accepted, state.info.losses, kept_start, gradients=2, losses=0
+            info=record_decision(
+                state.info,
+                winner=winner,
+                accepted=accepted,
+                losses=state.info.losses,
+                kept_start=kept_start,
+                gradient_evals=2,
+                loss_evals=0,
             ),
         )
 
-    return Guard(init_fn, update_fn, (1, 0), None)
+    return Guard(init_fn, update_fn, window=(1, 0), process=None)
 
 
-def _norm(tree: Any) -> jax.Array:
-    return jnp.asarray(optax.tree.norm(tree), jnp.result_type(float))
-
-
-def _new_threshold(m: int) -> Threshold:
+def _init_safeguard(m: int) -> Safeguard:
     dtype = jnp.result_type(float)
-    return Threshold(
-        jnp.array(jnp.inf, dtype), jnp.array(1, jnp.int32), jnp.full(m, -jnp.inf, dtype)
+    return Safeguard(
+        threshold=jnp.array(jnp.inf, dtype),
+        terms=jnp.array(1, jnp.int32),
+        recent=jnp.full(m, -jnp.inf, dtype),
     )
 
 
-def _started(measure: Threshold, residual: Float[Array, ""]) -> Threshold:
-    """`measure`, or before it has a finite threshold mu_1 = `residual`."""
-    recent = measure.recent.at[:1].set(residual)
-    started = Threshold(residual, measure.terms, recent)
-    return optax.tree.where(jnp.isfinite(measure.threshold), measure, started)
+def _start_safeguard(safeguard: Safeguard, residual: Float[Array, ""]) -> Safeguard:
+    """Sets mu_1 to `residual` unless the sequence has started, that is, has a finite threshold."""
+    first = Safeguard(
+        threshold=residual,
+        terms=safeguard.terms,
+        recent=safeguard.recent.at[:1].set(residual),
+    )
+    return optax.tree.where(jnp.isfinite(safeguard.threshold), safeguard, first)
 
 
-def _next(sequence: Sequence, theta: float, measure: Threshold, r: Float[Array, ""]) -> Threshold:
-    """The threshold after a step with residual `r` was accepted."""
-    mu, n, recent = measure
-    if sequence == "RM":
+def _next_safeguard(
+    sequence: SequenceName, factor: float, safeguard: Safeguard, r: Float[Array, ""]
+) -> Safeguard:
+    """Returns the sequence after a proposal with residual `r` was accepted."""
+    mu, n, recent = safeguard
+    if sequence == "GS":
+        mu = factor * mu
+    elif sequence == "AA":
+        mu = (r + n * mu) / (n + 1)
+    elif sequence == "EMA":
+        mu = factor * r + (1.0 - factor) * mu
+    elif sequence == "RT":
+        mu = r
+    else:
         recent = jnp.concatenate([r[None], recent[:-1]])
-    mu = {
-        "GS": lambda: theta * mu,
-        "AA": lambda: (r + n * mu) / (n + 1),
-        "EMA": lambda: theta * r + (1.0 - theta) * mu,
-        "RT": lambda: r,
-        "RM": lambda: jnp.max(recent),
-    }[sequence]()
-    return Threshold(mu, n + 1, recent)
+        mu = jnp.max(recent)
+    return Safeguard(mu, n + 1, recent)

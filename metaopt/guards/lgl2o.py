@@ -1,4 +1,4 @@
-"""The loss guard of LGL2O, in deterministic, window and adaptive form."""
+"""The loss guard of LGL2O, with fixed and with adaptive sizes of windows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,22 +15,27 @@ from metaopt.guards.core import (
     Guard,
     GuardInfo,
     check_sizes,
-    inner,
+    init_info,
+    inner_transformation,
     keep_counts,
+    keep_finite,
     masked_mean,
-    new_info,
-    record,
-    score,
+    record_decision,
     select,
-    without_new_nan,
 )
-from metaopt.guards.runners import Runs, runner_guard
+from metaopt.guards.runners import Runners, runner_guard, scores
 
 OnReject = Literal["rollback", "advance", "reset"]
 
 
 class LGL2OState(NamedTuple):
-    """Attributes: learned, fallback: inner states; info: diagnostics, candidates in this order."""
+    """State of `lgl2o`.
+
+    Attributes:
+      learned: state of the learned transformation.
+      fallback: state of the fallback transformation.
+      info: diagnostics; the candidates are (learned, fallback).
+    """
 
     learned: Any
     fallback: Any
@@ -39,20 +44,29 @@ class LGL2OState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    r"""Larger windows once the validation losses cannot tell the candidates apart (App. H).
+    r"""Sizes of windows that grow once the validation losses cannot tell the candidates apart.
 
-    With m, s the mean and standard deviation (over the n_c validation mini-batches) of the losses
-    of both candidates y, z and of their difference d, a window is ambiguous iff
+    Let m and s be the mean and the standard deviation, over the :math:`n_c` validation
+    mini-batches, of the losses of the candidates y and z and of their difference d. A window is
+    ambiguous if, for `rule`
 
-    .. math:: \text{std: } |m_y - m_z| \le s_y + s_z, \quad
-       \text{sem: } |m_y - m_z| \le (s_y + s_z) / \sqrt{n_c}, \quad
-       \text{paired: } |m_d| \le s_d / \sqrt{n_c}.
+    - "std": :math:`|m_y - m_z| \le s_y + s_z`
+    - "sem": :math:`|m_y - m_z| \le (s_y + s_z) / \sqrt{n_c}`
+    - "paired": :math:`|m_d| \le s_d / \sqrt{n_c}`
 
     Attributes:
-      rule: "std" is the paper's text; with mini-batches it doubles almost at once, because the
-        spread over batches is shared by both candidates. "paired" removes the shared part.
-      growth: factor on n_t and n_c after an ambiguous window (the paper is silent).
-      cap: neither n_t nor n_c grows beyond it; they never shrink (the paper is silent).
+      rule: when a window is ambiguous. "std" is the paper's text. With mini-batches it doubles the
+        sizes almost at once, because both candidates share the spread over mini-batches. "paired"
+        removes the shared part.
+      growth: factor on n_t and n_c after an ambiguous window. The paper is silent.
+      cap: largest n_t and n_c. The paper is silent. Sizes never shrink.
+
+    Raises:
+      ValueError: when `rule` is unknown, or `growth` or `cap` is below 2.
+
+    References:
+      Premont-Schwarz et al., `A Simple Guard for Learned Optimizers
+      <https://arxiv.org/abs/2201.12426>`_, appendix H
     """
 
     rule: Literal["std", "sem", "paired"] = "std"
@@ -65,7 +79,11 @@ class Adaptive:
         check_integer("Adaptive: cap", self.cap, 2)
 
     def max_scale(self, n_t: int, n_c: int) -> int:
-        """The largest factor on both sizes."""
+        """Returns the largest factor on both sizes, a power of `growth`.
+
+        Raises:
+          ValueError: when `n_c` is below 2, or a size is above `cap`.
+        """
         if n_c < 2:
             raise ValueError(
                 "Adaptive: n_c must be at least 2 with adaptive sizes, "
@@ -82,7 +100,12 @@ class Adaptive:
         return scale
 
     def ambiguous(self, losses: Float[Array, "2 C"], mask: Bool[Array, " C"]) -> jax.Array:
-        """Whether ``losses [2, C]``, of which those in ``mask [C]`` count, cannot be told apart."""
+        """Returns whether the losses cannot tell the candidates apart (bool ``[]``).
+
+        Args:
+          losses: validation losses ``[2, C]`` of both candidates.
+          mask: ``[C]``, which of the losses count.
+        """
         if self.rule == "paired":
             losses = losses[:1] - losses[1:]
         mean = masked_mean(losses, mask)
@@ -90,18 +113,53 @@ class Adaptive:
         if self.rule != "std":
             spread = spread / jnp.sqrt(jnp.sum(mask))
         distance = mean[0] if self.rule == "paired" else mean[0] - mean[1]
-        return jnp.abs(distance) <= jnp.sum(spread)  # False for NaN: no evidence, no growth
+        return jnp.abs(distance) <= jnp.sum(spread)  # False for NaN: sizes do not grow
+
+    def next_sizes(
+        self, info: GuardInfo, is_ambiguous: jax.Array, lengths: Any, n_t: int, n_c: int
+    ) -> GuardInfo:
+        """Returns `info` with the sizes of the next window.
+
+        Args:
+          info: diagnostics after this window.
+          is_ambiguous: bool ``[]``, see `ambiguous`.
+          lengths: ``(n_t, n_c)`` of this window.
+          n_t: training mini-batches of the first window.
+          n_c: validation mini-batches of the first window.
+        """
+        scale = self.max_scale(n_t, n_c)
+
+        def next_size(length, largest):
+            size = jnp.where(is_ambiguous, jnp.minimum(self.growth * length, largest), length)
+            return size.astype(jnp.int32)
+
+        next_t, next_c = next_size(lengths[0], scale * n_t), next_size(lengths[1], scale * n_c)
+        return info._replace(n_t=jnp.maximum(info.n_t, next_t), n_c=jnp.maximum(info.n_c, next_c))
 
 
-def averaged(learned: LearnedOptimizer, theta: Theta, *, num_steps: Any = None) -> Callable:
-    """For `lgl2o(average=...)`: every coordinate's memory becomes the mean over coordinates.
+def average_memory(
+    learned: LearnedOptimizer, theta: Theta, *, num_steps: Any = None
+) -> Callable[[Any, Params], Any]:
+    """Makes the argument `average` of `lgl2o` that averages the memory over coordinates.
 
-    This is the g^T of the Meta Guards: the mean goes into theta (`learned.absorb`) and out again.
-    It is of use for optimizers whose whole state is such a memory; it starts any other afresh.
+    This is what the unroll g^T of the Meta Guards does: the memory is averaged into theta
+    (`learned.absorb`), from which a new state begins. It is of use for optimizers whose whole
+    state is such a memory; any other starts afresh.
+
+    Args:
+      learned: the optimizer.
+      theta: its meta-parameters.
+      num_steps: horizon passed to ``learned.apply``.
+
+    Returns:
+      ``(state, params) -> state``.
     """
-    return lambda state, params: learned.apply(
-        learned.absorb(theta, state), num_steps=num_steps
-    ).init(params)
+
+    def average(state, params):
+        tx = learned.apply(learned.absorb(theta, state), num_steps=num_steps)
+        return tx.init(params)
+
+    return average
 
 
 def lgl2o(
@@ -116,40 +174,47 @@ def lgl2o(
     average: Callable[[Any, Params], Any] | None = None,
     adaptive: Adaptive | None = None,
 ) -> Guard:
-    r"""Loss guard: keep the learned window iff it ends lower than the fallback's.
+    r"""Loss guard: keeps the learned optimizer's window if it ends lower than the fallback's.
 
     .. math:: x_{k+1} = y_T \text{ if } \bar F(y_T) < \bar F(z_T) \text{ else } z_T,
        \quad y_0 = z_0 = x_k, \quad T = n_t
 
-    with :math:`\bar F` the mean loss over `eval_batches`. Strict: a tie keeps the fallback. A
-    candidate counts as +inf unless its loss and params are finite; where both do, x_k stays and
+    where :math:`y` takes T steps of `learned`, :math:`z` T steps of `fallback`, and
+    :math:`\bar F` is the mean loss over `eval_batches`. A tie keeps the fallback. A candidate
+    counts as +inf unless its loss and params are finite. When neither is, :math:`x_k` stays and
     `info.kept_start` counts it. On the full data as the only mini-batch and with
     ``n_t = n_c = 1`` this is the paper's deterministic Algorithm 1.
 
+    Step counts (fields named ``count``, except next to moments ``mu``) are global and never
+    restored. A memory that is not finite is never kept: the one before the window takes its
+    place.
+
     Args:
-      learned, fallback: per-step transformations, both run on the same `train_batches`. They get
-        optax's own extra args `value`, `grad`, `value_fn`. To nest a guard: `streaming(guard)`.
-      n_t, n_c: training and validation mini-batches of a window.
-      on_reject: memory of `learned` after a lost window: as before the window, as after it, or
-        initial. The papers: "rollback" (Meta Guard, section 3); LGL2O is silent.
-      fallback_on_reject: state of `fallback` after a lost window. LGL2O is silent; "advance", our
-        choice, spares it moments as old as its last win.
-      memory: "fresh" starts every window from the initial memory of `learned` ("w/o Update").
-      average: ``(state, params) -> state``, applied to the memory of `learned` after its window;
-        `averaged(...)` gives the mean over coordinates, as the Meta Guard paper's baselines.
-      adaptive: lets n_t and n_c grow. The next window's sizes are in the state:
+      learned: per-step transformation. It takes optax's own extra args `value`, `grad` and
+        `value_fn`. Nest a guard as ``streaming(guard)``.
+      fallback: per-step transformation, run on the same `train_batches`.
+      n_t: training mini-batches of a window.
+      n_c: validation mini-batches of a window.
+      on_reject: state of `learned` after a rejected window: "rollback" restores the one before the
+        window (Meta Guard, section 3; LGL2O is silent), "advance" keeps the one after it, "reset"
+        starts afresh.
+      fallback_on_reject: state of `fallback` after a window that `learned` won. LGL2O is silent.
+        "advance" is our choice: with "rollback" the moments of the fallback are as old as its last
+        win.
+      memory: "fresh" starts every window from the initial state of `learned` ("w/o Update").
+      average: ``(state, params) -> state``, applied to the state of `learned` after its window.
+        `average_memory` gives the mean over coordinates, as in the Meta Guard paper's baselines.
+      adaptive: lets n_t and n_c grow. The state holds the sizes of the next window:
         ``windows(iterator, lambda: state.info.n_t, lambda: state.info.n_c)``.
 
-    Step counts (fields named ``count``, not beside moments ``mu``) are global: nothing takes them
-    back. A memory that is not finite is never kept: that from before the window takes its place.
-
     Returns:
-      A guard; ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` with batch
-      axes ``[n_t, ...]`` and ``[n_c, ...]``. Costs 2 n_t gradients and 2 n_c losses.
+      A `Guard`; its ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` takes
+      batches with leading axes ``[n_t, ...]`` and ``[n_c, ...]``. It costs 2 n_t gradients and
+      2 n_c losses.
 
     Raises:
-      ValueError: an option out of range; `params`, `loss_fn` or batches missing, `updates` given,
-        or windows of another size.
+      ValueError: when an option is out of range; at `update`, when `params`, `loss_fn` or batches
+        are missing, `updates` are given, or a window has another size.
 
     Examples:
       >>> guard = lgl2o(optax.lion(1e-2), optax.sgd(0.1), n_t=5, n_c=2)
@@ -157,7 +222,11 @@ def lgl2o(
       >>> int(state.info.windows), int(state.info.winner)  # no decision yet
       (0, -1)
 
-    References: LGL2O (arXiv 2201.12426), Algorithms 1 and 2, appendix H; docs/guards/lgl2o.md.
+    References:
+      Premont-Schwarz et al., `A Simple Guard for Learned Optimizers
+      <https://arxiv.org/abs/2201.12426>`_, algorithms 1 and 2 and appendix H
+
+      docs/guards/lgl2o.md lists what the paper leaves open and what we chose.
     """
     check_sizes("lgl2o", n_t, n_c)
     check_choice("lgl2o: on_reject", on_reject, ("rollback", "advance", "reset"))
@@ -167,69 +236,71 @@ def lgl2o(
         check_callable("lgl2o: average", average)
     if not isinstance(adaptive, Adaptive | None):
         raise ValueError(f"lgl2o: adaptive must be an Adaptive, got {short(adaptive)}.")
-    txs = (inner("lgl2o", "learned", learned), inner("lgl2o", "fallback", fallback))
+    learned_tx = inner_transformation("lgl2o", "learned", learned)
+    fallback_tx = inner_transformation("lgl2o", "fallback", fallback)
 
     def init_fn(params):
-        return LGL2OState(txs[0].init(params), txs[1].init(params), new_info(2, n_t, n_c))
+        return LGL2OState(
+            learned=learned_tx.init(params),
+            fallback=fallback_tx.init(params),
+            info=init_info(2, n_t=n_t, n_c=n_c),
+        )
 
     def start(state: LGL2OState, params):
-        memory_state = state.learned
+        learned_state = state.learned
         if memory == "fresh":
-            memory_state = keep_counts(txs[0].init(params), state.learned)
-        return (params, params), (memory_state, state.fallback)
+            learned_state = keep_counts(learned_tx.init(params), state.learned)
+        return (params, params), (learned_state, state.fallback)
 
-    def decide(state: LGL2OState, params, runs: Runs, lengths):
-        mask = jnp.arange(runs.losses.shape[1]) < lengths[1]
-        scores = jnp.stack(
-            [
-                score(losses, mask, point)
-                for losses, point in zip(runs.losses, runs.points, strict=True)
-            ]
-        )
-        kept_start = ~jnp.any(jnp.isfinite(scores))
-        accepted = scores[0] < scores[1]
+    def decide(state: LGL2OState, params, runners: Runners, lengths):
+        mask = jnp.arange(runners.losses.shape[1]) < lengths[1]
+        losses = scores(runners, mask)
+        kept_start = ~jnp.any(jnp.isfinite(losses))
+        accepted = losses[0] < losses[1]
         winner = jnp.where(kept_start, -1, jnp.where(accepted, 0, 1))
-        new_params = select(winner, runs.points, params)
+        new_params = select(winner, runners.points, params)
 
-        y_state, z_state = runs.states
-        before = (keep_counts(state.learned, y_state), keep_counts(state.fallback, z_state))
+        y_state, z_state = runners.states
+        y_before = keep_counts(state.learned, y_state)
+        z_before = keep_counts(state.fallback, z_state)
         if average is not None:
-            y_state = keep_counts(average(y_state, runs.points[0]), y_state)
-        y_state = without_new_nan(y_state, before[0])
-        lost = {
-            "rollback": lambda: before[0],
-            "advance": lambda: y_state,
-            "reset": lambda: keep_counts(txs[0].init(new_params), y_state),
-        }[on_reject]()
-        z_lost = (
-            without_new_nan(z_state, before[1]) if fallback_on_reject == "advance" else before[1]
-        )
-        info = record(
+            y_state = keep_counts(average(y_state, runners.points[0]), y_state)
+        y_state = keep_finite(y_state, y_before)
+        if on_reject == "rollback":
+            y_rejected = y_before
+        elif on_reject == "advance":
+            y_rejected = y_state
+        else:
+            y_rejected = keep_counts(learned_tx.init(new_params), y_state)
+        z_rejected = z_before
+        if fallback_on_reject == "advance":
+            z_rejected = keep_finite(z_state, z_before)
+
+        info = record_decision(
             state.info,
-            winner,
-            accepted,
-            scores,
-            kept_start,
-            gradients=2 * lengths[0],
-            losses=2 * lengths[1],
+            winner=winner,
+            accepted=accepted,
+            losses=losses,
+            kept_start=kept_start,
+            gradient_evals=2 * lengths[0],
+            loss_evals=2 * lengths[1],
         )
         if adaptive is not None:
-            grows = adaptive.ambiguous(runs.losses, mask)
-            info = _grown(info, grows, lengths, adaptive.growth, (n_t * max_scale, n_c * max_scale))
+            is_ambiguous = adaptive.ambiguous(runners.losses, mask)
+            info = adaptive.next_sizes(info, is_ambiguous, lengths, n_t, n_c)
         return new_params, LGL2OState(
-            learned=optax.tree.where(accepted, y_state, lost),
-            fallback=optax.tree.where(winner == 1, z_state, z_lost),
+            learned=optax.tree.where(accepted, y_state, y_rejected),
+            fallback=optax.tree.where(winner == 1, z_state, z_rejected),
             info=info,
         )
 
-    max_scale = 1 if adaptive is None else adaptive.max_scale(n_t, n_c)
-    return runner_guard("lgl2o", txs, init_fn, start, decide, n_t=n_t, n_c=n_c, max_scale=max_scale)
-
-
-def _grown(info: GuardInfo, grows: jax.Array, lengths, growth: int, largest) -> GuardInfo:
-    """`info` with the next window's sizes."""
-    sizes = [
-        jnp.where(grows, jnp.minimum(growth * length, most), length).astype(jnp.int32)
-        for length, most in zip(lengths, largest, strict=True)
-    ]
-    return info._replace(n_t=jnp.maximum(info.n_t, sizes[0]), n_c=jnp.maximum(info.n_c, sizes[1]))
+    return runner_guard(
+        "lgl2o",
+        (learned_tx, fallback_tx),
+        init=init_fn,
+        start=start,
+        decide=decide,
+        n_t=n_t,
+        n_c=n_c,
+        max_scale=1 if adaptive is None else adaptive.max_scale(n_t, n_c),
+    )

@@ -1,4 +1,4 @@
-"""Our own guard: the fallback runs alone, the learned optimizer races it, the lower is kept."""
+"""The race, our own guard: fallbacks run alone, the learned optimizer races them, the best wins."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -12,25 +12,24 @@ from metaopt.guards.core import (
     Guard,
     GuardInfo,
     check_sizes,
-    inner,
+    init_info,
+    inner_transformation,
     keep_counts,
-    new_info,
-    record,
-    score,
+    keep_finite,
+    record_decision,
     select,
-    without_new_nan,
 )
-from metaopt.guards.runners import Runs, runner_guard
+from metaopt.guards.runners import Runners, runner_guard, scores
 
 
 class RaceState(NamedTuple):
-    """The runners.
+    """State of `race`, with k runs of fallbacks: the plain ones, then the jumping ones.
 
     Attributes:
-      learned: memory of the learned optimizer.
-      points: params of each fallback's own run, then of each jumping run.
-      fallbacks: states of these.
-      info: diagnostics; candidate 0 is the learned one, then these in order.
+      learned: state of the learned transformation.
+      points: params of each of the k runs.
+      fallbacks: state of each of the k runs.
+      info: diagnostics. Candidate 0 is that of the learned transformation, then follow the runs.
     """
 
     learned: Any
@@ -44,110 +43,128 @@ def race(
     *fallbacks: optax.GradientTransformation,
     n_t: int = 10,
     n_c: int = 10,
-    on_loss: Literal["carry", "rollback", "reset"] = "carry",
+    on_reject: Literal["advance", "rollback", "reset"] = "advance",
     jumps: bool = False,
 ) -> Guard:
-    r"""Race: every fallback runs on its own; the best of them and the learned one is kept.
+    r"""Race: keeps the best of the learned optimizer and of fallbacks that run on their own.
 
     .. math:: z^i_{k+1} = \text{fallback}_i^{n_t}(z^i_k), \quad
-       y = \text{learned}^{n_t}(x_k), \quad
-       x_{k+1} = \arg\min_{p \in \{z^1_{k+1}, \dots, y\}} \bar F(p), \quad z^i_0 = x_0
+       y_{k+1} = \text{learned}^{n_t}(x_k), \quad
+       x_{k+1} = \arg\min_{p \in \{z^1_{k+1}, \dots, y_{k+1}\}} \bar F(p), \quad z^i_0 = x_0
 
-    with :math:`\bar F` the mean loss over `eval_batches`. A tie goes to a fallback, the first of
-    them. Nothing that the learned optimizer does reaches a :math:`z^i`: it is, bit for bit, the run
-    without a guard on the same training mini-batches. So at every decision the kept point is no
-    worse, on the validation mini-batches, than any of these runs; and it converges wherever one
-    of them does (docs/guards/race.md has the theorem). A candidate counts as +inf unless its loss
-    and params are finite; where none is, x_k stays and `info.kept_start` counts it.
+    where the exponent :math:`n_t` means that many steps and :math:`\bar F` is the mean loss over
+    `eval_batches`. A tie goes to the first of the best fallbacks. A candidate counts as +inf unless
+    its loss and params are finite. When none is, :math:`x_k` stays and `info.kept_start` counts it.
+
+    Nothing that the learned optimizer does reaches a :math:`z^i`. It is, bit for bit, the run of
+    the fallback without a guard on the same training mini-batches. So at every decision the kept
+    point is no worse, on the validation mini-batches, than any of these runs, and it converges
+    wherever one of them does (docs/guards/race.md has the theorem).
 
     Args:
-      learned: per-step transformation, started from the kept point in every window. It gets
-        optax's own extra args `value`, `grad`, `value_fn`. To nest a guard: `streaming(guard)`.
+      learned: per-step transformation, started from the kept point in every window. It takes
+        optax's own extra args `value`, `grad` and `value_fn`. Nest a guard as
+        ``streaming(guard)``.
       *fallbacks: at least one per-step transformation.
-      n_t, n_c: training and validation mini-batches of a window.
-      on_loss: memory of `learned` after a window that it lost, i.e. when it goes on from another
-        point than its own: as it is, as before the window, or initial. Step counts (fields named
-        ``count``, not beside moments ``mu``) are never taken back; a memory that is not finite is
-        never kept.
+      n_t: training mini-batches of a window.
+      n_c: validation mini-batches of a window.
+      on_reject: state of `learned` after a window that it lost, when it goes on from another point
+        than its own: "advance" keeps the state, "rollback" restores the one before the window,
+        "reset" starts afresh. Step counts (fields named ``count``, except next to moments ``mu``)
+        always advance. A state that is not finite is never kept.
       jumps: adds a second run of every fallback, which jumps to the kept point after 1, 2, 4, 8,
-        ... windows, and so goes on from what the learned optimizer has won. The first runs, and
-        the promise, stay as they are.
+        ... windows and so goes on from what the learned optimizer has won. The first runs, and
+        with them the promise, are unchanged.
 
     Returns:
-      A guard; ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` with batch
-      axes ``[n_t, ...]`` and ``[n_c, ...]``. With k fallbacks it costs (k + 1) n_t gradients and
-      (k + 1) n_c losses, and keeps k more copies of the params. (With `jumps`, k counts twice.)
+      A `Guard`; its ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` takes
+      batches with leading axes ``[n_t, ...]`` and ``[n_c, ...]``. With k fallbacks it costs
+      (k + 1) n_t gradients and (k + 1) n_c losses, and keeps k more copies of the params. With
+      `jumps`, k counts twice.
 
     Raises:
-      ValueError: no fallback, an option out of range; `params`, `loss_fn` or batches missing,
-        `updates` given, or windows of another size.
+      ValueError: when there is no fallback or an option is out of range; at `update`, when
+        `params`, `loss_fn` or batches are missing, `updates` are given, or a window has another
+        size.
 
     Examples:
       >>> guard = race(optax.lion(1e-2), optax.adam(1e-3), n_t=5, n_c=2)
       >>> guard.window  # mini-batches for `metaopt.windows`
       (5, 2)
 
-    References: ours; docs/guards/race.md.
+    References:
+      docs/guards/race.md; not from a paper.
     """
     check_sizes("race", n_t, n_c)
     if not fallbacks:
         raise ValueError("race: give at least one fallback: race(learned, fallback).")
-    check_choice("race: on_loss", on_loss, ("carry", "rollback", "reset"))
-    tx = inner("race", "learned", learned)
-    plain = tuple(inner("race", f"fallback {i}", fallback) for i, fallback in enumerate(fallbacks))
-    txs = plain * 2 if jumps else plain
+    check_choice("race: on_reject", on_reject, ("advance", "rollback", "reset"))
+    learned_tx = inner_transformation("race", "learned", learned)
+    plain_txs = tuple(
+        inner_transformation("race", f"fallback {index}", fallback)
+        for index, fallback in enumerate(fallbacks)
+    )
+    run_txs = (*plain_txs, *plain_txs) if jumps else plain_txs
+    num_plain, num_candidates = len(plain_txs), 1 + len(run_txs)
 
     def init_fn(params):
         return RaceState(
-            learned=tx.init(params),
-            points=tuple(jax.tree.map(jnp.array, params) for _ in txs),
-            fallbacks=tuple(fallback.init(params) for fallback in txs),
-            info=new_info(1 + len(txs), n_t, n_c),
+            learned=learned_tx.init(params),
+            points=tuple(jax.tree.map(jnp.array, params) for _ in run_txs),
+            fallbacks=tuple(tx.init(params) for tx in run_txs),
+            info=init_info(num_candidates, n_t=n_t, n_c=n_c),
         )
 
     def start(state: RaceState, params):
         windows = state.info.windows
-        jump = (windows & (windows - 1)) == 0  # a power of two (or the start, where all agree)
-        jumping = [optax.tree.where(jump, params, point) for point in state.points[len(plain) :]]
-        points = (params, *state.points[: len(plain)], *jumping)
+        # True at powers of two, and at 0, where all runs are at one point.
+        is_jump = (windows & (windows - 1)) == 0
+        plain_points = state.points[:num_plain]
+        jumping_points = [
+            optax.tree.where(is_jump, params, point) for point in state.points[num_plain:]
+        ]
+        points = (params, *plain_points, *jumping_points)
         return points, (state.learned, *state.fallbacks)
 
-    def decide(state: RaceState, params, runs: Runs, lengths):
-        mask = jnp.arange(runs.losses.shape[1]) < lengths[1]
-        scores = jnp.stack(
-            [
-                score(losses, mask, point)
-                for losses, point in zip(runs.losses, runs.points, strict=True)
-            ]
-        )
-        best = 1 + jnp.argmin(scores[1:])
-        accepted = scores[0] < scores[best]
-        kept_start = ~jnp.any(jnp.isfinite(scores))
-        winner = jnp.where(kept_start, -1, jnp.where(accepted, 0, best))
-        new_params = select(winner, runs.points, params)
+    def decide(state: RaceState, params, runners: Runners, lengths):
+        mask = jnp.arange(runners.losses.shape[1]) < lengths[1]
+        losses = scores(runners, mask)
+        best_run = 1 + jnp.argmin(losses[1:])
+        accepted = losses[0] < losses[best_run]
+        kept_start = ~jnp.any(jnp.isfinite(losses))
+        winner = jnp.where(kept_start, -1, jnp.where(accepted, 0, best_run))
+        new_params = select(winner, runners.points, params)
 
-        before = keep_counts(state.learned, runs.states[0])
-        memory = without_new_nan(runs.states[0], before)
-        lost = {
-            "carry": lambda: memory,
-            "rollback": lambda: before,
-            "reset": lambda: keep_counts(tx.init(new_params), memory),
-        }[on_loss]()
-        runners = 1 + len(txs)
-        info = record(
+        before = keep_counts(state.learned, runners.states[0])
+        after = keep_finite(runners.states[0], before)
+        if on_reject == "advance":
+            rejected = after
+        elif on_reject == "rollback":
+            rejected = before
+        else:
+            rejected = keep_counts(learned_tx.init(new_params), after)
+        info = record_decision(
             state.info,
-            winner,
-            accepted,
-            scores,
-            kept_start,
-            gradients=runners * lengths[0],
-            losses=runners * lengths[1],
+            winner=winner,
+            accepted=accepted,
+            losses=losses,
+            kept_start=kept_start,
+            gradient_evals=num_candidates * lengths[0],
+            loss_evals=num_candidates * lengths[1],
         )
         return new_params, RaceState(
-            learned=optax.tree.where(accepted, memory, lost),
-            points=runs.points[1:],
-            fallbacks=runs.states[1:],
+            learned=optax.tree.where(accepted, after, rejected),
+            points=runners.points[1:],
+            fallbacks=runners.states[1:],
             info=info,
         )
 
-    return runner_guard("race", (tx, *txs), init_fn, start, decide, n_t=n_t, n_c=n_c)
+    return runner_guard(
+        "race",
+        (learned_tx, *run_txs),
+        init=init_fn,
+        start=start,
+        decide=decide,
+        n_t=n_t,
+        n_c=n_c,
+    )

@@ -1,4 +1,4 @@
-"""The second form of every guard: one mini-batch per call, as optax's line searches are called."""
+"""The streaming form of every guard: one mini-batch per call, as optax's line searches take it."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from metaopt.guards.core import Guard, Process, Work
 
 
 class StreamingState(NamedTuple):
-    """A guard in the middle of a window.
+    """State of a guard inside a window.
 
     Attributes:
-      guard: the guard's own state as of the last decision, with its diagnostics.
+      guard: state of the guard as of the last decision, with its diagnostics.
       work: candidates and losses of the window so far.
-      position: mini-batches of this window seen so far (int32).
+      position: int32 ``[]``, mini-batches of this window so far.
     """
 
     guard: Any
@@ -26,28 +26,33 @@ class StreamingState(NamedTuple):
 
 
 def streaming(guard: Guard) -> optax.GradientTransformationExtraArgs:
-    """A per-mini-batch transformation that makes the same decisions as `guard` in window form.
+    """Makes a per-mini-batch transformation that decides as `guard` does in window form.
 
     ``update(grads, state, params, *, value_fn)`` is called once per mini-batch, where
-    ``value_fn(params)`` is the loss on it: the convention of `optax.lbfgs` and optax's line
-    searches. `grads` may be None: a window steps from candidates that the caller never sees, so
-    the guard takes its own gradients. Updates are zero up to the last mini-batch of a window,
-    whose update leads to the point decided on: the params that the caller holds are accepted
-    points at all times. The mini-batches are used in the order in which `windows` cuts them.
+    ``value_fn(params)`` is the loss on it, as for `optax.lbfgs` and optax's line searches. `grads`
+    may be None: the guard steps from candidates that the caller does not see and computes its own
+    gradients. Updates are zero until the last mini-batch of a window, whose update leads to the
+    chosen point. So the params of the caller are accepted points at all times. The order of
+    mini-batches is that of `windows`.
 
-    The caller must apply the updates as they are (a decay or a clip behind the guard would move
-    params off the accepted point), and must not change `params` inside of a window.
+    .. warning:: Apply the updates unchanged, since a decay or a clip behind the guard would move
+       params off the accepted point. Do not change `params` inside a window.
 
-    Per-step guards (`gl2o`) already have this form; they come back unchanged.
+    Args:
+      guard: a guard of `metaopt.guards`. A per-step guard (`gl2o`) already has this form and is
+        returned unchanged.
 
-    Notes:
-      A call costs what its phase costs. That is a `lax.switch`: under `vmap` all its branches
-      run. The state holds the candidates and their inner states besides those of the last
-      decision. Sizes that grow (`Adaptive`) are traced here: nothing compiles twice.
+    Returns:
+      A transformation; its `update` takes the extra arg `value_fn` and ignores others.
 
     Raises:
-      ValueError: `guard` is not a guard, or has no streaming form; `params` or `value_fn` is
-        missing.
+      ValueError: when `guard` is no guard or has no streaming form; at `update`, when `params` or
+        `value_fn` is missing.
+
+    Notes:
+      A call costs what its phase costs. The phase is chosen by `lax.switch`, so under `vmap` all
+      phases run. The state holds the candidates and their optimizer states besides those of the
+      last decision. Sizes that grow (`Adaptive`) are traced: nothing compiles twice.
     """
     if not isinstance(guard, Guard):
         raise ValueError(
@@ -76,35 +81,38 @@ def streaming(guard: Guard) -> optax.GradientTransformationExtraArgs:
                 f"streaming: update is missing {missing}; call "
                 "update(grads, state, params, value_fn=value_fn) with the loss on this mini-batch."
             )
-        del updates  # gradients at a point that no candidate is at
+        del updates  # gradients at `params`, from which no candidate steps inside a window
         lengths = process.lengths(state.guard)
         ends = jnp.cumsum(lengths)  # [phases]
         work = jax.lax.cond(
             state.position == 0,
-            lambda: _like(state.work, Work(process.start(state.guard, params))),
+            lambda: _cast_like(state.work, Work(process.start(state.guard, params))),
             lambda: state.work,
         )
         phase = jnp.sum(state.position >= ends)
         index = state.position - (ends - lengths)[phase]
-        steps = [
-            lambda held, run=run: _like(held, run(held, index, value_fn)) for run in process.phases
-        ]
-        held = jax.lax.switch(phase, steps, work.held)
 
-        def decided():
-            new_params, new_guard = process.decide(state.guard, params, held, lengths)
+        def branch(run_phase):
+            return lambda work: _cast_like(work, run_phase(work, index, value_fn))
+
+        work = jax.lax.switch(phase, [branch(run) for run in process.phases], work.value)
+
+        def decide():
+            new_params, new_guard = process.decide(state.guard, params, work, lengths)
             updates = optax.tree.sub(new_params, params)
-            return _like((params, state.guard), (updates, new_guard))
+            return _cast_like((params, state.guard), (updates, new_guard))
+
+        def wait():
+            return optax.tree.zeros_like(params), state.guard
 
         position = state.position + 1
-        full = position == ends[-1]
-        undecided = lambda: (optax.tree.zeros_like(params), state.guard)
-        updates, new_guard = jax.lax.cond(full, decided, undecided)
-        return updates, StreamingState(new_guard, Work(held), jnp.where(full, 0, position))
+        is_full = position == ends[-1]
+        updates, new_guard = jax.lax.cond(is_full, decide, wait)
+        return updates, StreamingState(new_guard, Work(work), jnp.where(is_full, 0, position))
 
     return transformation(init_fn, update_fn)
 
 
-def _like(example: Any, tree: Any) -> Any:
-    """`tree` with the dtypes of `example`, weak types included: branches must agree on them."""
+def _cast_like(example: Any, tree: Any) -> Any:
+    """Casts `tree` to the dtypes of `example`, weak types included, as branches must agree."""
     return jax.tree.map(lambda e, t: jnp.asarray(t).astype(jnp.asarray(e).dtype), example, tree)

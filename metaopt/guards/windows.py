@@ -1,6 +1,6 @@
 """Cutting a stream of mini-batches into windows."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,20 +15,24 @@ Size = int | Callable[[], Any]
 
 
 def windows(iterator: Iterable[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[Batch, Batch]]:
-    """Yields ``(train_batches [n_t, ...], eval_batches [n_c, ...])`` from single mini-batches.
+    """Cuts a stream of mini-batches into windows for guards.
 
-    The first n_t mini-batches of each window are for training, the next n_c for validation: the
-    order in which a streaming guard uses them. What is left at the end is dropped if it does not
-    fill a window. NumPy arrays stay NumPy arrays.
+    The first n_t mini-batches of each window are for training, the next n_c for validation, as in
+    a streaming guard. Mini-batches left at the end that do not fill a window are dropped. NumPy
+    arrays stay NumPy arrays.
 
     Args:
       iterator: mini-batches of one structure and shape.
-      n_t, n_c: their numbers per window, ``windows(iterator, *guard.window)``; or functions that
-        return them, asked before each window (adaptive sizes):
+      n_t: training mini-batches of a window, as in ``windows(iterator, *guard.window)``; or a
+        function that returns their number, called before each window, for adaptive sizes:
         ``windows(iterator, lambda: state.info.n_t, lambda: state.info.n_c)``.
+      n_c: validation mini-batches of a window, or a function that returns their number.
+
+    Yields:
+      ``(train_batches, eval_batches)`` with leading axes ``[n_t, ...]`` and ``[n_c, ...]``.
 
     Raises:
-      ValueError: a size below 1, or mini-batches that do not stack.
+      ValueError: when a size is below 1 or the mini-batches of a window do not stack.
 
     Examples:
       >>> batches = [np.full((8, 3), i) for i in range(7)]
@@ -39,44 +43,44 @@ def windows(iterator: Iterable[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[B
     """
     if not isinstance(iterator, Iterable):
         raise ValueError(f"windows: iterator must be an iterable, got {short(iterator)}.")
-    stream = iter(iterator)
-
-    def cut():
-        while True:
-            given = [n() if callable(n) else n for n in (n_t, n_c)]
-            _check(given)
-            sizes = [int(n) for n in given]
-            batches = list(islice(stream, sum(sizes)))
-            if len(batches) < sum(sizes):
-                return
-            yield _stack(batches[: sizes[0]]), _stack(batches[sizes[0] :])
-
-    _check([n for n in (n_t, n_c) if not callable(n)])
-    return cut()
+    _check_sizes([size for size in (n_t, n_c) if not callable(size)])
+    return _cut(iter(iterator), n_t, n_c)
 
 
-def _check(sizes: list[Any]) -> None:
+def _cut(stream: Iterator[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[Batch, Batch]]:
+    while True:
+        sizes = [size() if callable(size) else size for size in (n_t, n_c)]
+        _check_sizes(sizes)
+        num_train, num_eval = (int(size) for size in sizes)
+        batches = list(islice(stream, num_train + num_eval))
+        if len(batches) < num_train + num_eval:
+            return
+        yield _stack(batches[:num_train]), _stack(batches[num_train:])
+
+
+def _check_sizes(sizes: Sequence[Any]) -> None:
     for size in sizes:
         check_integer("windows: n_t and n_c", size)
     if any(size < 1 for size in sizes):
-        raise ValueError(f"windows: n_t and n_c must be at least 1, got {sizes}.")
+        raise ValueError(f"windows: n_t and n_c must be at least 1, got {list(sizes)}.")
 
 
-def _stack(batches: list[Batch]) -> Batch:
-    def stack(*leaves):
-        if len({np.shape(leaf) for leaf in leaves}) > 1:
-            shapes = sorted({np.shape(leaf) for leaf in leaves})
-            raise ValueError(
-                f"windows: mini-batches of a window must have one shape, got {shapes}; "
-                "drop the last, smaller batch of an epoch."
-            )
-        on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
-        return jnp.stack(leaves) if on_device else np.stack(leaves)
-
+def _stack(batches: Sequence[Batch]) -> Batch:
     structures = {jax.tree.structure(batch) for batch in batches}
     if len(structures) > 1:
         raise ValueError(
             "windows: mini-batches of a window must have one structure, got "
             f"{' and '.join(map(str, structures))}."
         )
+
+    def stack(*leaves):
+        shapes = {np.shape(leaf) for leaf in leaves}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"windows: mini-batches of a window must have one shape, got {sorted(shapes)}; "
+                "drop the last, smaller batch of an epoch."
+            )
+        on_device = any(isinstance(leaf, jax.Array) for leaf in leaves)
+        return jnp.stack(leaves) if on_device else np.stack(leaves)
+
     return jax.tree.map(stack, *batches)

@@ -22,7 +22,7 @@ from metaopt.optimizers.velo import velo as velo
 from metaopt.optimizers.velo_import import load_velo as load_velo
 from metaopt.optimizers.velo_import import velo_theta_from_named as velo_theta_from_named
 
-# What an export may name: constructors that take plain JSON data.
+# The constructors that an export may name. Their arguments are plain JSON data.
 LEARNED: dict[str, Callable[..., LearnedOptimizer]] = {
     "lstm": lstm,
     "l3rs": l3rs,

@@ -1,4 +1,4 @@
-"""Useless learned optimizers, against which guards are tested."""
+"""Useless optimizers as learned optimizers, against which guards are tested."""
 
 from collections.abc import Callable
 
@@ -10,37 +10,42 @@ from metaopt.core.types import LearnedOptimizer
 from metaopt.optimizers.handcrafted import handcrafted
 
 
-def _constant(value: float) -> Callable[[], optax.GradientTransformation]:
+def _constant(value: float) -> optax.GradientTransformation:
     """Proposes `value` for every parameter."""
-    return lambda: optax.stateless(lambda updates, params: optax.tree.full_like(updates, value))
+    return optax.stateless(lambda updates, params: optax.tree.full_like(updates, value))
 
 
 def _random() -> optax.GradientTransformation:
-    """Steps of length 1 in random directions."""
+    """Proposes steps of length 1 in random directions."""
 
-    def update(updates, state, params=None):
+    def init_fn(params):
         del params
-        key, k_step = jax.random.split(state)
-        step = optax.tree.random_like(k_step, updates)
-        return optax.tree.scale(1.0 / optax.tree.norm(step), step), key
+        return jax.random.key(0)
 
-    return optax.GradientTransformation(lambda params: jax.random.key(0), update)
+    def update_fn(updates, state, params=None):
+        del params
+        new_key, k_step = jax.random.split(state)
+        step = optax.tree.random_like(k_step, updates)
+        return optax.tree.scale(1.0 / optax.tree.norm(step), step), new_key
+
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def _late() -> optax.GradientTransformation:
-    """SGD for 30 steps, then up the gradient: it has earned trust before."""
+    """Takes 30 steps of SGD, which earn trust, then ascends the gradient."""
     return optax.sgd(lambda count: jnp.where(jnp.less(count, 30), 0.3, -1.0))
 
 
-_MAKE: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "nan": _constant(jnp.nan),
-    "inf": _constant(jnp.inf),
-    "huge": _constant(1e30),
-    "ascent": lambda: optax.sgd(-1.0),
-    "random": _random,
-    "late": _late,
-}
-# Name -> what it proposes: NaN, infinity, 1e30, gradient ascent, random steps, late ascent.
+def _adversary(make: Callable[[], optax.GradientTransformation]) -> LearnedOptimizer:
+    return handcrafted(lambda num_steps: make())
+
+
+# By name: the steps are NaN, infinity, 1e30, up the gradient, random, and late up the gradient.
 ADVERSARIES: dict[str, LearnedOptimizer] = {
-    name: handcrafted(lambda num_steps, make=make: make()) for name, make in _MAKE.items()
+    "nan": _adversary(lambda: _constant(jnp.nan)),
+    "inf": _adversary(lambda: _constant(jnp.inf)),
+    "huge": _adversary(lambda: _constant(1e30)),
+    "ascent": _adversary(lambda: optax.sgd(-1.0)),
+    "random": _adversary(_random),
+    "late": _adversary(_late),
 }

@@ -1,4 +1,4 @@
-"""What learned optimizers see: pure functions from gradients, statistics and time to inputs."""
+"""Inputs of learned optimizers: pure functions of gradients, statistics and time."""
 
 from collections.abc import Sequence
 
@@ -13,39 +13,64 @@ _TINY = 1e-30  # keeps log and its derivative finite at a gradient of exactly ze
 
 
 def log_sign(grad: Float[Array, "..."], p: float = 10.0) -> Float[Array, "... 2"]:
-    r"""Gradients ``[...]`` of any scale as two bounded-slope features ``[..., 2]``.
+    r"""Maps gradients of any scale to two features of bounded slope.
 
-    .. math:: |g| \ge e^{-p}: (\log|g| / p, \mathrm{sign}\, g); \quad
-       |g| < e^{-p}: (-1, e^p g)
+    .. math:: (\log|g| / p, \, \mathrm{sign}(g)) \text{ if } |g| \ge e^{-p},
+       \quad (-1, \, e^p g) \text{ otherwise}
 
-    Continuous at the threshold, odd in its second feature; zero maps to ``(-1, 0)``.
+    Both features are continuous at the threshold, and the second is odd. Zero maps to ``(-1, 0)``.
 
-    References: Andrychowicz et al. 2016, appendix A (p = 10 there; 5 in their released code).
+    Args:
+      grad: gradients ``[...]``.
+      p: range of the logarithm, positive.
+
+    Returns:
+      The features ``[..., 2]``.
+
+    References:
+      Andrychowicz et al., `Learning to learn by gradient descent by gradient descent
+      <https://arxiv.org/abs/1606.04474>`_, appendix A (p = 10 there, 5 in their released code)
     """
     magnitude = jnp.abs(grad)
-    large = magnitude >= jnp.exp(-p)
+    is_large = magnitude >= jnp.exp(-p)
     log = jnp.log(jnp.maximum(magnitude, _TINY)) / p
     return jnp.stack(
-        [jnp.where(large, log, -1.0), jnp.where(large, jnp.sign(grad), grad * jnp.exp(p))], axis=-1
+        [jnp.where(is_large, log, -1.0), jnp.where(is_large, jnp.sign(grad), grad * jnp.exp(p))],
+        axis=-1,
     )
 
 
 def safe_log(x: Float[Array, "..."], floor: float = 1e-8) -> Float[Array, "..."]:
-    """``log(max(x, floor))``: norms of zero (fresh biases) give a finite feature."""
+    """Returns ``log(max(x, floor))``, which is finite for norms of zero, as of new biases."""
     return jnp.log(jnp.maximum(x, floor))
 
 
 def ema_update(
     ema: Float[Array, "... G"], value: Float[Array, "..."], gammas: Float[Array, " G"]
 ) -> Float[Array, "... G"]:
-    """``gamma * ema + (1 - gamma) * value`` for G gammas: ``[..., G], [...] -> [..., G]``."""
+    """Updates G exponential moving averages: ``gamma * ema + (1 - gamma) * value``.
+
+    Args:
+      ema: averages ``[..., G]``.
+      value: new value ``[...]``.
+      gammas: decays ``[G]``.
+
+    Returns:
+      The averages ``[..., G]``, which are biased towards their start at zero; see `ema_debias`.
+    """
     return gammas * ema + (1.0 - gammas) * value[..., None]
 
 
 def ema_debias(
     ema: Float[Array, "... G"], count: Int[Array, ""], gammas: Float[Array, " G"]
 ) -> Float[Array, "... G"]:
-    """Divides by ``1 - gamma^count``, count >= 1: the mean of a constant is that constant."""
+    """Divides by ``1 - gamma^count``, so that the average of a constant is that constant.
+
+    Args:
+      ema: averages ``[..., G]`` of `ema_update`, which started at zero.
+      count: number of updates, at least 1.
+      gammas: decays ``[G]``.
+    """
     return ema / (1.0 - gammas ** count.astype(jnp.float32))
 
 
@@ -55,7 +80,14 @@ def relative_time(
     points: Sequence[float],
     slope: float = 10.0,
 ) -> Float[Array, " points"]:
-    """``tanh(slope * (k / K - p_j))``: soft indicators that a part of the run is done."""
+    """Returns soft indicators that a part of the run is done: ``tanh(slope * (k / K - p_j))``.
+
+    Args:
+      step: k, steps done before this one.
+      num_steps: K, steps of the whole run.
+      points: p_j, parts of the run, in [0, 1].
+      slope: slope of the indicators at their points.
+    """
     fraction = step.astype(jnp.float32) / jnp.asarray(num_steps, jnp.float32)
     return jnp.tanh(slope * (fraction - jnp.asarray(points, jnp.float32)))
 
@@ -63,15 +95,32 @@ def relative_time(
 def absolute_time(
     num_steps: Int[Array, ""] | int, scales: Sequence[float]
 ) -> Float[Array, " scales"]:
-    """``tanh(log(K / scale_j))``: the length of the run, constant during it."""
+    """Returns features of the length of the run: ``tanh(log(K / scale_j))``.
+
+    Args:
+      num_steps: K, steps of the whole run.
+      scales: numbers of steps that K is compared with.
+    """
     return jnp.tanh(jnp.log(jnp.asarray(num_steps, jnp.float32) / jnp.asarray(scales, jnp.float32)))
 
 
 def check_num_steps(name: str, num_steps: jax.Array | int | None) -> jax.Array | int:
-    """The horizon, or `ValueError` if it is missing or not positive (a traced one is trusted)."""
+    """Checks the horizon of a learned optimizer. A traced one cannot be checked and is returned.
+
+    Args:
+      name: name of the optimizer, for messages.
+      num_steps: the argument of `apply`.
+
+    Returns:
+      `num_steps`.
+
+    Raises:
+      ValueError: when `num_steps` is None, no integer, or below 1.
+    """
     if num_steps is None:
         raise ValueError(
-            f"{name}: the horizon is needed: apply(theta, num_steps=K), K = steps of the whole run."
+            f"{name}: apply needs the number of updates of the whole run, which the step depends "
+            "on: apply(theta, num_steps=...)."
         )
     if not isinstance(num_steps, Tracer):
         check_integer(f"{name}: num_steps", num_steps, 1)

@@ -1,8 +1,8 @@
-"""L3RS: a small network per layer that mixes the directions of base optimizers."""
+"""L3RS: a small network mixes the directions of base optimizers, layer by layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_callable, check_integer, check_number
 from metaopt.core.trees import all_finite, check_float_tree, check_same_structure, leaf_names
-from metaopt.core.types import LearnedOptimizer, transformation
+from metaopt.core.types import LearnedOptimizer, Theta, transformation
 from metaopt.optimizers.bases import Base, resolve
 from metaopt.optimizers.features import (
     absolute_time,
@@ -22,7 +22,8 @@ from metaopt.optimizers.features import (
     relative_time,
     safe_log,
 )
-from metaopt.optimizers.l3rs_layers import Variant, check_layers, check_parts, layers_of
+
+Variant = Literal["embedding", "none", "per_layer", "global"]
 
 EMA_SETS: dict[str, tuple[float, ...]] = {
     "three": (0.5, 0.9, 0.99),
@@ -38,14 +39,15 @@ class L3RSState(NamedTuple):
     """State of L3RS with L layers, P base optimizers and G averages.
 
     Attributes:
-      count: steps taken, int32 [].
-      base: the P states of the base optimizers.
-      norms: averages ``[L, 2, G]`` of log weight norm and log gradient norm (before debiasing);
-        () where G is 0, since orbax saves no arrays without elements.
-      loss: averages ``[G]`` of the loss (before debiasing), or ().
-      lambda_: the last step's norm per layer ``[L]``.
-      alpha: the last step's mixture per layer ``[L, P]``; rows sum to 1.
-      skipped: steps left out since loss, gradient or the step was not finite, int32 [].
+      count: int32 ``[]``, number of steps so far.
+      base: states of the P base optimizers.
+      norms: float32 ``[L, 2, G]``, averages of log weight norm and log gradient norm, without bias
+        correction; () when G is 0, since orbax saves no arrays without elements.
+      loss: float32 ``[G]``, averages of the loss, without bias correction; () when G is 0.
+      lambda_: float32 ``[L]``, norm of the last step of each layer.
+      alpha: float32 ``[L, P]``, weights of the last step of each layer. Rows sum to 1.
+      skipped: int32 ``[]``, number of steps skipped because the loss, the gradient or the step was
+        not finite.
     """
 
     count: Int[Array, ""]
@@ -55,19 +57,6 @@ class L3RSState(NamedTuple):
     lambda_: Float[Array, " L"]
     alpha: Float[Array, "L P"]
     skipped: Int[Array, ""]
-
-
-class LayerNet(nn.Module):
-    """Two hidden layers with ReLU; the outputs start at zero: mean direction, norm lambda_0."""
-
-    hidden: tuple[int, ...]
-    outputs: int
-
-    @nn.compact
-    def __call__(self, x):
-        for units in self.hidden:
-            x = nn.relu(nn.Dense(units)(x))
-        return nn.Dense(self.outputs, kernel_init=nn.initializers.zeros)(x)
 
 
 def l3rs(
@@ -80,40 +69,49 @@ def l3rs(
     lambda_0: float = 1e-2,
     layer_names: Callable[[Any], list[str]] = leaf_names,
 ) -> LearnedOptimizer:
-    r"""Mixes base directions per layer, with a learned step norm and learned weights.
+    r"""L3RS: mixes base directions per layer, with a learned step norm and learned weights.
 
-    .. math:: x_l \leftarrow x_l + \lambda_l \sum_p \alpha_{l,p} \, d_{l,p} / \|d_{l,p}\|_2,
-       \quad \alpha_l = \mathrm{softmax}(o_1, .., o_P), \quad
-       \lambda_l = \lambda_0 \, e^{o_0}
+    .. math:: x_l \leftarrow x_l + \lambda_l \sum_{p=1}^{P} \alpha_{l,p} \, d_{l,p} / \|d_{l,p}\|_2,
+       \quad \alpha_l = \mathrm{softmax}(o_{l,1}, \dots, o_{l,P}), \quad
+       \lambda_l = \lambda_0 \, e^{o_{l,0}}
 
-    with o the outputs of a network that sees, per layer: debiased averages of log weight norm,
-    log gradient norm and loss; relative and absolute time; an embedding of the layer; the log
-    norms of the P directions. A direction of norm 0 contributes 0.
+    where :math:`x_l` are the parameters of layer l, :math:`d_{l,p}` is the direction of base
+    optimizer p and :math:`o_l` are the outputs of a small network. Its inputs are bias-corrected
+    averages of the layer's log weight norm and log gradient norm and of the loss, relative and
+    absolute time, an embedding of the layer, and the log norms of the P directions. A direction
+    of norm 0 contributes 0. The computation is in float32; updates have the dtype of each leaf.
 
     Args:
-      base: names (`metaopt.optimizers.BASES`), `Base`s, or any optax transformations with
-        learning rate 1. Constants of named bases (betas, eps) are part of theta.
-      variant: "embedding": one network, one learned embedding per layer; "none": one network,
-        no embedding; "per_layer": a network per layer, no embedding; "global": one network on
-        features averaged over layers, one lambda and alpha for all.
-      ema: decays of the averages, or one of "three", "one", "raw" (the values), "none".
+      base: names in `metaopt.optimizers.BASES`, `Base`s, or any optax transformations with
+        learning rate 1. The constants of named bases (betas, eps) are part of theta.
+      variant: "embedding" has one network and a learned embedding per layer; "none" one network
+        without embeddings, for any layers; "per_layer" a network per layer; "global" one network
+        on features averaged over layers, with one lambda and alpha for all.
+      ema: decays of the averages, each in [0, 1), or the name of a set: "three", "one", "raw" (no
+        averaging), "none" (no statistics).
       hidden: units of the hidden layers.
-      embedding_dim: size of a layer's embedding.
-      lambda_0: step norm before meta-training.
-      layer_names: params -> one name per leaf in `jax.tree.leaves` order; leaves of one name
-        make one layer (its norms are taken over all of them). Default: each leaf is a layer.
+      embedding_dim: size of the embedding of a layer.
+      lambda_0: norm of a step before meta-training.
+      layer_names: ``params -> names``, one per leaf in the order of `jax.tree.leaves`. Leaves of
+        one name make one layer, whose norms are taken over all of them. By default each leaf is a
+        layer.
 
     Returns:
-      A `LearnedOptimizer`; `apply` needs `num_steps`, and
-      ``update(grads, state, params, value=loss)`` needs params and the loss. A step with a
-      non-finite loss or gradient changes nothing but counters. Beyond the base optimizers'
-      states, memory is O(layers). Computes in float32.
+      A `LearnedOptimizer`. Its `apply` needs `num_steps`. Its `update` needs `params` and the loss
+      as the extra arg `value`, and ignores other extra args. A step whose loss or gradient is not
+      finite changes nothing but counters. Beyond the states of the base optimizers, the state is
+      of size O(layers).
 
-    Raises: ValueError: an unknown or repeated base, variant or ema set; at `update`: params or
-      value missing; at the transformation's `init`: layers that theta does not know.
+    Raises:
+      ValueError: when an argument is out of range, or a base is unknown or repeated; at `apply`,
+        when `num_steps` is missing or theta does not fit; at `init`, when theta does not know a
+        layer; at `update`, when `params` or `value` is missing or trees do not fit.
 
-    References: L3RS (Kristiansen et al. 2024), equation 2 and section 3; docs/optimizers/l3rs.md
-      lists what the paper leaves open and what we chose.
+    References:
+      Kristiansen et al., `Narrowing the Focus: Learned Optimizers for Pretrained Models
+      <https://arxiv.org/abs/2408.09310>`_, 2024, equation 2 and section 3
+
+      docs/optimizers/l3rs.md lists what the paper leaves open and what we chose.
     """
     bases = resolve(base)
     if variant not in ("embedding", "none", "per_layer", "global"):
@@ -129,23 +127,25 @@ def l3rs(
     check_number("l3rs: lambda_0", lambda_0, above=0)
     check_callable("l3rs: layer_names", layer_names)
     gammas = jnp.asarray(decays, jnp.float32)
-    net = LayerNet(tuple(hidden), 1 + len(bases))
-    num_features = 3 * len(decays) + len(TIME_POINTS) + len(TIME_SCALES) + len(bases)
-    num_features += embedding_dim * (variant == "embedding")
+    net = LayerNet(tuple(hidden), num_outputs=1 + len(bases))
+    num_inputs = 3 * len(decays) + len(TIME_POINTS) + len(TIME_SCALES) + len(bases)
+    if variant == "embedding":
+        num_inputs += embedding_dim
 
     def init(key, params):
         k_net, k_embedding = jax.random.split(key)
-        names = layers_of(layer_names(params), params)[0]
-        inputs = jnp.zeros((1, num_features))
+        names, _ = layers_of(layer_names(params), params)
+        inputs = jnp.zeros((1, num_inputs))
         theta: dict[str, Any] = {
             "base": {
-                b.name: {name: jnp.float32(value) for name, value in b.hyper.items()} for b in bases
+                base.name: {name: jnp.float32(value) for name, value in base.hyper.items()}
+                for base in bases
             }
         }
         if variant == "per_layer":
             keys = jax.random.split(k_net, len(names))
             theta["net"] = {
-                n: net.init(k, inputs)["params"] for n, k in zip(names, keys, strict=True)
+                name: net.init(k, inputs)["params"] for name, k in zip(names, keys, strict=True)
             }
         else:
             theta["net"] = net.init(k_net, inputs)["params"]
@@ -156,48 +156,61 @@ def l3rs(
 
     @cache
     def net_shapes():
-        inputs = jnp.zeros((1, num_features))
+        inputs = jnp.zeros((1, num_inputs))
         return jax.eval_shape(lambda: net.init(jax.random.key(0), inputs))["params"]
 
     def check_theta(theta):
-        embedding = jax.ShapeDtypeStruct((embedding_dim,), jnp.float32)
-        base = {b.name: dict(b.hyper) for b in bases}
-        check_parts(theta, base, net_shapes(), embedding, variant)
-
-    def outputs(theta, names, shared, per_layer) -> Any:
-        """Network outputs ``[L, 1 + P]`` from features ``[S]`` of the run and ``[L, F]``."""
-        features = jnp.concatenate(
-            [jnp.broadcast_to(shared, (len(names), shared.size)), per_layer], axis=1
+        _check_theta(
+            theta,
+            variant=variant,
+            base={base.name: dict(base.hyper) for base in bases},
+            net=net_shapes(),
+            embedding=jax.ShapeDtypeStruct((embedding_dim,), jnp.float32),
         )
+
+    def outputs(theta, names, shared_inputs, layer_inputs) -> Any:
+        """Returns the outputs ``[L, 1 + P]`` of the network.
+
+        Args:
+          theta: meta-parameters.
+          names: names of the L layers.
+          shared_inputs: inputs ``[S]`` of all layers.
+          layer_inputs: inputs ``[L, F]`` of each layer.
+        """
+        shared_rows = jnp.broadcast_to(shared_inputs, (len(names), shared_inputs.size))
+        inputs = jnp.concatenate([shared_rows, layer_inputs], axis=1)
         if variant == "embedding":
             table = jnp.stack([theta["embedding"][name] for name in names])
-            features = jnp.concatenate([features, table], axis=1)
+            inputs = jnp.concatenate([inputs, table], axis=1)
         if variant == "per_layer":
             nets = jax.tree.map(lambda *w: jnp.stack(w), *[theta["net"][name] for name in names])
-            return jax.vmap(lambda w, x: net.apply({"params": w}, x))(nets, features)
+            return jax.vmap(lambda w, x: net.apply({"params": w}, x))(nets, inputs)
         if variant == "global":
-            features = jnp.mean(features, axis=0, keepdims=True)
-        out: Any = net.apply({"params": theta["net"]}, features)
-        return jnp.broadcast_to(out, (len(names), out.shape[1]))
+            inputs = jnp.mean(inputs, axis=0, keepdims=True)
+        rows: Any = net.apply({"params": theta["net"]}, inputs)
+        return jnp.broadcast_to(rows, (len(names), rows.shape[1]))
 
     def apply(theta, *, num_steps=None):
         horizon = check_num_steps("l3rs", num_steps)
         check_theta(theta)
-        txs = [optax.with_extra_args_support(b.make(theta["base"].get(b.name, {}))) for b in bases]
+        txs = [
+            optax.with_extra_args_support(base.make(theta["base"].get(base.name, {})))
+            for base in bases
+        ]
 
         def init_fn(params):
             check_float_tree("l3rs", params)
             names, _ = layers_of(layer_names(params), params)
-            check_layers(theta, names, variant)
-            size = len(names)
+            _check_layers(theta, names, variant)
+            num_layers, num_averages = len(names), len(decays)
             floats = optax.tree.cast(params, jnp.float32)
             return L3RSState(
                 count=jnp.zeros([], jnp.int32),
                 base=tuple(tx.init(floats) for tx in txs),
-                norms=jnp.zeros((size, 2, len(decays))) if decays else (),
-                loss=jnp.zeros(len(decays)) if decays else (),
-                lambda_=jnp.zeros(size),
-                alpha=jnp.zeros((size, len(bases))),
+                norms=jnp.zeros((num_layers, 2, num_averages)) if decays else (),
+                loss=jnp.zeros(num_averages) if decays else (),
+                lambda_=jnp.zeros(num_layers),
+                alpha=jnp.zeros((num_layers, len(bases))),
                 skipped=jnp.zeros([], jnp.int32),
             )
 
@@ -210,61 +223,103 @@ def l3rs(
                     "l3rs: update needs the loss: update(grads, state, params, value=loss)."
                 )
             check_same_structure("l3rs: gradients, compared with params", params, updates)
-            names, index = layers_of(layer_names(params), params)
+            names, layer_of_leaf = layers_of(layer_names(params), params)
             if len(names) != len(state.lambda_):
                 raise ValueError(
                     f"l3rs: got {len(names)} layers for the state of {len(state.lambda_)}; use the "
                     "state of init(params) of the same params."
                 )
-            grads, weights = (optax.tree.cast(tree, jnp.float32) for tree in (updates, params))
+            grads = optax.tree.cast(updates, jnp.float32)
+            weights = optax.tree.cast(params, jnp.float32)
             value = jnp.asarray(value, jnp.float32)
-            norms_of = lambda tree: _layer_norms(tree, index, len(names))
-            grad_norms = norms_of(grads)
-            finite = all_finite(value, grad_norms)
+            grad_norms = _layer_norms(grads, layer_of_leaf, len(names))
+            inputs_are_finite = all_finite(value, grad_norms)
 
-            directions, base_states = zip(
-                *[
-                    tx.update(grads, s, weights, value=value, finite=finite)
-                    for tx, s in zip(txs, state.base, strict=True)
-                ],
-                strict=True,
-            )
-            direction_norms = jnp.stack([norms_of(d) for d in directions], axis=1)  # [L, P]
+            # The directions of the base optimizers.
+            directions, base_states = [], []
+            for tx, base_state in zip(txs, state.base, strict=True):
+                direction, new_base_state = tx.update(
+                    grads, base_state, weights, value=value, finite=inputs_are_finite
+                )
+                directions.append(direction)
+                base_states.append(new_base_state)
+            direction_norms = jnp.stack(
+                [_layer_norms(direction, layer_of_leaf, len(names)) for direction in directions],
+                axis=1,
+            )  # [L, P]
+
+            # The inputs of the network.
             count = state.count + 1
-            shared = [
+            shared_inputs = [
                 relative_time(state.count, horizon, TIME_POINTS),
                 absolute_time(horizon, TIME_SCALES),
             ]
-            per_layer, norms, loss = [safe_log(direction_norms)], state.norms, state.loss
+            layer_inputs = [safe_log(direction_norms)]
+            norms, loss = state.norms, state.loss
             if decays:
-                statistics = safe_log(jnp.stack([norms_of(weights), grad_norms], axis=1))  # [L, 2]
-                norms = ema_update(state.norms, statistics, gammas)
+                weight_norms = _layer_norms(weights, layer_of_leaf, len(names))
+                log_norms = safe_log(jnp.stack([weight_norms, grad_norms], axis=1))  # [L, 2]
+                norms = ema_update(state.norms, log_norms, gammas)
                 loss = ema_update(state.loss, value, gammas)
-                debiased = ema_debias(norms, count, gammas).reshape(len(names), -1)
-                shared, per_layer = (
-                    [ema_debias(loss, count, gammas), *shared],
-                    [debiased, *per_layer],
-                )
-            shared, per_layer = jnp.concatenate(shared), jnp.concatenate(per_layer, axis=1)
-            out = outputs(theta, names, shared, per_layer)
-            lambda_, alpha = lambda_0 * jnp.exp(out[:, 0]), jax.nn.softmax(out[:, 1:], axis=1)
-            zero = direction_norms == 0
-            inverse = jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, direction_norms))
-            factors = lambda_[:, None] * alpha * inverse  # [L, P]
-            ok = finite & all_finite(factors)
-            base_states = tuple(
-                new if base.skips else optax.tree.where(ok, new, old)
+                layer_inputs = [
+                    ema_debias(norms, count, gammas).reshape(len(names), -1),
+                    *layer_inputs,
+                ]
+                shared_inputs = [ema_debias(loss, count, gammas), *shared_inputs]
+            out = outputs(
+                theta,
+                names,
+                jnp.concatenate(shared_inputs),
+                jnp.concatenate(layer_inputs, axis=1),
+            )
+
+            # The step.
+            lambda_ = lambda_0 * jnp.exp(out[:, 0])
+            alpha = jax.nn.softmax(out[:, 1:], axis=1)
+            is_zero = direction_norms == 0
+            inverse_norms = jnp.where(is_zero, 0.0, 1.0 / jnp.where(is_zero, 1.0, direction_norms))
+            factors = lambda_[:, None] * alpha * inverse_norms  # [L, P]
+            is_finite = inputs_are_finite & all_finite(factors)
+            new_base_states = tuple(
+                new if base.skips else optax.tree.where(is_finite, new, old)
                 for base, new, old in zip(bases, base_states, state.base, strict=True)
             )
-            new_state = L3RSState(count, (), norms, loss, lambda_, alpha, skipped=state.skipped)
-            skip = state._replace(count=count, base=(), skipped=state.skipped + 1)
-            new_state = optax.tree.where(ok, new_state, skip)._replace(base=base_states)
-            step = _mix(directions, jnp.where(ok, factors, 0.0), index, ok)
+            # States of bases are chosen above, so they are left out of this choice.
+            taken = L3RSState(
+                count=count,
+                base=(),
+                norms=norms,
+                loss=loss,
+                lambda_=lambda_,
+                alpha=alpha,
+                skipped=state.skipped,
+            )
+            skipped = state._replace(count=count, base=(), skipped=state.skipped + 1)
+            new_state = optax.tree.where(is_finite, taken, skipped)._replace(base=new_base_states)
+            step = _mix(directions, jnp.where(is_finite, factors, 0.0), layer_of_leaf, is_finite)
             return optax.tree.cast_like(step, updates), new_state
 
         return transformation(init_fn, update_fn)
 
     return LearnedOptimizer(init, apply)
+
+
+class LayerNet(nn.Module):
+    """An MLP with ReLU whose outputs start at zero, that is, at norm lambda_0 and equal weights.
+
+    Attributes:
+      hidden: units of the hidden layers.
+      num_outputs: number of outputs.
+    """
+
+    hidden: tuple[int, ...]
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x):
+        for units in self.hidden:
+            x = nn.relu(nn.Dense(units)(x))
+        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)(x)
 
 
 def _decays(ema: str | Sequence[float]) -> tuple[float, ...]:
@@ -276,22 +331,89 @@ def _decays(ema: str | Sequence[float]) -> tuple[float, ...]:
     return decays
 
 
-def _layer_norms(tree: Any, index: list[int], num_layers: int) -> jax.Array:
-    """2-norms ``[L]`` over the leaves of each layer; differentiable at zero."""
+################################################################################
+# Layers
+################################################################################
+
+
+def layers_of(name_of_leaf: list[str], params: Any) -> tuple[list[str], list[int]]:
+    """Groups the leaves of params into layers.
+
+    Args:
+      name_of_leaf: the layer name of each leaf, from `layer_names` of `l3rs`.
+      params: weights of the optimizee.
+
+    Returns:
+      The names of the layers in order of first appearance, and the layer index of every leaf.
+
+    Raises:
+      ValueError: when there is not one name per leaf.
+    """
+    num_leaves = len(jax.tree.leaves(params))
+    if len(name_of_leaf) != num_leaves:
+        raise ValueError(
+            f"l3rs: layer_names gave {len(name_of_leaf)} names for {num_leaves} leaves; give one "
+            "per leaf."
+        )
+    names = list(dict.fromkeys(name_of_leaf))
+    return names, [names.index(name) for name in name_of_leaf]
+
+
+def _layer_norms(tree: Any, layer_of_leaf: list[int], num_layers: int) -> jax.Array:
+    """Returns the 2-norms ``[L]`` over the leaves of each layer; differentiable at zero."""
     squares = [jnp.zeros([])] * num_layers
-    for layer, leaf in zip(index, jax.tree.leaves(tree), strict=True):
+    for layer, leaf in zip(layer_of_leaf, jax.tree.leaves(tree), strict=True):
         squares[layer] = squares[layer] + jnp.sum(jnp.square(leaf))
     total = jnp.stack(squares)
-    zero = total == 0  # not "total > 0": NaN must stay NaN, so that the step is seen to be bad
-    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, total)))
+    # Not "total > 0", which is False for NaN: NaN must stay NaN, so that the step is skipped.
+    is_zero = total == 0
+    return jnp.where(is_zero, 0.0, jnp.sqrt(jnp.where(is_zero, 1.0, total)))
 
 
-def _mix(directions, factors: jax.Array, index: list[int], ok: jax.Array):
-    """Per leaf ``sum_p factors[layer, p] * direction_p``, and zero where `ok` is False."""
-    treedef = jax.tree.structure(directions[0])
-    leaves = zip(*[jax.tree.leaves(d) for d in directions], strict=True)
-    mixed = [
-        jnp.where(ok, sum(factors[layer, p] * d for p, d in enumerate(leaf)), 0.0)
-        for layer, leaf in zip(index, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, mixed)
+def _mix(
+    directions: Sequence[Any],
+    factors: Float[Array, "L P"],
+    layer_of_leaf: list[int],
+    is_finite: jax.Array,
+) -> Any:
+    """Returns ``sum_p factors[layer, p] * direction_p`` per leaf, or zero unless `is_finite`."""
+    leaves = zip(*[jax.tree.leaves(direction) for direction in directions], strict=True)
+    mixed = []
+    for layer, leaf_directions in zip(layer_of_leaf, leaves, strict=True):
+        step = sum(factors[layer, p] * d for p, d in enumerate(leaf_directions))
+        mixed.append(jnp.where(is_finite, step, 0.0))
+    return jax.tree.unflatten(jax.tree.structure(directions[0]), mixed)
+
+
+################################################################################
+# Checks of theta
+################################################################################
+
+
+def _check_layers(theta: Theta, names: list[str], variant: Variant) -> None:
+    """Raises `ValueError` when theta has no part for one of the layers `names`."""
+    parts = {"embedding": theta.get("embedding"), "per_layer": theta["net"]}.get(variant)
+    if parts is not None and (missing := [name for name in names if name not in parts]):
+        raise ValueError(
+            f"l3rs: theta was made for layers {sorted(parts)}, but params also has {missing}. "
+            'Meta-train on this structure, map names with `layer_names`, or use variant="none".'
+        )
+
+
+def _check_theta(theta: Theta, *, variant: Variant, base: Any, net: Any, embedding: Any) -> None:
+    """Raises `ValueError` unless theta consists of such parts, for whatever layers.
+
+    Args:
+      theta: meta-parameters.
+      variant: see `l3rs`.
+      base: hyper-parameters of the base optimizers.
+      net: parameters of one network, or their shapes.
+      embedding: embedding of one layer, or its shape.
+    """
+    parts = theta if isinstance(theta, Mapping) else {}
+    parts_of_layers = parts.get({"embedding": "embedding", "per_layer": "net"}.get(variant, ""))
+    names = parts_of_layers if isinstance(parts_of_layers, Mapping) else ()
+    expected = {"base": base, "net": dict.fromkeys(names, net) if variant == "per_layer" else net}
+    if variant == "embedding":
+        expected["embedding"] = dict.fromkeys(names, embedding)
+    check_same_structure("l3rs: theta", expected, theta)

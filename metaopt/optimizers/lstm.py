@@ -18,87 +18,15 @@ from metaopt.optimizers.features import log_sign
 
 
 class LSTMState(NamedTuple):
-    """State of the LSTM optimizer; m = number of coordinates.
+    """State of the LSTM optimizer for m coordinates.
 
     Attributes:
-      memory: one (c, h) pair per layer, each ``[hidden, m]``.
-      skipped: steps left out since the gradient was not finite, int32 [].
+      memory: one (c, h) pair per layer, each float32 ``[hidden, m]``.
+      skipped: int32 ``[]``, number of steps skipped because the gradient was not finite.
     """
 
     memory: tuple[tuple[jax.Array, jax.Array], ...]
     skipped: Int[Array, ""]
-
-
-def _symmetric_uniform(bound: float):
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
-
-
-class Dense(nn.Module):
-    """The parameters of a dense layer, named as in `nn.Dense`; kernel ``[in, units]``."""
-
-    units: int
-    init: Any
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, inputs: int):
-        kernel = self.param("kernel", self.init, (inputs, self.units))
-        bias = self.param("bias", self.init, (self.units,)) if self.use_bias else None
-        return kernel, bias
-
-
-class LSTMCell(nn.Module):
-    """An LSTM cell on ``[in, m]``, its parameters named as in `nn.OptimizedLSTMCell`.
-
-    Coordinates come last since m is large: gates are then whole rows, and the element-wise part of
-    a step, most of its time, runs over contiguous memory. All gates are one product of matrices,
-    and sigmoids are hyperbolic tangents: on CPU that is a fifth of the time of back-propagation.
-    """
-
-    hidden: int
-    init: Any
-
-    @nn.compact
-    def __call__(self, x, carry):
-        c, h = carry
-        of_x, of_h, biases = [], [], []
-        for gate in "ifgo":
-            of_x.append(Dense(self.hidden, self.init, use_bias=False, name=f"i{gate}")(len(x))[0])
-            kernel, bias = Dense(self.hidden, self.init, name=f"h{gate}")(self.hidden)
-            of_h.append(kernel)
-            biases.append(bias)
-        kernel = jnp.concatenate([jnp.concatenate(of_x, 1), jnp.concatenate(of_h, 1)])
-        gates = kernel.T @ jnp.concatenate([x, h]) + jnp.concatenate(biases)[:, None]
-        i, f, g, o = jnp.split(gates, 4)
-        c = _sigmoid(f) * c + _sigmoid(i) * jnp.tanh(g)
-        h = _sigmoid(o) * jnp.tanh(c)
-        return c, h
-
-
-def _sigmoid(x):
-    return 0.5 + 0.5 * jnp.tanh(0.5 * x)
-
-
-class CoordinateLSTM(nn.Module):
-    """Stacked LSTM cells (gates i, f, g, o; one bias each) and a linear read-out to one number.
-
-    All weights start at U(-1/sqrt(hidden), 1/sqrt(hidden)), PyTorch's default.
-    """
-
-    hidden: int
-
-    @nn.compact
-    def __call__(self, x, memory):
-        init = _symmetric_uniform(self.hidden**-0.5)
-        new_memory = []
-        for layer, carry in enumerate(memory):
-            carry = LSTMCell(self.hidden, init, name=f"lstm_{layer}")(x, carry)
-            x = carry[1]
-            new_memory.append(carry)
-        kernel, bias = Dense(1, init, name="readout")(len(x))
-        return kernel[:, 0] @ x + bias, tuple(new_memory)
 
 
 def lstm(
@@ -109,9 +37,12 @@ def lstm(
     .. math:: d_t, s_{t+1} = \mathrm{LSTM}(\mathrm{logsign}_p(g_t), s_t), \qquad
        x_{t+1} = x_t + \mathrm{scale} \cdot d_t
 
-    The output is the signed step and is added. theta holds the network and the initial memory
-    (one row, zero at the start), which every coordinate begins with; `absorb` writes the mean
-    over coordinates back. Computes in float32 and returns each leaf's own dtype.
+    where :math:`g_t` is the gradient of a coordinate, :math:`s_t` its memory and
+    :math:`\mathrm{logsign}_p` the preprocessing `metaopt.optimizers.features.log_sign`. The
+    output :math:`d_t` is the signed step, which is added. theta holds the network and the initial
+    memory of every coordinate (one row, zero at first). `absorb` replaces the initial memory by
+    the mean of the final memory over coordinates. The computation is in float32; updates have the
+    dtype of each leaf.
 
     Args:
       hidden: units per layer.
@@ -120,9 +51,14 @@ def lstm(
       scale: factor on the output (0.1 in the paper for MNIST, 0.01 in its released code).
 
     Returns:
-      A `LearnedOptimizer`. `update` needs neither params nor extra args; a step with a non-finite
-      gradient changes nothing but a counter. Its state holds ``2 * layers * hidden`` floats per
+      A `LearnedOptimizer`. Its `update` needs neither params nor extra args. A step whose gradient
+      is not finite is skipped and counted. The state holds ``2 * layers * hidden`` floats per
       parameter.
+
+    Raises:
+      ValueError: when an argument is out of range; at `apply`, when theta does not fit; at `init`,
+        when a leaf is no real floating-point array; at `update`, when the gradients have another
+        number of coordinates than the state.
 
     Examples:
       >>> learned = lstm(hidden=4, layers=1)
@@ -131,10 +67,17 @@ def lstm(
       >>> tx.init(params).memory[0][0].shape  # [hidden, coordinates]
       (4, 3)
 
-    References: Andrychowicz et al. 2016, sections 2-3 and appendix A; LGL2O, section 4.
+    References:
+      Andrychowicz et al., `Learning to learn by gradient descent by gradient descent
+      <https://arxiv.org/abs/1606.04474>`_, sections 2 and 3 and appendix A
+
+      Premont-Schwarz et al., `A Simple Guard for Learned Optimizers
+      <https://arxiv.org/abs/2201.12426>`_, section 4
+
+      docs/optimizers/lstm.md lists where the sources disagree and what we chose.
     """
-    for name, value in {"hidden": hidden, "layers": layers}.items():
-        check_integer(f"lstm: {name}", value, 1)
+    check_integer("lstm: hidden", hidden, 1)
+    check_integer("lstm: layers", layers, 1)
     check_number("lstm: p", p, above=0)
     check_number("lstm: scale", scale)
     net = CoordinateLSTM(hidden)
@@ -147,15 +90,17 @@ def lstm(
         return {"net": net.init(key, jnp.zeros((2, 1)), columns)["params"], "memory": memory}
 
     @cache
-    def expected():
+    def theta_shapes():
         return jax.eval_shape(lambda: init(jax.random.key(0), None))
 
     def check_theta(theta):
         memory = theta.get("memory") if isinstance(theta, Mapping) else None
-        found = len(memory) if isinstance(memory, tuple | list) else 0
-        if found != layers:
-            raise ValueError(f"lstm: theta has a memory of {found} layers, but layers={layers}.")
-        check_same_structure(f"lstm: theta, with hidden={hidden}", expected(), theta)
+        num_layers = len(memory) if isinstance(memory, tuple | list) else 0
+        if num_layers != layers:
+            raise ValueError(
+                f"lstm: theta has a memory of {num_layers} layers, but layers={layers}."
+            )
+        check_same_structure(f"lstm: theta, with hidden={hidden}", theta_shapes(), theta)
 
     def apply(theta, *, num_steps=None):
         del num_steps  # this optimizer does not know its horizon
@@ -170,17 +115,18 @@ def lstm(
         def update_fn(updates, state: LSTMState, params=None, **extra_args):
             del params, extra_args
             grad, unravel = ravel_pytree(optax.tree.cast(updates, jnp.float32))  # [m]
-            if len(grad) != state.memory[0][0].shape[1]:
+            m = state.memory[0][0].shape[1]
+            if len(grad) != m:
                 raise ValueError(
-                    f"lstm: got gradients of {len(grad)} parameters for the state of "
-                    f"{state.memory[0][0].shape[1]}; use the state of init(params)."
+                    f"lstm: got gradients of {len(grad)} parameters for the state of {m}; use the "
+                    "state of init(params)."
                 )
             inputs = log_sign(grad, p).T  # [2, m]
             step, memory = cast(Any, net.apply({"params": theta["net"]}, inputs, state.memory))
-            ok = all_finite(grad)
-            step = jnp.where(ok, scale * step, 0.0)
-            memory = optax.tree.where(ok, memory, state.memory)
-            skipped = state.skipped + jnp.where(ok, 0, 1)
+            is_finite = all_finite(grad)
+            step = jnp.where(is_finite, scale * step, 0.0)
+            memory = optax.tree.where(is_finite, memory, state.memory)
+            skipped = state.skipped + jnp.where(is_finite, 0, 1)
             return optax.tree.cast_like(unravel(step), updates), LSTMState(memory, skipped)
 
         return transformation(init_fn, update_fn)
@@ -190,3 +136,113 @@ def lstm(
         return {**theta, "memory": mean}
 
     return LearnedOptimizer(init, apply, absorb)
+
+
+class CoordinateLSTM(nn.Module):
+    """Stacked LSTM cells (gates i, f, g, o; one bias each) and a linear read-out to one number.
+
+    All weights start at U(-1/sqrt(hidden), 1/sqrt(hidden)), PyTorch's default.
+
+    Attributes:
+      hidden: units per layer.
+    """
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x, memory):
+        """Steps every coordinate.
+
+        Args:
+          x: inputs ``[2, m]``.
+          memory: one (c, h) pair per layer, each ``[hidden, m]``.
+
+        Returns:
+          outputs ``[m]`` and the new memory.
+        """
+        init = _symmetric_uniform(self.hidden**-0.5)
+        new_memory = []
+        for layer, carry in enumerate(memory):
+            carry = LSTMCell(self.hidden, init, name=f"lstm_{layer}")(x, carry)
+            x = carry[1]
+            new_memory.append(carry)
+        kernel, bias = DenseParams(1, init, name="readout")(len(x))
+        return kernel[:, 0] @ x + bias, tuple(new_memory)
+
+
+class LSTMCell(nn.Module):
+    """An LSTM cell on ``[in, m]`` whose parameters are named as in `nn.OptimizedLSTMCell`.
+
+    The m coordinates come last because m is large: the gates are then whole rows, and the
+    element-wise part of a step, which takes most of its time, runs over contiguous memory. All
+    gates are one product of matrices, and sigmoids are computed as hyperbolic tangents, which
+    saves time in back-propagation on CPU.
+
+    Attributes:
+      hidden: number of units.
+      init: initializer of all parameters.
+    """
+
+    hidden: int
+    init: Any
+
+    @nn.compact
+    def __call__(self, x, carry):
+        """Steps the cell.
+
+        Args:
+          x: inputs ``[in, m]``.
+          carry: c and h, each ``[hidden, m]``.
+
+        Returns:
+          The new c and h.
+        """
+        c, h = carry
+        input_kernels, hidden_kernels, biases = [], [], []
+        for gate in "ifgo":
+            input_params = DenseParams(self.hidden, self.init, use_bias=False, name=f"i{gate}")
+            input_kernel, _ = input_params(len(x))
+            hidden_kernel, bias = DenseParams(self.hidden, self.init, name=f"h{gate}")(self.hidden)
+            input_kernels.append(input_kernel)
+            hidden_kernels.append(hidden_kernel)
+            biases.append(bias)
+        kernel = jnp.concatenate(
+            [jnp.concatenate(input_kernels, axis=1), jnp.concatenate(hidden_kernels, axis=1)]
+        )
+        gates = kernel.T @ jnp.concatenate([x, h]) + jnp.concatenate(biases)[:, None]
+        i, f, g, o = jnp.split(gates, 4)
+        c = _sigmoid(f) * c + _sigmoid(i) * jnp.tanh(g)
+        h = _sigmoid(o) * jnp.tanh(c)
+        return c, h
+
+
+class DenseParams(nn.Module):
+    """The parameters of a dense layer, named as in `nn.Dense`.
+
+    Attributes:
+      units: number of outputs.
+      init: initializer of the kernel and the bias.
+      use_bias: whether there is a bias.
+    """
+
+    units: int
+    init: Any
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, num_inputs: int):
+        """Returns the kernel ``[num_inputs, units]`` and the bias ``[units]`` or None."""
+        kernel = self.param("kernel", self.init, (num_inputs, self.units))
+        bias = self.param("bias", self.init, (self.units,)) if self.use_bias else None
+        return kernel, bias
+
+
+def _symmetric_uniform(bound: float):
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _sigmoid(x):
+    return 0.5 + 0.5 * jnp.tanh(0.5 * x)

@@ -1,7 +1,7 @@
-"""What VeLO's two networks see: loss, time and tensor statistics, and thirty columns per parameter.
+"""Inputs of VeLO's networks: loss, time and tensor statistics, and 30 columns per parameter.
 
-Every function works on one tensor (or on no tensor) in float32 and returns arrays; the formulas
-and their sources are in docs/optimizers/velo.md.
+Every function works in float32 on one tensor, or on none. docs/optimizers/velo.md has all formulas
+and their sources.
 """
 
 import math
@@ -23,14 +23,18 @@ NUM_FEATURES = 30  # of the per-tensor network; the per-parameter network happen
 _TIMES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 _MAX_RANK = 5
 
+################################################################################
+# Inputs that all tensors share: loss and time
+################################################################################
+
 
 class LossBuffer(NamedTuple):
     """Running means of the loss over ten horizons, from 10 steps to the whole run.
 
     Attributes:
-      mean: ``[10]``, not bias-corrected.
-      low: ``[10]``, the lowest bias-corrected mean so far.
-      count: int32 ``[]``, losses seen.
+      mean: float32 ``[10]``, the means, without bias correction.
+      low: float32 ``[10]``, the lowest bias-corrected means so far.
+      count: int32 ``[]``, number of losses so far.
     """
 
     mean: Float[Array, " 10"]
@@ -39,6 +43,7 @@ class LossBuffer(NamedTuple):
 
 
 def init_loss_buffer() -> LossBuffer:
+    """Returns the buffer before the first loss."""
     return LossBuffer(
         mean=jnp.zeros(NUM_HORIZONS),
         low=jnp.full(NUM_HORIZONS, 999999999999.0, jnp.float32),
@@ -49,10 +54,19 @@ def init_loss_buffer() -> LossBuffer:
 def update_loss_buffer(
     buffer: LossBuffer, loss: Float[Array, ""], num_steps: jax.Array
 ) -> tuple[LossBuffer, jax.Array]:
-    """The buffer after `loss` and its features ``[9]``: each mean relative to the next slower one.
+    """Adds a loss to the buffer.
 
-    With :math:`d = e^{-1/h}` every :math:`1 - d^n` is written as ``-expm1(-n / h)``: at horizons
-    of 1e5 steps the plain difference has lost three digits in float32.
+    With :math:`d = e^{-1/h}` every :math:`1 - d^n` is computed as ``-expm1(-n / h)``. At horizons
+    of 1e5 steps the plain difference loses three digits in float32.
+
+    Args:
+      buffer: the running means.
+      loss: the new loss.
+      num_steps: horizon of the run, int32 ``[]``.
+
+    Returns:
+      The new buffer, and the features ``[9]`` of the loss: each mean relative to the next slower
+      one, clipped to [-1, 1]; zero for the first two losses.
     """
     horizon = jnp.exp(jnp.linspace(jnp.log(10.0), jnp.log(num_steps), NUM_HORIZONS))
     count = buffer.count + 1
@@ -69,26 +83,129 @@ def update_loss_buffer(
 
 
 def time_features(t: Int[Array, ""], num_steps: jax.Array) -> jax.Array:
-    """``[9]`` soft steps of the fraction of the run that is done."""
+    """Returns soft steps ``[9]`` of the fraction of the run that is done.
+
+    Args:
+      t: number of updates before this one.
+      num_steps: horizon of the run, int32 ``[]``.
+    """
     return jnp.tanh(10.0 * (t / num_steps - jnp.asarray(_TIMES)))
 
 
-def tensor_statistics(
-    p: Float[Array, "..."], momenta: tuple[jax.Array, ...], v: Float[Array, "..."]
-) -> jax.Array:
-    """``[9]``: mean of p^2 and of v, mean of each momentum, variance of v and of each momentum."""
-    means = [jnp.mean(x) for x in (v, *momenta)]
-    variances = [
-        jnp.mean(jnp.square(x - mean)) for x, mean in zip((v, *momenta), means, strict=True)
+################################################################################
+# Accumulators of one tensor
+################################################################################
+
+
+class Factored(NamedTuple):
+    """Factored second moments of one tensor for the three `FACTORED_DECAYS`, its first axis.
+
+    Attributes:
+      row: float32 ``[3, ...]`` with the shape of the tensor without its largest axis. Below two
+        axes it has the shape of the tensor itself, and nothing is averaged.
+      col: float32 ``[3, ...]`` with the shape of the tensor without its second largest axis. Below
+        two axes it is None.
+    """
+
+    row: Float[Array, "3 ..."]
+    col: jax.Array | None
+
+
+class Tensor(NamedTuple):
+    """The parameters and the accumulators of one tensor, float32.
+
+    Attributes:
+      p: parameters ``[...]``.
+      momenta: mean gradients for the three `MOMENTUM_DECAYS`, each ``[...]``.
+      v: mean squared gradient ``[...]``.
+      factored: factored second moments.
+    """
+
+    p: Float[Array, "..."]
+    momenta: tuple[jax.Array, ...]
+    v: Float[Array, "..."]
+    factored: Factored
+
+
+def accumulate(tensor: Tensor, g: Float[Array, "..."]) -> Tensor:
+    """Moves the accumulators of a tensor towards its gradient `g`."""
+    momenta = [
+        decay * m + (1 - decay) * g
+        for decay, m in zip(MOMENTUM_DECAYS, tensor.momenta, strict=True)
     ]
-    return jnp.stack([jnp.mean(jnp.square(p)), *means, *variances])
+    return tensor._replace(
+        momenta=tuple(momenta),
+        v=RMS_DECAY * tensor.v + (1 - RMS_DECAY) * jnp.square(g),
+        factored=update_factored(tensor.factored, g),
+    )
+
+
+def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """Returns the largest and the second largest axis, or None below two axes.
+
+    Of axes of one length, the later counts as larger.
+    """
+    if len(shape) < 2:
+        return None
+    order = sorted(range(len(shape)), key=lambda axis: shape[axis])  # stable
+    return order[-1], order[-2]
+
+
+def init_factored(zeros: Float[Array, "..."]) -> Factored:
+    """Returns second moments of zero.
+
+    Args:
+      zeros: zeros with the shape and the sharding of the tensor.
+    """
+    axes = factored_axes(zeros.shape)
+    decays = range(len(FACTORED_DECAYS))
+    if axes is None:
+        return Factored(row=jnp.stack([zeros for _ in decays]), col=None)
+    row, col = (jnp.sum(zeros, axis=axis) for axis in axes)
+    return Factored(row=jnp.stack([row for _ in decays]), col=jnp.stack([col for _ in decays]))
+
+
+def update_factored(factored: Factored, g: jax.Array) -> Factored:
+    """Moves the second moments towards those of the gradient `g`."""
+    square = jnp.square(g) + 1e-30
+    axes = factored_axes(g.shape)
+
+    def move(moment, target):
+        decay = np.reshape(FACTORED_DECAYS, (-1, *[1] * target.ndim))
+        return np.float32(decay) * moment + np.float32(1.0 - decay) * target
+
+    if axes is None or factored.col is None:
+        return Factored(row=move(factored.row, square), col=None)
+    return Factored(
+        row=move(factored.row, jnp.mean(square, axis=axes[0])),
+        col=move(factored.col, jnp.mean(square, axis=axes[1])),
+    )
+
+
+################################################################################
+# Inputs of the per-tensor network
+################################################################################
+
+
+def tensor_statistics(tensor: Tensor) -> jax.Array:
+    """Returns the statistics ``[9]`` of one tensor from which `tensor_features` are computed.
+
+    They are the mean of p^2, the mean of v, the mean of each momentum, the variance of v and the
+    variance of each momentum.
+    """
+    accumulators = (tensor.v, *tensor.momenta)
+    means = [jnp.mean(x) for x in accumulators]
+    variances = [
+        jnp.mean(jnp.square(x - mean)) for x, mean in zip(accumulators, means, strict=True)
+    ]
+    return jnp.stack([jnp.mean(jnp.square(tensor.p)), *means, *variances])
 
 
 def tensor_features(statistics: Float[Array, "n_tensors 9"], ranks: Sequence[int]) -> jax.Array:
-    """What the LSTM sees of each tensor, ``[n_tensors, 12]``: mean_rms, rank, var_m, var_rms.
+    """Returns the features of each tensor ``[n_tensors, 12]``: mean_rms, rank, var_m, var_rms.
 
     v is scaled by the root mean square of p, not by its square, and var_rms is taken around the
-    mean of each momentum, not around that of v: so were the published weights trained.
+    mean of each momentum, not around that of v, because the published weights were trained so.
 
     Args:
       statistics: ``[n_tensors, 9]`` from `tensor_statistics`.
@@ -98,77 +215,26 @@ def tensor_features(statistics: Float[Array, "n_tensors 9"], ranks: Sequence[int
     scale = jax.lax.rsqrt(jnp.maximum(1e-9, square))
     around_m = var_v + jnp.square(mean_v - mean_m)
     rank = jax.nn.one_hot(jnp.asarray(ranks), _MAX_RANK)
-    log_size = lambda x: 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
-    sizes = (log_size(x) for x in (scale * mean_v, scale**2 * var_m, scale**2 * around_m))
-    mean_rms, *rest = sizes
-    return jnp.concatenate([mean_rms, rank, *rest], axis=1)
+
+    def log_size(x):
+        return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
+
+    mean_rms = log_size(scale * mean_v)
+    var_m = log_size(scale**2 * var_m)
+    var_rms = log_size(scale**2 * around_m)
+    return jnp.concatenate([mean_rms, rank, var_m, var_rms], axis=1)
 
 
-def factored_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Largest and second largest axis, later ones first on ties; None below two axes."""
-    if len(shape) < 2:
-        return None
-    order = sorted(range(len(shape)), key=lambda axis: shape[axis])  # stable
-    return order[-1], order[-2]
-
-
-class Factored(NamedTuple):
-    """Running second moments of one tensor; the first axis is the decay (0.9, 0.99, 0.999).
-
-    Attributes:
-      row: ``[3, ...]``, the tensor's shape without its largest axis; below two axes the tensor's
-        own shape (nothing is averaged).
-      col: ``[3, ...]``, the tensor's shape without its second largest axis; below two axes None.
-    """
-
-    row: Float[Array, "3 ..."]
-    col: jax.Array | None
-
-
-def init_factored(zeros: Float[Array, "..."]) -> Factored:
-    """All zero; `zeros` has the shape and the sharding of the tensor."""
-    axes = factored_axes(zeros.shape)
-    decays = range(len(FACTORED_DECAYS))
-    if axes is None:
-        return Factored(row=jnp.stack([zeros for _ in decays]), col=None)
-    row, col = (jnp.sum(zeros, axis=axis) for axis in axes)
-    return Factored(row=jnp.stack([row for _ in decays]), col=jnp.stack([col for _ in decays]))
-
-
-def update_factored(old: Factored, g: jax.Array) -> Factored:
-    """Moves every second moment towards that of `g`."""
-    square = jnp.square(g) + 1e-30
-    axes = factored_axes(g.shape)
-
-    def move(moment, target):
-        decay = np.reshape(FACTORED_DECAYS, (-1, *[1] * target.ndim))
-        return np.float32(decay) * moment + np.float32(1.0 - decay) * target
-
-    if axes is None or old.col is None:
-        return Factored(row=move(old.row, square), col=None)
-    return Factored(
-        row=move(old.row, jnp.mean(square, axis=axes[0])),
-        col=move(old.col, jnp.mean(square, axis=axes[1])),
-    )
-
-
-@jax.custom_jvp
-def _rsqrt(x: jax.Array) -> jax.Array:
-    """rsqrt whose derivative is cut to zero below 1e-24, where it would overflow float32."""
-    return jax.lax.rsqrt(x)
-
-
-@_rsqrt.defjvp
-def _rsqrt_jvp(primals, tangents):
-    y = _rsqrt(primals[0])
-    return y, -0.5 * jnp.where(primals[0] > 1e-24, y, 0.0) ** 3 * tangents[0]
+################################################################################
+# Inputs of the per-parameter network
+################################################################################
 
 
 class Columns(NamedTuple):
-    """The 30 inputs of the per-parameter network.
+    """The 30 inputs of the per-parameter network for one tensor.
 
-    What depends on a row or on a column of the tensor only is kept at that size; the averaged
-    axis has length 1, so that all three parts broadcast together.
+    A column that depends only on the row or on the column of the tensor is stored at that size.
+    The averaged axis has length 1, so that all three parts broadcast together.
 
     Attributes:
       dense: 18 arrays of the tensor's shape, groups 0 to 8 and 13.
@@ -181,55 +247,79 @@ class Columns(NamedTuple):
     col: Float[Array, "6 ..."]
 
 
-def in_group_order(
-    dense: Float[Array, " 18"], row: Float[Array, " 6"], col: Float[Array, " 6"]
-) -> Float[Array, " 30"]:
-    """One number per column, dense ``[18]``, row and col ``[6]``, as the bank orders them."""
-    return jnp.concatenate([dense[:15], row[:3], col[:3], row[3:], col[3:], dense[15:]])
+def columns(g: Float[Array, "..."], tensor: Tensor) -> Columns:
+    """Returns the columns of one tensor.
 
-
-def columns(
-    g: jax.Array,
-    p: Float[Array, "..."],
-    momenta: tuple[jax.Array, ...],
-    v: Float[Array, "..."],
-    fac: Factored,
-) -> Columns:
-    """The columns of one tensor from this step's gradient and accumulators."""
+    Args:
+      g: gradient of this step.
+      tensor: parameters, and accumulators that include `g`.
+    """
+    p, momenta, v, factored = tensor
     r = jax.lax.rsqrt(v + 1e-6)
     axes = factored_axes(g.shape)
-    if axes is None or fac.col is None:
-        row = col = fac.row
-        of_gradient = jax.lax.rsqrt(jnp.maximum(1e-9, row + 1e-9))
-        of_momenta = _rsqrt(row)
+    if axes is None or factored.col is None:
+        row = col = factored.row
+        scales_of_g = jax.lax.rsqrt(jnp.maximum(1e-9, row + 1e-9))
+        scales_of_m = _rsqrt(row)
     else:
-        row, col = (
-            jnp.expand_dims(x, 1 + axis) for x, axis in zip((fac.row, fac.col), axes, strict=True)
-        )
+        row = jnp.expand_dims(factored.row, 1 + axes[0])
+        col = jnp.expand_dims(factored.col, 1 + axes[1])
         mean = jnp.mean(row, axis=1 + axes[1], keepdims=True)
         left = jax.lax.rsqrt(jnp.maximum(1e-9, row / (mean + 1e-9)))
         right = jax.lax.rsqrt(jnp.maximum(1e-9, col))
-        of_gradient = of_momenta = [x * y for x, y in zip(left, right, strict=True)]
+        scales_of_g = scales_of_m = [x * y for x, y in zip(left, right, strict=True)]
     dense = (
-        *(g, jnp.clip(g, -0.1, 0.1), p),
+        g,
+        jnp.clip(g, -0.1, 0.1),
+        p,
         *momenta,
         v,
-        *(m * r for m in momenta),
+        *[m * r for m in momenta],
         r,
-        *(g * x for x in of_gradient),
+        *[g * scale for scale in scales_of_g],
         g * r,
-        *(m * x for m, x in zip(momenta, of_momenta, strict=True)),
+        *[m * scale for m, scale in zip(momenta, scales_of_m, strict=True)],
     )
-    row, col = (jnp.concatenate([x, jax.lax.rsqrt(x + 1e-8)]) for x in (row, col))
-    return Columns(dense=dense, row=row, col=col)
+    return Columns(
+        dense=dense,
+        row=jnp.concatenate([row, jax.lax.rsqrt(row + 1e-8)]),
+        col=jnp.concatenate([col, jax.lax.rsqrt(col + 1e-8)]),
+    )
+
+
+def in_group_order(
+    dense: Float[Array, " 18"], row: Float[Array, " 6"], col: Float[Array, " 6"]
+) -> Float[Array, " 30"]:
+    """Orders one number per column as the bank of networks does.
+
+    Args:
+      dense: ``[18]``, numbers of `Columns.dense`.
+      row: ``[6]``, numbers of `Columns.row`.
+      col: ``[6]``, numbers of `Columns.col`.
+
+    Returns:
+      The numbers ``[30]`` in the order of `GROUP_SIZES`.
+    """
+    return jnp.concatenate([dense[:15], row[:3], col[:3], row[3:], col[3:], dense[15:]])
+
+
+def mean_squares_of(columns: Columns) -> Float[Array, " 30"]:
+    """Returns the mean square ``[30]`` of each column, in the order of `GROUP_SIZES`."""
+
+    def mean_square(x):
+        return jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim)))
+
+    return in_group_order(
+        mean_squares(columns.dense), mean_square(columns.row), mean_square(columns.col)
+    )
 
 
 @jax.custom_jvp
 def mean_squares(arrays: tuple[jax.Array, ...]) -> jax.Array:
-    """Mean square of each of k arrays of one shape, ``[k]``, in one pass over memory.
+    """Returns the mean square ``[k]`` of each of k arrays of one shape, in one pass over memory.
 
-    One reduction with k results reads its inputs once and stores no square; k reductions each
-    store theirs first.
+    One reduction with k results reads its inputs once and stores no square. k reductions store
+    each square first.
     """
     squares = [jnp.square(x) for x in arrays]
     shape = squares[0].shape
@@ -245,3 +335,15 @@ def mean_squares(arrays: tuple[jax.Array, ...]) -> jax.Array:
 def _mean_squares_jvp(primals, tangents):
     product = jnp.stack(primals[0]) * jnp.stack(tangents[0])
     return mean_squares(*primals), 2.0 * jnp.mean(product, axis=tuple(range(1, product.ndim)))
+
+
+@jax.custom_jvp
+def _rsqrt(x: jax.Array) -> jax.Array:
+    """Returns 1 / sqrt(x), with derivative 0 below 1e-24, where it would overflow float32."""
+    return jax.lax.rsqrt(x)
+
+
+@_rsqrt.defjvp
+def _rsqrt_jvp(primals, tangents):
+    y = _rsqrt(primals[0])
+    return y, -0.5 * jnp.where(primals[0] > 1e-24, y, 0.0) ** 3 * tangents[0]

@@ -1,4 +1,4 @@
-"""What the tests of all guards share: adversaries, tasks and drivers."""
+"""Adversaries, tasks and drivers for the tests of all guards."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def noise(scale: float, seed: int = 0):
 
 
 def nan_memory():
-    """Good steps, but a memory that turns NaN."""
+    """Takes good steps, but its memory becomes NaN."""
 
     def update(updates, state, params=None):
         del params
@@ -50,10 +50,10 @@ def tiny() -> LearnedOptimizer:
             state = net["decay"] * state - updates
             return net["rate"] * jnp.tanh(state) + net["bias"], state
 
-        def begin(params):
+        def init_fn(params):
             return jnp.repeat(theta["memory"], params.size)
 
-        return optax.GradientTransformation(begin, update)
+        return optax.GradientTransformation(init_fn, update)
 
     def absorb(theta, state):
         return {**theta, "memory": jnp.mean(state, keepdims=True)}
@@ -82,7 +82,7 @@ USELESS = ("nan", "inf", "minus_inf", "1e30")  # never better than anything fini
 
 
 def stream_of(task, count: int, seed: int = 1):
-    """`count` mini-batches with a leading axis."""
+    """Returns `count` mini-batches with a leading axis."""
     return task.sample(jax.random.key(seed), (count,))
 
 
@@ -93,7 +93,10 @@ def cut(batches, start: int, stop: int):
 def drive(
     guard, task, params, num_windows: int, *, seed: int = 1, batches=None, op_by_op: bool = True
 ):
-    """[(params, state) after each window]; op by op exact comparisons hold."""
+    """Returns (params, state) after each window.
+
+    Exact comparisons hold op by op; compiled programs may differ in the last bit.
+    """
     n_t, n_c = guard.window
     size = n_t + n_c
     if batches is None:
@@ -116,9 +119,9 @@ def drive(
 
 
 def drive_stream(guard, task, params, num_windows: int, *, seed: int = 1, op_by_op: bool = True):
-    """As `drive`, with ``streaming(guard)`` on the same mini-batches, one by one.
+    """Does as `drive` with ``streaming(guard)`` on the same mini-batches, one by one.
 
-    Also asserts that params stay where they are inside of a window.
+    Also asserts that params do not change inside a window.
     """
     size = sum(guard.window)
     batches = stream_of(task, num_windows * size, seed)
@@ -142,7 +145,7 @@ def drive_stream(guard, task, params, num_windows: int, *, seed: int = 1, op_by_
 
 
 def drive_plain(tx, task, params, num_windows: int, window: tuple[int, int], *, seed: int = 1):
-    """As `drive` for `windowed(tx)`, on the training mini-batches of the same stream."""
+    """Does as `drive` with `windowed(tx)` on the training mini-batches of the same stream."""
     n_t, size = window[0], sum(window)
     batches = stream_of(task, num_windows * size, seed)
     plain, trail = windowed(tx), []
@@ -159,7 +162,7 @@ def drive_plain(tx, task, params, num_windows: int, window: tuple[int, int], *, 
 
 
 def whole_task(dim: int = 5, condition: float = 10.0, largest: float = 1.0):
-    """A noiseless quadratic: every mini-batch is the full batch."""
+    """Returns a noiseless quadratic, of which every mini-batch is the full batch."""
     return quadratic(dim, condition=condition, noise=0.0, largest=largest)
 
 

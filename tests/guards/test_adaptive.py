@@ -1,4 +1,4 @@
-"""Sizes that grow, and cutting windows of them from a stream."""
+"""Sizes of windows that grow, and windows cut from a stream."""
 
 import jax
 import jax.numpy as jnp
@@ -38,19 +38,19 @@ def test_sizes_double_keep_their_ratio_and_stop_at_the_cap():
     guard = guards.lgl2o(optax.sgd(0.3), optax.sgd(0.29), n_t=6, n_c=2, adaptive=adaptive)
     traces = []
 
-    def window(x, state, train, held_out):
+    def window(x, state, train, validation):
         traces.append(len(train))
         updates, state = guard.update(
-            None, state, x, loss_fn=TASK.loss, train_batches=train, eval_batches=held_out
+            None, state, x, loss_fn=TASK.loss, train_batches=train, eval_batches=validation
         )
         return optax.apply_updates(x, updates), state
 
     x, state, sizes = START, guard.init(START), []
     window = jax.jit(window)
     cut = guards.windows(stream_of(TASK, 120), lambda: state.info.n_t, lambda: state.info.n_c)
-    for train, held_out in cut:
-        x, state = window(x, state, train, held_out)
-        sizes.append((len(train), len(held_out)))
+    for train, validation in cut:
+        x, state = window(x, state, train, validation)
+        sizes.append((len(train), len(validation)))
     assert sizes[0] == (6, 2)
     assert sizes == sorted(sizes) and sizes[-1] == (24, 8)
     assert all(n_t == 3 * n_c for n_t, n_c in sizes)
@@ -76,34 +76,34 @@ def test_a_stream_grows_alike_and_compiles_once(rule):
         updates, state = tx.update(None, state, x, value_fn=lambda p: TASK.loss(p, batch))
         return optax.apply_updates(x, updates), state
 
-    x, state, streamed = START, tx.init(START), []
+    x, state, stream_trail = START, tx.init(START), []
     for batch in batches:
         x, state = call(x, state, batch)
         if state.position == 0:
-            streamed.append((x, state.guard.info))
-    y, other, grown = START, guard.init(START), []
+            stream_trail.append((x, state.guard.info))
+    y, other, window_trail = START, guard.init(START), []
     update = jax.jit(guard.update, static_argnames="loss_fn")
     cut = guards.windows(batches, lambda: other.info.n_t, lambda: other.info.n_c)
-    for train, held_out in cut:
+    for train, validation in cut:
         updates, other = update(
-            None, other, y, loss_fn=TASK.loss, train_batches=train, eval_batches=held_out
+            None, other, y, loss_fn=TASK.loss, train_batches=train, eval_batches=validation
         )
         y = optax.apply_updates(y, updates)
-        grown.append((y, other.info))
-    assert len(traces) == 1 and len(streamed) == len(grown)
-    for (a, info), (b, expected) in zip(streamed, grown, strict=True):
+        window_trail.append((y, other.info))
+    assert len(traces) == 1 and len(stream_trail) == len(window_trail)
+    for (a, info), (b, expected) in zip(stream_trail, window_trail, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
         assert info.n_t == expected.n_t and info.winner == expected.winner
-    assert grown[-1][1].n_t > 2
+    assert window_trail[-1][1].n_t > 2
 
 
 def test_windows_cut_training_before_validation_and_drop_the_rest():
     stream = ({"x": np.full((2, 3), i), "y": i} for i in range(11))
     cut = list(guards.windows(stream, 3, 2))
     assert len(cut) == 2
-    train, held_out = cut[1]
+    train, validation = cut[1]
     assert isinstance(train["x"], np.ndarray) and train["x"].shape == (3, 2, 3)
-    assert train["y"].tolist() == [5, 6, 7] and held_out["y"].tolist() == [8, 9]
+    assert train["y"].tolist() == [5, 6, 7] and validation["y"].tolist() == [8, 9]
     ((train, _),) = guards.windows([jnp.ones(3)] * 2, 1, 1)
     assert isinstance(train, jax.Array)
 

@@ -1,4 +1,4 @@
-"""Errors that all guards in window form share, and the helpers behind every decision."""
+"""Errors of all guards in window form, and the functions behind every decision."""
 
 import jax
 import jax.numpy as jnp
@@ -58,10 +58,10 @@ def test_updates_and_params(kind):
         ({"eval_batches": {}}, "all arrays of eval_batches must share a leading axis"),
     ],
 )
-def test_batches_that_are_no_window(kind, changed, message):
+def test_batches_that_are_no_window(kind, change, message):
     guard = GUARDS[kind]()
     with pytest.raises(ValueError, match=f"{kind}: {message}"):
-        guard.update(None, guard.init(X), X, **{**WINDOW, **changed})
+        guard.update(None, guard.init(X), X, **{**WINDOW, **change})
 
 
 @pytest.mark.parametrize("kind", GUARDS)
@@ -132,12 +132,12 @@ def test_parts_that_cannot_be_stepped(part, message):
 
 @pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
 def test_selection_never_blends(poison):
-    """A candidate that is not finite leaves no trace in the kept one, nor in its gradient."""
+    """A candidate that is not finite changes neither the kept one nor its gradient."""
     kept = {"a": jnp.ones(3), "n": jnp.array(2)}
     bad = {"a": jnp.full(3, poison), "n": jnp.array(5)}
-    chosen = core.select(jnp.array(1), (bad, kept), bad)
-    np.testing.assert_array_equal(chosen["a"], kept["a"])
-    assert chosen["n"] == 2
+    selected = core.select(jnp.array(1), (bad, kept), bad)
+    np.testing.assert_array_equal(selected["a"], kept["a"])
+    assert selected["n"] == 2
     gradient = jax.grad(lambda a: jnp.sum(core.select(jnp.array(1), (bad["a"], a), bad["a"])))
     np.testing.assert_array_equal(gradient(kept["a"]), jnp.ones(3))
 
@@ -153,7 +153,7 @@ def test_scores():
 
 
 def test_step_counts_are_global_but_those_of_moments():
-    """A schedule runs on; Adam's count says how many gradients its moments hold."""
+    """A schedule goes on; Adam's count is the number of gradients in its moments."""
     state = optax.adam(optax.constant_schedule(0.1)).init(X)
     newer = jax.tree.map(lambda leaf: leaf + 7, state)
     adam, schedule = core.keep_counts(state, newer)

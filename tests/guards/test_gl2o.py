@@ -18,7 +18,7 @@ SEQUENCES = ("GS", "AA", "EMA", "RT", "RM")
 
 
 def walk(tx, x, num_steps: int, task=TASK, seed: int = 1):
-    """[(params, state) after each step], op by op."""
+    """Returns (params, state) after each step, computed op by op."""
     trail = []
     with jax.disable_jit():
         state = tx.init(x)
@@ -29,7 +29,7 @@ def walk(tx, x, num_steps: int, task=TASK, seed: int = 1):
 
 
 def thresholds(sequence: str, alpha: float, num_steps: int, **options):
-    """mu_k under the tight adversary: it lands where the residual just equals alpha * mu."""
+    """Returns mu_k under a tight adversary, whose residual is just below alpha * mu."""
     loss = lambda x: 0.5 * jnp.sum(x**2)
     mu = []
 
@@ -48,16 +48,16 @@ def thresholds(sequence: str, alpha: float, num_steps: int, **options):
             updates, state = guard.update(jax.grad(loss)(x), state, x, value_fn=loss)
             x = optax.apply_updates(x, updates)
             assert state.info.accepted
-            mu.append(float(state.measure.threshold))
+            mu.append(float(state.safeguard.threshold))
     return np.array(mu)
 
 
 @pytest.mark.parametrize(
     ("sequence", "options", "bound"),
     [
-        ("GS", {"theta": 0.9}, lambda n: 0.9),
+        ("GS", {"factor": 0.9}, lambda n: 0.9),
         ("RT", {}, lambda n: 0.98),
-        ("EMA", {"theta": 0.9}, lambda n: 1 - 0.9 * (1 - 0.98)),
+        ("EMA", {"factor": 0.9}, lambda n: 1 - 0.9 * (1 - 0.98)),
         ("AA", {}, lambda n: (n + 0.98) / (n + 1)),
     ],
 )
@@ -80,40 +80,40 @@ def test_ema_of_one_recent_term_and_recent_maximum_of_one_are_the_same():
     runs = [
         walk(guards.gl2o(optax.sgd(0.8), optax.sgd(0.3), **options), jnp.ones(5), 8)
         for options in (
-            dict(sequence="EMA", theta=1.0),
+            dict(sequence="EMA", factor=1.0),
             dict(sequence="RT"),
             dict(sequence="RM", m=1),
         )
     ]
-    assert 0 < int(runs[0][-1][1].info.wins[0]) < 8  # it is no trivial comparison
+    assert 0 < int(runs[0][-1][1].info.wins[0]) < 8  # both candidates win at times
     for (x, a), (y, b), (z, c) in zip(*runs, strict=True):
         np.testing.assert_array_equal(x, y)
         np.testing.assert_array_equal(x, z)
-        assert a.measure.threshold == b.measure.threshold == c.measure.threshold
+        assert a.safeguard.threshold == b.safeguard.threshold == c.safeguard.threshold
 
 
 def test_ema_with_weight_zero_keeps_the_threshold():
-    trail = walk(guards.gl2o(optax.sgd(0.8), optax.sgd(0.3), theta=0.0), jnp.ones(5), 6)
+    trail = walk(guards.gl2o(optax.sgd(0.8), optax.sgd(0.3), factor=0.0), jnp.ones(5), 6)
     assert trail[-1][1].info.wins[0] > 0
-    assert len({float(state.measure.threshold) for _, state in trail}) == 1
+    assert len({float(state.safeguard.threshold) for _, state in trail}) == 1
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_proposals_that_are_not_finite_leave_exactly_the_fallback(sequence, value):
     guard = guards.gl2o(constant(value), FALLBACKS["sgd"](), sequence=sequence)
-    guarded = walk(guard, jnp.ones(5), 5)
-    plain = walk(FALLBACKS["sgd"](), jnp.ones(5), 5)
-    first = guarded[0][1].measure.threshold
-    for (x, state), (z, _) in zip(guarded, plain, strict=True):
+    guard_trail = walk(guard, jnp.ones(5), 5)
+    plain_trail = walk(FALLBACKS["sgd"](), jnp.ones(5), 5)
+    first = guard_trail[0][1].safeguard.threshold
+    for (x, state), (z, _) in zip(guard_trail, plain_trail, strict=True):
         np.testing.assert_array_equal(x, z)
-        assert state.measure.threshold == first and not state.info.accepted
+        assert state.safeguard.threshold == first and not state.info.accepted
 
 
 def test_alpha_zero_accepts_nothing():
-    guarded = walk(guards.gl2o(optax.sgd(0.9), optax.sgd(0.3), alpha=0.0), jnp.ones(5), 5)
-    plain = walk(optax.sgd(0.3), jnp.ones(5), 5)
-    for (x, state), (z, _) in zip(guarded, plain, strict=True):
+    guard_trail = walk(guards.gl2o(optax.sgd(0.9), optax.sgd(0.3), alpha=0.0), jnp.ones(5), 5)
+    plain_trail = walk(optax.sgd(0.3), jnp.ones(5), 5)
+    for (x, state), (z, _) in zip(guard_trail, plain_trail, strict=True):
         np.testing.assert_array_equal(x, z)
         assert not state.info.accepted
 
@@ -123,8 +123,9 @@ def test_the_fallbacks_own_step_is_always_accepted_with_alpha_one(lr):
     """On a convex quadratic ||S|| does not grow along an averaged operator."""
     task = quadratic(5, noise=0.0)
     guard = guards.gl2o(optax.sgd(lr), optax.sgd(lr), sequence="RT", alpha=1.0)
-    guarded, plain = walk(guard, jnp.ones(5), 8, task), walk(optax.sgd(lr), jnp.ones(5), 8, task)
-    for (x, state), (z, _) in zip(guarded, plain, strict=True):
+    guard_trail = walk(guard, jnp.ones(5), 8, task)
+    plain_trail = walk(optax.sgd(lr), jnp.ones(5), 8, task)
+    for (x, state), (z, _) in zip(guard_trail, plain_trail, strict=True):
         assert state.info.accepted
         np.testing.assert_array_equal(x, z)
 
@@ -146,8 +147,8 @@ def test_no_accepted_residual_exceeds_the_threshold_and_all_stays_finite(
     for x, state in walk(guard, TASK.init(jax.random.key(seed)), 6, seed=seed):
         if state.info.windows > 1 and state.info.accepted:
             assert state.residual <= alpha * mu
-        assert state.info.windows == 1 or state.measure.threshold <= mu * (1 + 1e-6)
-        mu = float(state.measure.threshold)
+        assert state.info.windows == 1 or state.safeguard.threshold <= mu * (1 + 1e-6)
+        mu = float(state.safeguard.threshold)
         assert_finite((x, state.learned, state.fallback, mu))
 
 
@@ -184,7 +185,7 @@ def test_residual_of_the_gradient_does_not_shrink_with_the_rate():
     sizes = {}
     for residual in ("step", "gradient"):
         guard = guards.gl2o(constant(jnp.nan), optax.sgd(0.01), residual=residual)
-        sizes[residual] = walk(guard, jnp.ones(5), 1)[0][1].measure.threshold
+        sizes[residual] = walk(guard, jnp.ones(5), 1)[0][1].safeguard.threshold
     np.testing.assert_allclose(sizes["step"], 0.01 * sizes["gradient"], rtol=1e-6)
 
 
@@ -208,10 +209,10 @@ def test_neither_step_finite_keeps_the_start_and_counts_it():
 def test_runs_in_windows_and_as_a_stream():
     guard = guards.gl2o(optax.sgd(0.9), optax.adam(0.1))
     assert guards.streaming(guard) is guard
-    lifted = windowed(guard)
-    updates, state = lifted.update(
+    window_form = windowed(guard)
+    updates, state = window_form.update(
         None,
-        lifted.init(jnp.ones(5)),
+        window_form.init(jnp.ones(5)),
         jnp.ones(5),
         loss_fn=TASK.loss,
         train_batches=stream_of(TASK, 4),
@@ -220,7 +221,7 @@ def test_runs_in_windows_and_as_a_stream():
     np.testing.assert_allclose(1.0 + updates, x, rtol=1e-5, atol=1e-6)
     get = lambda key: optax.tree_utils.tree_get(state, key)
     assert get("windows") == 4 and get("gradient_evals") == 8
-    np.testing.assert_allclose(get("threshold"), expected.measure.threshold, rtol=1e-5)
+    np.testing.assert_allclose(get("threshold"), expected.safeguard.threshold, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_runs_in_windows_and_as_a_stream():
     [
         ({"sequence": "SMA"}, "sequence must be one of GS, AA, EMA, RT, RM, got 'SMA'"),
         ({"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1.5"),
-        ({"theta": -0.1}, r"theta must be in \[0, 1\]"),
+        ({"factor": -0.1}, r"factor must be in \[0, 1\]"),
         ({"m": 0}, "m must be at least 1"),
         ({"residual": "loss"}, "residual must be one of"),
         ({"on_reject": "reset"}, "on_reject must be one of"),

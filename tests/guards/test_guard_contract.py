@@ -1,4 +1,4 @@
-"""What every guard must do in windows, as test_contract.py asks it of every optimizer."""
+"""The contract of every guard in windows; test_contract.py has that of every optimizer."""
 
 import jax
 import jax.numpy as jnp
@@ -32,19 +32,19 @@ def window_loss(params, batch):
 
 
 def one_window(name):
-    """``(theta, params, state, key) -> params, state``, with an extra arg that nobody knows."""
+    """``(theta, params, state, key) -> params, state``, with an unknown extra arg."""
 
     def window(theta, params, state, key):
         guard = GUARDS[name](theta)
         n_t, n_c = getattr(guard, "window", (2, 2))
-        train, held_out = jnp.split(jax.random.normal(key, (n_t + n_c,)), [n_t])
+        train, validation = jnp.split(jax.random.normal(key, (n_t + n_c,)), [n_t])
         updates, state = guard.update(
             None,
             state,
             params,
             loss_fn=window_loss,
             train_batches=train,
-            eval_batches=held_out,
+            eval_batches=validation,
             something="else",
         )
         return optax.apply_updates(params, updates), state
@@ -53,8 +53,8 @@ def one_window(name):
 
 
 @pytest.fixture(params=GUARDS, scope="module")
-def guarded(request):
-    """Name, traces of its compiled window, and theta, params and states of three windows."""
+def run_of_guard(request):
+    """Returns a guard's name, traces of its compiled window, and params and states of a run."""
     name, traces = request.param, []
 
     @jax.jit
@@ -70,23 +70,23 @@ def guarded(request):
     return name, traces, params, states
 
 
-def test_a_guard_moves_takes_unknown_extra_args_and_compiles_once(guarded):
-    _, traces, params, states = guarded
+def test_a_guard_moves_takes_unknown_extra_args_and_compiles_once(run_of_guard):
+    _, traces, params, states = run_of_guard
     assert len(traces) == 1
     assert optax.tree.norm(optax.tree.sub(params, PARAMS)) > 0
     shapes = lambda tree: jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
     assert shapes(states[0]) == shapes(states[-1])
 
 
-def test_a_guards_diagnostics_are_in_its_state(guarded):
-    states = guarded[3]
+def test_a_guards_diagnostics_are_in_its_state(run_of_guard):
+    states = run_of_guard[3]
     get = lambda name: optax.tree_utils.tree_get(states[-1], name)
-    assert get("windows") == (6 if guarded[0] == "gl2o" else 3)  # gl2o decides at every step
+    assert get("windows") == (6 if run_of_guard[0] == "gl2o" else 3)  # gl2o decides at every step
     assert get("gradient_evals") > 0 and get("accepted").dtype == bool
 
 
-def test_orbax_saves_and_restores_a_guards_state(guarded, tmp_path):
-    states = guarded[3]
+def test_orbax_saves_and_restores_a_guards_state(run_of_guard, tmp_path):
+    states = run_of_guard[3]
     assert hasattr(type(states[-1]), "_fields")
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", states[-1])
@@ -96,8 +96,8 @@ def test_orbax_saves_and_restores_a_guards_state(guarded, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, states[-1])
 
 
-def test_a_guard_under_vmap_over_theta_params_and_seeds_is_a_loop(guarded):
-    name = guarded[0]
+def test_a_guard_under_vmap_over_theta_params_and_seeds_is_a_loop(run_of_guard):
+    name = run_of_guard[0]
 
     def run(theta, params, key):
         state = GUARDS[name](theta).init(params)
@@ -106,13 +106,13 @@ def test_a_guard_under_vmap_over_theta_params_and_seeds_is_a_loop(guarded):
 
     starts = jax.tree.map(lambda p: jnp.stack([p, 3.0 * p]), PARAMS)
     keys = jax.random.split(jax.random.key(9), 2)
-    together, states = jax.jit(jax.vmap(run))(THETAS, starts, keys)
+    vmapped, states = jax.jit(jax.vmap(run))(THETAS, starts, keys)
     loop = jax.jit(run)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     for i in range(2):
         pick = lambda tree, i=i: jax.tree.map(lambda x: x[i], tree)
-        alone, state = loop(pick(THETAS), pick(starts), keys[i])
-        jax.tree.map(close, pick(together), alone)
+        single, state = loop(pick(THETAS), pick(starts), keys[i])
+        jax.tree.map(close, pick(vmapped), single)
         wins = lambda s: optax.tree_utils.tree_get(s, "wins").tolist()
         assert wins(pick(states)) == wins(state)
 

@@ -1,4 +1,4 @@
-"""The properties of LGL2O (algorithms 1 and 2), exact where they can be."""
+"""Properties of LGL2O (algorithms 1 and 2), exact where possible."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ TASK = quadratic(5, noise=0.3)
 @pytest.mark.parametrize("fallback", FALLBACKS)
 @pytest.mark.parametrize("value", USELESS)
 def test_useless_proposals_leave_exactly_the_fallbacks_trajectory(value, fallback):
-    """Whatever the fallback's own state: it is its own run, bit for bit."""
+    """The run and the fallback's state are those of the fallback alone, bit for bit."""
     guard = guards.lgl2o(ADVERSARIES[value](), FALLBACKS[fallback](), n_t=4, n_c=3)
     start = TASK.init(jax.random.key(0))
     plain = drive_plain(FALLBACKS[fallback](), TASK, start, 3, guard.window)
@@ -44,7 +44,7 @@ def test_useless_proposals_leave_exactly_the_fallbacks_trajectory(value, fallbac
 
 
 def test_nan_proposals_leave_the_hidden_state_at_its_initial_value():
-    """Also where the memory itself stays finite."""
+    """This holds although the memory itself stays finite."""
     learned = tiny()
     theta = learned.init(jax.random.key(0), jnp.zeros(5))
     theta["net"]["bias"] = jnp.full(1, jnp.nan)
@@ -98,8 +98,8 @@ def test_the_kept_point_has_the_lower_of_both_losses_on_the_windows_batches(lear
     start = TASK.init(jax.random.key(0))
     batches = stream_of(TASK, 4 * 7)
     for w, (x, state) in enumerate(drive(guard, TASK, start, 4)):
-        held_out = cut(batches, 7 * w + 4, 7 * w + 7)
-        kept = mean_loss(TASK.loss, x, held_out)
+        validation = cut(batches, 7 * w + 4, 7 * w + 7)
+        kept = mean_loss(TASK.loss, x, validation)
         np.testing.assert_allclose(kept, jnp.min(state.info.losses), rtol=1e-5, atol=1e-6)
 
 
@@ -189,14 +189,14 @@ def test_vmap_over_seeds_and_theta_under_jit():
         guard = guards.lgl2o(learned.apply(theta), optax.sgd(0.1), n_t=3, n_c=2)
 
         def body(carry, batches):
-            train, held_out = cut(batches, 0, 3), cut(batches, 3, 5)
+            train, validation = cut(batches, 0, 3), cut(batches, 3, 5)
             updates, state = guard.update(
                 None,
                 carry[1],
                 carry[0],
                 loss_fn=TASK.loss,
                 train_batches=train,
-                eval_batches=held_out,
+                eval_batches=validation,
             )
             return (optax.apply_updates(carry[0], updates), state), None
 
@@ -205,10 +205,10 @@ def test_vmap_over_seeds_and_theta_under_jit():
     keys = jax.random.split(jax.random.key(0), 3)
     thetas = jax.vmap(learned.init, (0, None))(keys, jnp.zeros(5))
     starts, batches = jax.vmap(TASK.init)(keys), jax.vmap(lambda k: TASK.sample(k, (10,)))(keys)
-    together, states = jax.jit(jax.vmap(scanned))(thetas, starts, batches)
+    vmapped, states = jax.jit(jax.vmap(scanned))(thetas, starts, batches)
     for i in range(3):
-        alone, state = run(jax.tree.map(lambda t, i=i: t[i], thetas), starts[i], batches[i])
-        np.testing.assert_allclose(together[i], alone, rtol=1e-5, atol=1e-6)
+        single, state = run(jax.tree.map(lambda t, i=i: t[i], thetas), starts[i], batches[i])
+        np.testing.assert_allclose(vmapped[i], single, rtol=1e-5, atol=1e-6)
         assert states.info.wins[i].tolist() == state.info.wins.tolist()
 
 

@@ -1,4 +1,4 @@
-"""LGL2O's rules for the memories of both optimizers after won and lost windows."""
+"""LGL2O's rules for the states of both optimizers after won and lost windows."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_memory_after_a_lost_window(on_reject):
 
 @pytest.mark.parametrize("rule", ["advance", "rollback"])
 def test_state_of_a_fallback_that_lost(rule):
-    """Its schedule runs on in both cases."""
+    """Its schedule goes on in both cases."""
     fallback = lambda: optax.sgd(lambda t: 1e-6 * t, momentum=0.9)
     guard = guards.lgl2o(optax.sgd(0.3), fallback(), n_t=3, n_c=2, fallback_on_reject=rule)
     _, state = drive(guard, TASK, jnp.full(5, 4.0), 1)[0]
@@ -45,7 +45,7 @@ def test_state_of_a_fallback_that_lost(rule):
 
 @pytest.mark.parametrize("rule", ["advance", "rollback"])
 def test_the_bias_correction_of_an_adam_that_lost(rule):
-    """Rolled back to before its first gradient, its next step is lr * sign(g), as a first one."""
+    """Rolled back to before its first gradient, its next step is a first one: lr * sign(g)."""
     task, lr = whole_task(), 0.05
     learned = optax.sgd(lambda t: jnp.where(t == 0, 0.4, jnp.nan))  # wins once
     guard = guards.lgl2o(learned, optax.adam(lr), n_t=1, n_c=1, fallback_on_reject=rule)
@@ -81,7 +81,9 @@ def test_averaged_memory_is_the_mean_over_coordinates():
     tx, x = learned.apply(theta), TASK.init(jax.random.key(0))
     options = dict(n_t=3, n_c=2, on_reject="advance")
     plain = guards.lgl2o(tx, optax.sgd(0.1), **options)
-    mean = guards.lgl2o(tx, optax.sgd(0.1), average=guards.averaged(learned, theta), **options)
+    mean = guards.lgl2o(
+        tx, optax.sgd(0.1), average=guards.average_memory(learned, theta), **options
+    )
     (_, state), (_, averaged) = (drive(guard, TASK, x, 1)[0] for guard in (plain, mean))
     expected = jnp.full(5, jnp.mean(state.learned))
     np.testing.assert_allclose(averaged.learned, expected, rtol=1e-6)

@@ -1,7 +1,7 @@
-"""What a compiled window allocates beside its arguments, in copies of the params.
+"""Memory that a compiled window allocates, in copies of the params.
 
-Counted: results and temporary buffers. Not counted: the caller's params, state and mini-batches.
-Every learned or plain step needs its gradient, one copy; a guard adds candidates and states.
+Results and temporary buffers are counted; the caller's params, state and mini-batches are not.
+Every step needs its gradient, one copy. A guard adds candidates and states.
 """
 
 import jax
@@ -33,17 +33,17 @@ def loss(params, batch):
 
 
 def in_copies(function, *arguments, **options) -> float:
-    """Results and temporaries of the compiled function, in units of the params."""
+    """Returns the memory of results and temporaries of the compiled function."""
     used = jax.jit(function).lower(*arguments).compile(options).memory_analysis()
     return (used.output_size_in_bytes + used.temp_size_in_bytes) / (4 * P)
 
 
 def copies(guard, n_train: int, n_eval: int, **options) -> float:
-    """Of one window."""
+    """Returns the memory of one window."""
 
-    def window(params, state, train, held_out):
+    def window(params, state, train, validation):
         updates, state = guard.update(
-            None, state, params, loss_fn=loss, train_batches=train, eval_batches=held_out
+            None, state, params, loss_fn=loss, train_batches=train, eval_batches=validation
         )
         return optax.apply_updates(params, updates), state
 
@@ -53,7 +53,7 @@ def copies(guard, n_train: int, n_eval: int, **options) -> float:
 
 
 def step_copies(guard, **options) -> float:
-    """Of one step, given its gradient."""
+    """Returns the memory of one step, given its gradient."""
 
     def step(params, state, grads, batch):
         return guard.update(grads, state, params, value_fn=lambda p: loss(p, batch))
@@ -75,8 +75,8 @@ def test_every_further_runner_of_a_race_adds_itself():
     assert copies(three, 4, 3) <= 1.02 * (3 + 1 + 2 + 1)
 
 
-# On CPU, XLA's newer library of fused reductions stores every operand of what it reduces, even
-# constants: two more copies for the norm of any step of Adam that is not itself a result.
+# On CPU, XLA's newer library of fused reductions stores every operand of a reduction, even
+# constants. The norm of a step of Adam then takes two more copies if the step is no result.
 PLAIN = option("xla_cpu_experimental_ynn_fusion_type", "")
 
 
@@ -95,7 +95,7 @@ def test_a_residual_guard_holds_two_candidates_both_states_and_the_second_gradie
 
 @pytest.mark.parametrize("guard", [guards.smg, guards.amg])
 def test_a_meta_guard_adds_a_record_for_every_step_it_goes_back_through(guard):
-    """Of a momentum step that is the gradient and the memory: two copies."""
+    """The record of a momentum step is the gradient and the memory: two copies."""
     family = LearnedOptimizer(
         init=lambda key, params: jnp.array([0.9, -0.1]),
         apply=lambda theta, *, num_steps=None: optax.chain(
@@ -106,6 +106,6 @@ def test_a_meta_guard_adds_a_record_for_every_step_it_goes_back_through(guard):
     used = {t: copies(guard(family, theta, n_t=t, n_c=3), 2 * t + 1, 3) for t in (2, 6)}
     slope = (used[6] - used[2]) / 4
     assert slope <= 2.02
-    # Beside the record: start and learned pair, fallback and its end, a memory and a gradient for
-    # each of the forward, backward and evaluating runs.
+    # Besides the records there are four pairs (start, learned, fallback and its end), and a memory
+    # and a gradient for each of the forward, backward and evaluating runs.
     assert used[2] - 2 * slope <= 4 + 2 * 3

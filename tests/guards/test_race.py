@@ -31,7 +31,7 @@ TASK = quadratic(5, noise=0.3)
 
 
 def plain_run(tx, x, num_windows: int, window: tuple[int, int]):
-    """The run without us: one long loop over the training mini-batches, no windows at all."""
+    """Returns the run without a guard: one loop over the training mini-batches, no windows."""
     n_t, size = window[0], sum(window)
     batches = stream_of(TASK, num_windows * size)
     train = batches.reshape(num_windows, size, -1)[:, :n_t].reshape(num_windows * n_t, -1)
@@ -41,7 +41,7 @@ def plain_run(tx, x, num_windows: int, window: tuple[int, int]):
 
 @pytest.mark.parametrize("fallback", FALLBACKS)
 @pytest.mark.parametrize("learned", ADVERSARIES)
-def test_the_fallbacks_run_is_bit_for_bit_the_run_without_us(learned, fallback):
+def test_the_fallbacks_run_is_bit_for_bit_the_run_without_a_guard(learned, fallback):
     guard = guards.race(ADVERSARIES[learned](), FALLBACKS[fallback](), n_t=4, n_c=3)
     start = TASK.init(jax.random.key(0))
     _, state = drive(guard, TASK, start, 3)[-1]
@@ -55,33 +55,35 @@ def test_useless_proposals_keep_the_fallbacks_run(value):
     guard = guards.race(ADVERSARIES[value](), optax.adam(0.1), n_t=4, n_c=3)
     for x, state in drive(guard, TASK, jnp.ones(5), 4):
         assert state.info.winner == 1 and not state.info.accepted
-        np.testing.assert_allclose(x, state.points[0], rtol=1e-6, atol=1e-7)  # a delta was added
+        np.testing.assert_allclose(
+            x, state.points[0], rtol=1e-6, atol=1e-7
+        )  # x is a sum with a delta
 
 
 @settings(max_examples=6, derandomize=True, deadline=None, phases=[Phase.generate])
 @given(
     learned=st.sampled_from(sorted(ADVERSARIES)),
     others=st.lists(st.sampled_from(sorted(FALLBACKS)), min_size=1, max_size=2),
-    on_loss=st.sampled_from(["carry", "rollback", "reset"]),
+    on_reject=st.sampled_from(["advance", "rollback", "reset"]),
     jumps=st.booleans(),
     seed=st.integers(0, 100),
 )
 def test_the_kept_point_is_never_worse_than_any_fallbacks_own_run(
-    learned, others, on_loss, jumps, seed
+    learned, others, on_reject, jumps, seed
 ):
-    """The theorem: on the window's validation batches, at every decision, for any proposals."""
+    """The theorem, on the validation batches of the window, at every decision."""
     fallbacks = [FALLBACKS[name]() for name in others]
     guard = guards.race(
-        ADVERSARIES[learned](), *fallbacks, n_t=3, n_c=2, on_loss=on_loss, jumps=jumps
+        ADVERSARIES[learned](), *fallbacks, n_t=3, n_c=2, on_reject=on_reject, jumps=jumps
     )
     start = TASK.init(jax.random.key(seed))
     batches = stream_of(TASK, 4 * 5, seed)
     for w, (x, state) in enumerate(drive(guard, TASK, start, 4, batches=batches)):
-        held_out = cut(batches, 5 * w + 3, 5 * w + 5)
-        kept = float(mean_loss(TASK.loss, x, held_out))
+        validation = cut(batches, 5 * w + 3, 5 * w + 5)
+        kept = float(mean_loss(TASK.loss, x, validation))
         for z in state.points:
-            alone = float(mean_loss(TASK.loss, z, held_out))
-            assert kept <= alone + 1e-5 * abs(alone) + 1e-6
+            fallback_loss = float(mean_loss(TASK.loss, z, validation))
+            assert kept <= fallback_loss + 1e-5 * abs(fallback_loss) + 1e-6
         assert_finite((x, state.learned, state.points, state.fallbacks))
 
 
@@ -95,7 +97,7 @@ def test_the_kept_point_is_never_worse_than_any_fallbacks_own_run(
 def test_the_corrected_rate_of_the_fallback_holds_from_the_start_for_any_proposals(
     learned, lr, condition, jumps
 ):
-    """E_k <= [1 - 2 mu lr (1 - lr / 2)]^k E_0 with L = 1: what the fallback's own run obeys."""
+    """E_k <= [1 - 2 mu lr (1 - lr / 2)]^k E_0 with L = 1, the rate of the fallback's own run."""
     task = whole_task(condition=condition)
     rate = 1 - 2 / condition * lr * (1 - lr / 2)
     guard = guards.race(ADVERSARIES[learned](), optax.sgd(lr), n_t=1, n_c=1, jumps=jumps)
@@ -122,23 +124,23 @@ def test_ties_go_to_a_fallback():
 
 
 def test_three_runners_take_turns():
-    """The first fallback is fast, then explodes; the second is slow and sure."""
+    """The first fallback is fast, then explodes; the second is slow and stable."""
     wild = optax.sgd(lambda t: jnp.where(t < 6, 0.5, 30.0))
     guard = guards.race(constant(float("nan")), wild, optax.sgd(0.1), n_t=3, n_c=2)
     winners = [int(s.info.winner) for _, s in drive(guard, TASK, jnp.full(5, 3.0), 5)]
     assert winners == [1, 1, 2, 2, 2]
 
 
-@pytest.mark.parametrize("on_loss", ["carry", "rollback", "reset"])
-def test_memory_after_a_lost_window(on_loss):
+@pytest.mark.parametrize("on_reject", ["advance", "rollback", "reset"])
+def test_memory_after_a_lost_window(on_reject):
     learned = optax.sgd(lambda t: jnp.where(t < 3, 0.2, -5.0), momentum=0.5)
-    guard = guards.race(learned, optax.sgd(0.01), n_t=3, n_c=2, on_loss=on_loss)
+    guard = guards.race(learned, optax.sgd(0.01), n_t=3, n_c=2, on_reject=on_reject)
     (_, won), (_, lost) = drive(guard, TASK, jnp.full(5, 3.0), 2)
     assert won.info.accepted and not lost.info.accepted
     assert optax.tree_utils.tree_get(lost.learned, "count") == 6
     trace = lambda state: np.asarray(optax.tree_utils.tree_get(state.learned, "trace"))
-    assert np.array_equal(trace(lost), trace(won)) == (on_loss == "rollback")
-    assert np.array_equal(trace(lost), np.zeros(5)) == (on_loss == "reset")
+    assert np.array_equal(trace(lost), trace(won)) == (on_reject == "rollback")
+    assert np.array_equal(trace(lost), np.zeros(5)) == (on_reject == "reset")
 
 
 def test_a_fallback_that_diverges_does_not_take_the_kept_point_with_it():
@@ -164,7 +166,7 @@ def test_diagnostics_count_every_runner():
 
 
 def test_jumping_runs_go_on_from_the_kept_point_and_leave_the_plain_runs_alone():
-    """The learned optimizer is ahead at first, then of no use; the jumpers keep its lead."""
+    """The learned optimizer leads at first, then is useless; the jumping run keeps its lead."""
     learned = optax.sgd(lambda t: jnp.where(t < 6, 0.5, jnp.nan))
     fallback = optax.sgd(0.05, momentum=0.5)
     guard = guards.race(learned, fallback, n_t=3, n_c=2, jumps=True)
@@ -203,8 +205,8 @@ def test_params_and_state_may_be_donated():
 def test_errors():
     with pytest.raises(ValueError, match="at least one fallback"):
         guards.race(optax.sgd(0.1))
-    with pytest.raises(ValueError, match="on_loss must be"):
-        guards.race(optax.sgd(0.1), optax.sgd(0.1), on_loss="advance")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="on_reject must be"):
+        guards.race(optax.sgd(0.1), optax.sgd(0.1), on_reject="carry")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n_t must be at least 1, got 0"):
         guards.race(optax.sgd(0.1), optax.sgd(0.1), n_t=0)
 
@@ -228,5 +230,5 @@ def test_an_lstm_on_a_network_as_a_compiled_stream():
     z, _, _ = jax.jit(lambda x: unroll(plain, x, plain.init(x), task.loss, train))(x)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, state.guard.points[0], z)
-    held_out = jax.tree.map(lambda b: b[8:], batches)
-    assert mean_loss(task.loss, kept, held_out) <= mean_loss(task.loss, z, held_out) + 1e-5
+    validation = jax.tree.map(lambda b: b[8:], batches)
+    assert mean_loss(task.loss, kept, validation) <= mean_loss(task.loss, z, validation) + 1e-5

@@ -1,4 +1,4 @@
-"""Both forms of every guard make the same decisions; guards nest."""
+"""Both forms of every guard make the same decisions, and guards nest."""
 
 import jax
 import jax.numpy as jnp
@@ -47,26 +47,24 @@ def decisions(state):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_stream_accepts_exactly_the_points_of_the_windows(case):
-    """For smg and amg, too, whose streams differentiate a record of what the windows see."""
+    """This includes smg and amg, whose streams differentiate a record of losses and gradients."""
     guard = CASES[case]()
-    streamed, windowed = drive_stream(guard, TASK, START, 3), drive(guard, TASK, START, 3)
-    for (x, state), (y, other) in zip(streamed, windowed, strict=True):
+    stream_trail, window_trail = drive_stream(guard, TASK, START, 3), drive(guard, TASK, START, 3)
+    for (x, state), (y, other) in zip(stream_trail, window_trail, strict=True):
         np.testing.assert_array_equal(x, y)
         assert decisions(state) == decisions(other)
         if case in ("smg", "amg"):
             assert_trees_equal(state.guard.theta, other.theta)
     if case in ("smg", "amg"):  # theta went through the gradient of both forms
-        moved = [
-            np.any(state.theta["net"]["rate"] != ADAPTING["net"]["rate"]) for _, state in windowed
-        ]
-        assert any(moved)
+        rates = [state.theta["net"]["rate"] for _, state in window_trail]
+        assert any(np.any(rate != ADAPTING["net"]["rate"]) for rate in rates)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_compiled_stream_accepts_the_points_of_the_windows(case):
     guard = CASES[case]()
-    streamed = drive_stream(guard, TASK, START, 3, op_by_op=False)
-    for (x, state), (y, other) in zip(streamed, drive(guard, TASK, START, 3), strict=True):
+    stream_trail = drive_stream(guard, TASK, START, 3, op_by_op=False)
+    for (x, state), (y, other) in zip(stream_trail, drive(guard, TASK, START, 3), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
         assert decisions(state) == decisions(other)
 
@@ -100,22 +98,22 @@ def test_a_stream_under_vmap():
 
     starts = jnp.stack([START, 2 * START])
     batches = jnp.stack([stream_of(TASK, 10, 1), stream_of(TASK, 10, 2)])
-    together, states = jax.jit(jax.vmap(run))(starts, batches)
+    vmapped, states = jax.jit(jax.vmap(run))(starts, batches)
     for i in range(2):
-        alone, state = jax.jit(run)(starts[i], batches[i])
-        np.testing.assert_allclose(together[i], alone, rtol=1e-5, atol=1e-6)
+        single, state = jax.jit(run)(starts[i], batches[i])
+        np.testing.assert_allclose(vmapped[i], single, rtol=1e-5, atol=1e-6)
         assert states.guard.info.wins[i].tolist() == state.guard.info.wins.tolist()
 
 
 def test_a_guard_is_the_fallback_of_another():
-    """A dead learned optimizer outside: what is left is the stream of the inner guard."""
+    """The outer learned optimizer is useless, so the run is that of the inner guard."""
     inner = guards.race(FAMILY.apply(THETA), optax.sgd(0.3), n_t=3, n_c=1)
     guard = guards.lgl2o(ADVERSARIES["nan"](), guards.streaming(inner), n_t=4, n_c=2)
     batches = stream_of(TASK, 18)
     train = batches.reshape(3, 6, -1)[:, :4].reshape(12, -1)
-    alone = drive(inner, TASK, START, 3, batches=train)
+    single = drive(inner, TASK, START, 3, batches=train)
     for (x, state), (y, other) in zip(
-        drive(guard, TASK, START, 3, batches=batches), alone, strict=True
+        drive(guard, TASK, START, 3, batches=batches), single, strict=True
     ):
         np.testing.assert_allclose(x, y, rtol=1e-6)
         assert not state.info.accepted
@@ -124,14 +122,14 @@ def test_a_guard_is_the_fallback_of_another():
 
 @pytest.mark.parametrize("on_reject", ["rollback", "advance", "reset"])
 def test_a_guard_is_the_learned_optimizer_of_another(on_reject):
-    """Whose windows end elsewhere, whose proposals are NaN, and who is rolled back at times."""
+    """Its windows end elsewhere, its proposals are NaN, and it is rolled back at times."""
     inner = guards.lgl2o(ADVERSARIES["nan"](), optax.adam(0.3), n_t=2, n_c=1)
     guard = guards.lgl2o(guards.streaming(inner), optax.sgd(0.1), n_t=4, n_c=2, on_reject=on_reject)
     trail = drive(guard, TASK, START, 5)
     for x, state in trail:
         assert_finite(x)
         assert 0 <= int(state.learned.position) < 3
-    if on_reject == "advance":  # it saw every mini-batch
+    if on_reject == "advance":  # the inner guard saw every mini-batch
         assert trail[-1][1].learned.guard.info.windows == 20 // 3
 
 
@@ -143,7 +141,7 @@ def test_random_numbers_in_a_state_pass_through():
 
 
 def test_in_a_loop_written_for_lbfgs():
-    """The same lines, with a gradient that the guard ignores, and params in a tree."""
+    """The loop passes a gradient, which the guard ignores, and params in a tree."""
     params = {"w": jnp.ones(3), "b": jnp.zeros((), jnp.bfloat16)}
     loss = lambda p: jnp.sum((p["w"] - 2.0) ** 2) + (p["b"].astype(jnp.float32) - 1.0) ** 2
     tx = guards.streaming(guards.lgl2o(optax.sgd(0.05), optax.sgd(0.01), n_t=2, n_c=1))

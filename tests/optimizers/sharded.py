@@ -1,7 +1,4 @@
-"""Run by test_sharded.py in a process of its own that has 8 devices: sharded params, same result.
-
-A reference without sharding is computed on one of the devices; each case is compared with it.
-"""
+"""Compares runs with and without sharded params; test_sharded.py starts it with 8 devices."""
 
 import jax
 import jax.numpy as jnp
@@ -65,16 +62,16 @@ def main():
         "l3rs": stepwise("l3rs"),
         "race": guarded,
     }.items():
-        # Results are put back where the params are, as a training loop with sharded params does.
-        want = jax.jit(run)(start(), batches)
+        # Results get the sharding of the params, as in a training loop with sharded params.
+        expected = jax.jit(run)(start(), batches)
         program = jax.jit(
             lambda p, b, run=run: jax.lax.with_sharding_constraint(run(p, b)[0], shardings)
         )
-        got = program(jax.device_put(start(), shardings), batches)
+        actual = program(jax.device_put(start(), shardings), batches)
         for k in SHAPES:
-            np.testing.assert_allclose(got[k], want[0][k], rtol=2e-5, atol=1e-6)
-            assert np.any(want[0][k] != start()[k])
-            assert got[k].sharding.is_equivalent_to(shardings[k], got[k].ndim), (name, k)
+            np.testing.assert_allclose(actual[k], expected[0][k], rtol=2e-5, atol=1e-6)
+            assert np.any(expected[0][k] != start()[k])
+            assert actual[k].sharding.is_equivalent_to(shardings[k], actual[k].ndim), (name, k)
         print(f"{name}: sharded over {jax.device_count()} devices")
 
 

@@ -1,4 +1,4 @@
-"""The formulas of the features, against numpy and exact properties."""
+"""Formulas of the features, compared with numpy, and their exact properties."""
 
 import jax.numpy as jnp
 import numpy as np

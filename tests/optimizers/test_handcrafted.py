@@ -1,4 +1,4 @@
-"""Hand-crafted baselines are optax's own optimizers."""
+"""Hand-crafted baselines equal optax's own optimizers."""
 
 import jax
 import jax.numpy as jnp
@@ -60,21 +60,21 @@ MAKERS = {
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_head_only_is_the_optimizer_on_the_head_and_nothing_elsewhere(name):
-    """Compared with a run of the head alone, whose gradients are masked by hand."""
+    """The reference is a run of the head alone."""
     lopt = MAKERS[name]()
     tx = optimizers.head_only(lopt.apply({}, num_steps=5), lambda leaf: leaf.startswith("head/"))
-    alone = lopt.apply({}, num_steps=5)
+    head_tx = lopt.apply({}, num_steps=5)
     params, head = HEADED, HEADED["head"]
-    state, head_state = tx.init(params), alone.init(head)
+    state, head_state = tx.init(params), head_tx.init(head)
     for k in range(3):
         grads = jax.tree.map(lambda p, k=k: jnp.sin(p + k), params)
         updates, state = tx.update(grads, state, params)
-        expected, head_state = alone.update(grads["head"], head_state, head)
+        expected, head_state = head_tx.update(grads["head"], head_state, head)
         params, head = (optax.apply_updates(p, u) for p, u in ((params, updates), (head, expected)))
     np.testing.assert_array_equal(params["body"]["kernel"], HEADED["body"]["kernel"])
     jax.tree.map(np.testing.assert_array_equal, params["head"], head)
     assert not np.allclose(head["kernel"], 1.0)
-    # No memory is spent on the rest.
+    # The state covers the head only.
     assert optax.tree.size(state) == optax.tree.size(head_state)
 
 

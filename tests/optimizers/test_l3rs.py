@@ -40,7 +40,7 @@ def random_theta(lopt, params=PARAMS, scale=0.3):
 
 
 def hand_set(lopt, theta, feature, offset):
-    """A theta whose o_0 is `feature` of the input plus `offset`, with alpha on the first base.
+    """Returns a theta whose o_0 is input `feature` plus `offset`, with alpha on the first base.
 
     relu(x) - relu(-x) = x carries the feature through both hidden layers.
     """
@@ -69,7 +69,7 @@ def test_one_hot_mixture_with_the_norm_of_the_base_step_is_the_base_optimizer(na
     theta = lopt.init(jax.random.key(0), PARAMS)
     log_norm = 11 + 7  # features: relative time, absolute time, then log ||d_p||
     theta = hand_set(lopt, theta, log_norm, np.log(lr / lambda_0))
-    # biases of exactly zero norm make LAMB's direction differ from layer to layer: start apart
+    # Start away from zero: at biases of norm zero LAMB's direction has another scale.
     params = jax.tree.map(lambda x: x + 0.1, PARAMS)
     grads = gradients(20)
     ours, _, _ = run(lopt, theta, grads, params)
@@ -281,7 +281,7 @@ def test_a_step_that_overflows_is_left_out_and_states_stay_finite(base):
 
 
 @pytest.mark.parametrize("mine", [MOMENTUM, optax.polyak_sgd()], ids=["momentum", "polyak"])
-def test_user_transformations_can_be_bases(mine):  # also those that need the loss
+def test_user_transformations_can_be_bases(mine):  # polyak_sgd needs the loss
     lopt = l3rs((mine, "adam"), variant="none")
     _, updates, state = run(lopt, lopt.init(jax.random.key(0), PARAMS), gradients(3))
     assert state.alpha.shape == (4, 2)
@@ -325,7 +325,7 @@ def test_errors_name_what_is_wrong():
         tx.update(PARAMS, state, value=1.0)
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         l3rs().apply(theta, num_steps=0)
-    with pytest.raises(ValueError, match="num_steps=K"):
+    with pytest.raises(ValueError, match=r"num_steps=\.\.\."):
         l3rs().apply(theta)
     with pytest.raises(ValueError, match=r"\['c'\]"):
         tx.init({**PARAMS, "c": jnp.ones(2)})

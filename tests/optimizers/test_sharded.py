@@ -1,4 +1,4 @@
-"""Sharded params give the result of unsharded ones (VeLO's test is in test_velo.py)."""
+"""Sharded params give the result of unsharded ones. (VeLO's test is in test_velo.py.)"""
 
 import os
 import subprocess
@@ -9,9 +9,9 @@ from pathlib import Path
 def test_lstm_l3rs_and_a_guard_on_eight_devices():
     script = Path(__file__).with_name("sharded.py")
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script)], env={**os.environ, **devices}, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     for name in ("lstm", "l3rs", "race"):
-        assert f"{name}: sharded over 8 devices" in done.stdout
+        assert f"{name}: sharded over 8 devices" in process.stdout

@@ -1,4 +1,4 @@
-"""VeLO against published trajectories, against a second implementation, and by its properties."""
+"""VeLO against published trajectories and a second implementation, and its properties."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ SHAPES = {"w": (4, 3), "b": (3,)}
 
 
 def draw(shapes, num_steps, seed=1):
-    """Params, gradients of many magnitudes with exact zeros, and losses."""
+    """Returns params, gradients of many magnitudes with exact zeros, and losses."""
     rng = np.random.default_rng(seed)
     params = {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()}
 
@@ -38,7 +38,7 @@ def draw(shapes, num_steps, seed=1):
 
 
 def run(tx, params, grads, losses, update=None):
-    """Params after every step, and the last state."""
+    """Returns params after every step, and the last state."""
     state, update, history = tx.init(params), update or jax.jit(tx.update), []
     for g, value in zip(grads, losses, strict=True):
         updates, state = update(g, state, params, value=value)
@@ -47,20 +47,20 @@ def run(tx, params, grads, losses, update=None):
     return history, state
 
 
-def assert_close(got, want, tolerance=5e-4):
-    """Largest difference relative to the root mean square of the tensor."""
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    assert np.all(np.isfinite(got))
-    assert np.max(np.abs(got - want)) <= tolerance * np.sqrt(np.mean(want**2))
+def assert_close(actual, expected, tolerance=5e-4):
+    """Bounds the largest difference, relative to the root mean square of the tensor."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert np.all(np.isfinite(actual))
+    assert np.max(np.abs(actual - expected)) <= tolerance * np.sqrt(np.mean(expected**2))
 
 
-def assert_equal(got, want):
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+def assert_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """One optimizer, its compiled update, and data, for the tests that need just that."""
+    """Returns one optimizer, its compiled update, params, gradients and losses."""
     tx = velo().apply(THETA, num_steps=50)
     return tx, jax.jit(tx.update), *draw(SHAPES, 6)
 
@@ -79,9 +79,9 @@ def test_reproduces_the_published_implementation(name):
     tx = velo().apply(theta, num_steps=int(data["num_steps"]))
     history, state = run(tx, params, grads, data["loss"])
     assert int(state.skipped) == 0
-    for t, got in enumerate(history):
+    for t, actual in enumerate(history):
         for k in names:
-            assert_close(got[k], data[f"after/{k}"][t])
+            assert_close(actual[k], data[f"after/{k}"][t])
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,10 @@ def test_agrees_with_a_second_implementation_within_and_past_the_horizon(shapes)
     history, _ = run(tx, params, grads, losses)
     flat = [[g[k] for k in range(len(shapes))] for g in grads]
     start = [params[k] for k in range(len(shapes))]
-    for got, want in zip(history, replay(NAMED, start, flat, losses, num_steps), strict=True):
+    reference = replay(NAMED, start, flat, losses, num_steps)
+    for actual, expected in zip(history, reference, strict=True):
         for k in range(len(shapes)):
-            assert_close(got[k], want[k], 2e-5)
+            assert_close(actual[k], expected[k], 2e-5)
 
 
 def test_the_order_of_tensors_does_not_matter(small):
@@ -112,9 +113,9 @@ def test_the_order_of_tensors_does_not_matter(small):
     rename = lambda tree: {"a": tree["w"], "z": tree["b"]}
     other, _ = run(tx, rename(params), [rename(g) for g in grads], losses)
     assert list(params) != list(rename(params))
-    for got, want in zip(other, history, strict=True):
-        assert_close(got["a"], want["w"], 1e-6)
-        assert_close(got["z"], want["b"], 1e-6)
+    for actual, expected in zip(other, history, strict=True):
+        assert_close(actual["a"], expected["w"], 1e-6)
+        assert_close(actual["z"], expected["b"], 1e-6)
 
 
 @pytest.mark.parametrize("where", ["gradient", "loss", "params"])
@@ -138,8 +139,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(small, where, 
 def test_large_finite_gradients_are_clipped_and_not_skipped(small):
     tx, update, params, grads, losses = small
     huge, cut = ({**grads[0], "w": jnp.full((4, 3), x)} for x in (1e30, 1e3))
-    got = update(huge, tx.init(params), params, value=losses[0])
-    assert_equal(got, update(cut, tx.init(params), params, value=losses[0]))
+    actual = update(huge, tx.init(params), params, value=losses[0])
+    assert_equal(actual, update(cut, tx.init(params), params, value=losses[0]))
 
 
 def test_a_theta_that_is_not_finite_shows_in_the_params(small):
@@ -163,10 +164,10 @@ def test_passing_the_horizon_warns_once_also_inside_a_scan(small):
         return jax.lax.scan(step, (params, tx.init(params)), (grads, losses))[0]
 
     stack = lambda n: jax.tree.map(lambda *x: jnp.stack(x), *grads[:n])
-    with pytest.warns(UserWarning, match=r"past its horizon num_steps=3") as caught:
+    with pytest.warns(UserWarning, match=r"past its horizon num_steps=3") as record:
         jax.block_until_ready(whole(params, stack(6), losses[:6]))
         jax.effects_barrier()
-    assert len(caught) == 1
+    assert len(record) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         jax.block_until_ready(whole(params, stack(3), losses[:3]))
@@ -184,10 +185,10 @@ def test_under_vmap_only_the_run_that_passes_its_horizon_warns(small):
         state = tx.init(params)._replace(t=jnp.int32(1))
         return tx.update(grads[0], state, params, value=losses[0])[1].t
 
-    with pytest.warns(UserWarning, match="num_steps=1;") as caught:
+    with pytest.warns(UserWarning, match="num_steps=1;") as record:
         jax.block_until_ready(second_update(horizons))
         jax.effects_barrier()
-    assert len(caught) == 1
+    assert len(record) == 1
 
 
 def final_params(theta, params, grads, losses, num_steps=50):
@@ -208,16 +209,16 @@ def test_vmap_over_theta_and_a_traced_horizon_is_a_loop(small):
     horizons = jnp.array([10, 80])
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *thetas)
     go = lambda theta, num_steps: final_params(theta, params, grads[:2], losses[:2], num_steps)
-    together = jax.jit(jax.vmap(go))(stacked, horizons)
-    alone = jax.jit(go)
+    vmapped = jax.jit(jax.vmap(go))(stacked, horizons)
+    single = jax.jit(go)
     for k, (theta, num_steps) in enumerate(zip(thetas, horizons, strict=True)):
-        for name, want in alone(theta, num_steps).items():
-            assert_close(together[name][k], want, 1e-5)
+        for name, expected in single(theta, num_steps).items():
+            assert_close(vmapped[name][k], expected, 1e-5)
 
 
 def test_the_gradient_with_respect_to_theta_is_that_of_finite_differences(small):
     _, _, params, grads, losses = small
-    grads = [{**g, "b": g["b"].at[0].set(0.0)} for g in grads]  # as a dead unit gives
+    grads = [{**g, "b": g["b"].at[0].set(0.0)} for g in grads]  # as of a dead unit
     flat, unravel = jax.flatten_util.ravel_pytree(THETA)
 
     @jax.jit
@@ -225,7 +226,7 @@ def test_the_gradient_with_respect_to_theta_is_that_of_finite_differences(small)
         last = final_params(unravel(flat), params, grads[:3], losses[:3])
         return 1e2 * sum(jnp.sum(jnp.sin(x)) for x in last.values())
 
-    slope = jax.jit(jax.grad(objective))(flat)  # the derivative of one form against the other
+    slope = jax.jit(jax.grad(objective))(flat)  # of the matrix form, compared with the unrolled one
     assert np.all(np.isfinite(slope))
     tree = unravel(slope)
     np.testing.assert_array_equal(tree["rnn_params"]["linear"]["w"], 0.0)  # the unused layer
@@ -233,8 +234,8 @@ def test_the_gradient_with_respect_to_theta_is_that_of_finite_differences(small)
     for _ in range(3):
         direction = rng.normal(size=flat.size).astype(np.float32)
         h = 3e-4
-        want = (objective(flat + h * direction) - objective(flat - h * direction)) / (2 * h)
-        np.testing.assert_allclose(slope @ direction, want, rtol=3e-2)
+        expected = (objective(flat + h * direction) - objective(flat - h * direction)) / (2 * h)
+        np.testing.assert_allclose(slope @ direction, expected, rtol=3e-2)
 
 
 def test_second_order_meta_gradients_survive_gradients_of_exactly_zero():
@@ -276,13 +277,14 @@ def test_bfloat16_leaves_are_computed_in_float32(small):
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, grads[0]))
     exact = optax.tree.cast(rounded, jnp.float32)
     tx = velo().apply(THETA, num_steps=50)
-    got, state = jax.jit(tx.update)(rounded[1], tx.init(rounded[0]), rounded[0], value=losses[0])
-    want, want_state = update(exact[1], tx.init(exact[0]), exact[0], value=losses[0])
-    for k in got:
-        assert got[k].dtype == jnp.bfloat16
-        assert_close(got[k].astype(jnp.float32), want[k], 1e-2)
+    actual, state = jax.jit(tx.update)(rounded[1], tx.init(rounded[0]), rounded[0], value=losses[0])
+    expected, expected_state = update(exact[1], tx.init(exact[0]), exact[0], value=losses[0])
+    for k in actual:
+        assert actual[k].dtype == jnp.bfloat16
+        assert_close(actual[k].astype(jnp.float32), expected[k], 1e-2)
     assert all(x.dtype in (jnp.float32, jnp.int32) for x in jax.tree.leaves(state))
-    assert jax.tree.all(jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-5), state, want_state))
+    is_close = jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-5), state, expected_state)
+    assert jax.tree.all(is_close)
 
 
 def test_sharded_params_give_the_result_of_unsharded_ones():
@@ -292,11 +294,11 @@ def test_sharded_params_give_the_result_of_unsharded_ones():
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
     }
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, script], env=env, capture_output=True, text=True, timeout=600, check=False
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "sharded over 8" in done.stdout
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert "sharded over 8" in process.stdout
 
 
 def test_the_state_comes_back_from_orbax(small, tmp_path):
@@ -317,12 +319,12 @@ def test_works_inside_an_optax_chain(small):
         optax.add_decayed_weights(-0.1),
         optax.scale_by_schedule(lambda count: 0.5 / (1 + count)),
     )
-    got, _ = jax.jit(chained.update)(
+    actual, _ = jax.jit(chained.update)(
         grads[0], chained.init(params), params, value=losses[0], other=2
     )
     plain, _ = update(grads[0], tx.init(params), params, value=losses[0])
-    for k in got:
-        np.testing.assert_allclose(got[k], 0.5 * (plain[k] - 0.1 * params[k]), rtol=1e-5)
+    for k in actual:
+        np.testing.assert_allclose(actual[k], 0.5 * (plain[k] - 0.1 * params[k]), rtol=1e-5)
 
 
 def test_optax_can_map_over_the_params_in_the_state(small):
@@ -340,21 +342,21 @@ def test_absorb_writes_the_mean_memory_over_tensors_into_theta(small):
     start = tx.init(params)
     assert_equal(start.hidden, jnp.repeat(THETA["lstm_init_state"]["hidden"], 2, axis=0))
     for name in ("hidden", "cell"):
-        want = np.asarray(getattr(state, name)).mean(axis=0, keepdims=True)
-        np.testing.assert_allclose(theta["lstm_init_state"][name], want, rtol=1e-6)
+        expected = np.asarray(getattr(state, name)).mean(axis=0, keepdims=True)
+        np.testing.assert_allclose(theta["lstm_init_state"][name], expected, rtol=1e-6)
 
 
 def test_leaves_without_elements_are_passed_over(small):
     _, update, params, grads, losses = small
     tx = velo().apply(THETA, num_steps=50)
     with_empty = [{**tree, "a": jnp.zeros((0, 3))} for tree in (params, grads[0])]
-    got, state = jax.jit(tx.update)(
+    actual, state = jax.jit(tx.update)(
         with_empty[1], tx.init(with_empty[0]), with_empty[0], value=losses[0]
     )
-    want, _ = update(grads[0], tx.init(params), params, value=losses[0])
-    assert got.pop("a").shape == (0, 3) and int(state.skipped) == 0
-    for k in want:
-        assert_close(got[k], want[k], 1e-6)
+    expected, _ = update(grads[0], tx.init(params), params, value=losses[0])
+    assert actual.pop("a").shape == (0, 3) and int(state.skipped) == 0
+    for k in expected:
+        assert_close(actual[k], expected[k], 1e-6)
     nothing, state = tx.update({}, tx.init({}), {}, value=1.0)
     assert nothing == {} and int(state.t) == 1
     assert velo().absorb(THETA, state) is THETA

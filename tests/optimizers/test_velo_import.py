@@ -32,10 +32,10 @@ def write(path, content):
 def assert_is_named(theta, named=NAMED):
     assert list(theta["rnn_params"]["rnn/linear"]) == ["w", "b"]
     flat = serialization.to_state_dict(theta)
-    got = {"/".join(path): x for path, x in velo_import.flatten(flat).items()}
-    assert got.keys() == named.keys()
-    for name, want in named.items():
-        np.testing.assert_array_equal(got[name], want)
+    actual = velo_import.leaves_by_name(flat)
+    assert actual.keys() == named.keys()
+    for name, expected in named.items():
+        np.testing.assert_array_equal(actual[name], expected)
 
 
 @pytest.mark.parametrize("prefix", ["", "theta/"])

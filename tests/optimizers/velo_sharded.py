@@ -1,4 +1,4 @@
-"""Run by test_velo.py in a process of its own that has 8 devices."""
+"""Compares VeLO on sharded params with a reference; test_velo.py starts it with 8 devices."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ def main():
     start, grads, losses = draw(), [draw() for _ in range(3)], np.float32([1.0, 0.7, 0.9])
     flat = lambda tree: [tree[k] for k in SHAPES]
     named = random_theta(0)
-    want = replay(named, flat(start), [flat(g) for g in grads], losses, 10)[-1]
+    expected = replay(named, flat(start), [flat(g) for g in grads], losses, 10)[-1]
     tx = velo().apply(velo_theta_from_named(named), num_steps=10)
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
@@ -31,7 +31,7 @@ def main():
             for g, value in zip(grads, losses, strict=True):
                 updates, state = update(jax.device_put(g, shardings), state, params, value=value)
                 params = optax.apply_updates(params, updates)
-        for k, x in zip(SHAPES, want, strict=True):
+        for k, x in zip(SHAPES, expected, strict=True):
             np.testing.assert_allclose(params[k], x, rtol=2e-5, atol=1e-6)
             for leaf in (params[k], state.v[k], state.momenta[0][k]):
                 assert leaf.sharding.is_equivalent_to(shardings[k], leaf.ndim), (kind, k)

@@ -157,7 +157,7 @@ def test_a_bad_step_is_refused(bad, match):
 
 
 HORIZONS = {
-    "l3rs: none": (l3rs, None, "l3rs: the horizon is needed"),
+    "l3rs: none": (l3rs, None, "l3rs: apply needs the number of updates"),
     "l3rs: 0": (l3rs, 0, "l3rs: num_steps must be"),
     "l3rs: -5": (l3rs, -5, "l3rs: num_steps must be"),
     "l3rs: 2.5": (l3rs, 2.5, "l3rs: num_steps must be an integer"),

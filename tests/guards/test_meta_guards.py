@@ -1,4 +1,4 @@
-"""SMG and AMG: exact properties of both, on full batches where that is said."""
+"""Exact properties of SMG and AMG, some of them on full batches."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def loss_of(task):
 
 
 def gradient_descent(lr: float, num_steps: int):
-    """`windowed(sgd)`, one full batch per window, op by op."""
+    """Returns the points of `windowed(sgd)` with one full batch per window, op by op."""
     plain, x, trail = windowed(optax.sgd(lr)), START, []
     with jax.disable_jit():
         state = plain.init(x)
@@ -56,7 +56,7 @@ def test_a_silent_optimizer_leaves_exactly_gradient_descent(kind):
 
 @pytest.mark.parametrize("kind", GUARDS)
 def test_no_learned_steps_leave_gradient_descent(kind):
-    """T = 0. (A loop of no steps cannot run op by op; so this holds to rounding.)"""
+    """T = 0. A loop of no steps cannot run op by op, so this holds to rounding."""
     guard = GUARDS[kind](FAMILY, theta_of(), n_t=0, n_c=2, lr_params=0.7, lr_theta=0.0)
     trail = drive(guard, WHOLE, START, 3, op_by_op=False)
     for (x, _), z in zip(trail, gradient_descent(0.7, 3), strict=True):
@@ -92,7 +92,7 @@ def test_second_order_is_another_gradient():
     seed=st.integers(0, 50),
 )
 def test_amg_is_monotone_whatever_theta(readout, lr, seed):
-    """And where the gradient branch was used, it is no worse than that gradient step."""
+    """Where the gradient branch was used, it is also no worse than that gradient step."""
     guard = guards.amg(FAMILY, theta_of(seed, readout=readout), n_t=3, n_c=2, lr_params=lr)
     loss, x = loss_of(WHOLE), START
     for after, state in drive(guard, WHOLE, x, 3):
@@ -114,7 +114,7 @@ def test_amg_is_monotone_whatever_theta(readout, lr, seed):
     seed=st.integers(0, 50),
 )
 def test_params_stay_finite_whatever_theta_and_rate(kind, readout, lr, seed):
-    """And theta wherever it was: a pair that breaks it counts as +inf."""
+    """theta stays finite wherever it was: a pair that breaks it counts as +inf."""
     theta = theta_of(seed, readout=readout)
     guard = GUARDS[kind](FAMILY, theta, n_t=3, n_c=2, lr_params=lr)
     for x, state in drive(guard, NOISY, START, 3, seed=seed):
@@ -134,7 +134,7 @@ def test_amg_guard_loss_is_the_lowest_of_its_four_candidates():
 
 
 def test_amg_gradient_branch_leaves_theta_and_keeping_leaves_both():
-    theta = theta_of(bias=5.0)  # strides away: the plain step is the better fallback
+    theta = theta_of(bias=5.0)  # diverges: the plain step is the better fallback
     guard = guards.amg(FAMILY, theta, n_t=3, n_c=2, lr_params=0.5)
     ((_, state),) = drive(guard, WHOLE, START, 1)
     assert state.info.winner == 1 and state.used_gradient
@@ -236,7 +236,7 @@ def test_counts():
 def test_the_objective_may_be_the_mean_over_the_validation_batches(kind):
     """The first-order fallback is then x - lr times the mean gradient over V at the last point."""
     options = dict(n_t=3, n_c=4, lr_params=0.5, lr_theta=0.0, objective="validation")
-    theta = theta_of(bias=5.0)  # strides away: the fallback wins
+    theta = theta_of(bias=5.0)  # diverges: the fallback wins
     guard = GUARDS[kind](FAMILY, theta, **options)
     assert guard.window == (6, 4)
     batches = stream_of(NOISY, 10)
@@ -281,9 +281,9 @@ def test_vmap_over_seeds_and_theta_under_jit(kind):
     keys = jax.random.split(jax.random.key(0), 3)
     thetas = jax.vmap(FAMILY.init, (0, None))(keys, START)
     starts, batches = jax.vmap(NOISY.init)(keys), jax.vmap(lambda k: NOISY.sample(k, (7,)))(keys)
-    together, states = jax.jit(jax.vmap(run))(thetas, starts, batches)
-    alone, state = jax.jit(run)(jax.tree.map(lambda t: t[1], thetas), starts[1], batches[1])
-    np.testing.assert_allclose(together[1], alone, rtol=1e-5, atol=1e-6)
+    vmapped, states = jax.jit(jax.vmap(run))(thetas, starts, batches)
+    single, state = jax.jit(run)(jax.tree.map(lambda t: t[1], thetas), starts[1], batches[1])
+    np.testing.assert_allclose(vmapped[1], single, rtol=1e-5, atol=1e-6)
     assert states.info.winner[1] == state.info.winner
 
 
@@ -310,7 +310,7 @@ def test_second_order_has_no_streaming_form():
 
 
 def test_a_stream_cannot_offer_value_fn_to_a_learned_optimizer():
-    """Mini-batches are gone when the unroll is replayed; who needs them is told so."""
+    """Mini-batches are gone when the unroll is replayed; the error says so."""
 
     def apply(theta, *, num_steps=None):
         del num_steps
