@@ -85,8 +85,9 @@ def gl2o(
     - "RT", recent term: :math:`\mu_{k+1} = r`
     - "RM", recent maximum: :math:`\mu_{k+1}` is the maximum of the last `m` terms
 
-    .. warning:: A small residual is not a small loss. A proposal that saturates a network has no
-       gradient and is accepted. Prefer `lgl2o` where losses can be compared.
+    Warning:
+      A small residual is not a small loss. A proposal that saturates a network has no gradient and
+      is accepted. Prefer `lgl2o` where losses can be compared.
 
     Args:
       learned: per-step transformation that makes proposals.
@@ -116,8 +117,8 @@ def gl2o(
     References:
       Heaton et al., *Safeguarded Learned Convex Optimization*, 2020 (Safe-L2O)
 
-      Premont-Schwarz et al., `A Simple Guard for Learned Optimizers
-      <https://arxiv.org/abs/2201.12426>`_, section 3 and appendix E
+      Premont-Schwarz et al., [A Simple Guard for Learned Optimizers](
+      https://arxiv.org/abs/2201.12426), section 3 and appendix E
 
       docs/guards/gl2o.md lists what the papers leave open and what we chose.
     """

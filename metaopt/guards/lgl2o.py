@@ -65,8 +65,8 @@ class Adaptive:
       ValueError: when `rule` is unknown, or `growth` or `cap` is below 2.
 
     References:
-      Premont-Schwarz et al., `A Simple Guard for Learned Optimizers
-      <https://arxiv.org/abs/2201.12426>`_, appendix H
+      Premont-Schwarz et al., [A Simple Guard for Learned Optimizers](
+      https://arxiv.org/abs/2201.12426), appendix H
     """
 
     rule: Literal["std", "sem", "paired"] = "std"
@@ -223,8 +223,8 @@ def lgl2o(
       (0, -1)
 
     References:
-      Premont-Schwarz et al., `A Simple Guard for Learned Optimizers
-      <https://arxiv.org/abs/2201.12426>`_, algorithms 1 and 2 and appendix H
+      Premont-Schwarz et al., [A Simple Guard for Learned Optimizers](
+      https://arxiv.org/abs/2201.12426), algorithms 1 and 2 and appendix H
 
       docs/guards/lgl2o.md lists what the paper leaves open and what we chose.
     """

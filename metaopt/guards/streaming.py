@@ -35,8 +35,9 @@ def streaming(guard: Guard) -> optax.GradientTransformationExtraArgs:
     chosen point. So the params of the caller are accepted points at all times. The order of
     mini-batches is that of `windows`.
 
-    .. warning:: Apply the updates unchanged, since a decay or a clip behind the guard would move
-       params off the accepted point. Do not change `params` inside a window.
+    Warning:
+      Apply the updates unchanged, since a decay or a clip behind the guard would move params off
+      the accepted point. Do not change `params` inside a window.
 
     Args:
       guard: a guard of `metaopt.guards`. A per-step guard (`gl2o`) already has this form and is

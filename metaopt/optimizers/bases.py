@@ -70,7 +70,7 @@ def _hyper(b1: float, b2: float, eps: float | None = None) -> dict[str, float]:
     return hyper
 
 
-def _constants(hyper: Mapping[str, jax.Array]) -> dict[str, Any]:
+def constants(hyper: Mapping[str, jax.Array]) -> dict[str, Any]:
     """Returns the arguments b1, b2 and, if it is there, eps. The inverse of `_hyper`."""
     constants = {
         "b1": jax.nn.sigmoid(hyper["logit_b1"]),
@@ -140,12 +140,12 @@ def _scale_by_adam(
 
 
 def _adam(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
-    return optax.chain(_scale_by_adam(**_constants(hyper)), optax.scale(-1.0))
+    return optax.chain(_scale_by_adam(**constants(hyper)), optax.scale(-1.0))
 
 
 def _lamb(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
     return optax.chain(
-        _scale_by_adam(**_constants(hyper)), optax.scale_by_trust_ratio(), optax.scale(-1.0)
+        _scale_by_adam(**constants(hyper)), optax.scale_by_trust_ratio(), optax.scale(-1.0)
     )
 
 
@@ -157,12 +157,12 @@ BASES: dict[str, Base] = {
     "adamax": Base(
         "adamax",
         hyper=_hyper(0.9, 0.999, 1e-8),
-        make=lambda hyper: optax.adamax(1.0, **_constants(hyper)),
+        make=lambda hyper: optax.adamax(1.0, **constants(hyper)),
     ),
     "lion": Base(
         "lion",
         hyper=_hyper(0.9, 0.99),
-        make=lambda hyper: optax.lion(1.0, **_constants(hyper), weight_decay=0.0),
+        make=lambda hyper: optax.lion(1.0, **constants(hyper), weight_decay=0.0),
     ),
     "lamb": Base("lamb", hyper=_hyper(0.9, 0.999, 1e-6), make=_lamb, skips=True),
     "weight_decay": Base("weight_decay", hyper={}, make=lambda hyper: _negated_params()),

@@ -28,8 +28,8 @@ def log_sign(grad: Float[Array, "..."], p: float = 10.0) -> Float[Array, "... 2"
       The features ``[..., 2]``.
 
     References:
-      Andrychowicz et al., `Learning to learn by gradient descent by gradient descent
-      <https://arxiv.org/abs/1606.04474>`_, appendix A (p = 10 there, 5 in their released code)
+      Andrychowicz et al., [Learning to learn by gradient descent by gradient descent](
+      https://arxiv.org/abs/1606.04474), appendix A (p = 10 there, 5 in their released code)
     """
     magnitude = jnp.abs(grad)
     is_large = magnitude >= jnp.exp(-p)

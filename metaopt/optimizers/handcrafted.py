@@ -54,8 +54,8 @@ def power_decay(lr: float = 3.0, tau: float = 50_000.0, power: float = 1.5) -> o
       1.0
 
     References:
-      Premont-Schwarz et al., `A Simple Guard for Learned Optimizers
-      <https://arxiv.org/abs/2201.12426>`_, appendix E
+      Premont-Schwarz et al., [A Simple Guard for Learned Optimizers](
+      https://arxiv.org/abs/2201.12426), appendix E
     """
     return lambda count: lr / (count / tau + 1.0) ** power
 

@@ -108,8 +108,8 @@ def l3rs(
         layer; at `update`, when `params` or `value` is missing or trees do not fit.
 
     References:
-      Kristiansen et al., `Narrowing the Focus: Learned Optimizers for Pretrained Models
-      <https://arxiv.org/abs/2408.09310>`_, 2024, equation 2 and section 3
+      Kristiansen et al., [Narrowing the Focus: Learned Optimizers for Pretrained Models](
+      https://arxiv.org/abs/2408.09310), 2024, equation 2 and section 3
 
       docs/optimizers/l3rs.md lists what the paper leaves open and what we chose.
     """

@@ -68,11 +68,11 @@ def lstm(
       (4, 3)
 
     References:
-      Andrychowicz et al., `Learning to learn by gradient descent by gradient descent
-      <https://arxiv.org/abs/1606.04474>`_, sections 2 and 3 and appendix A
+      Andrychowicz et al., [Learning to learn by gradient descent by gradient descent](
+      https://arxiv.org/abs/1606.04474), sections 2 and 3 and appendix A
 
-      Premont-Schwarz et al., `A Simple Guard for Learned Optimizers
-      <https://arxiv.org/abs/2201.12426>`_, section 4
+      Premont-Schwarz et al., [A Simple Guard for Learned Optimizers](
+      https://arxiv.org/abs/2201.12426), section 4
 
       docs/optimizers/lstm.md lists where the sources disagree and what we chose.
     """

@@ -91,8 +91,8 @@ def velo(hidden: int = 512, bank: int = 256, *, warn_past_horizon: bool = True) 
         `params` or `value` is missing or trees do not fit.
 
     References:
-      Metz et al., `VeLO: Training Versatile Learned Optimizers by Scaling Up
-      <https://arxiv.org/abs/2211.09760>`_, 2022
+      Metz et al., [VeLO: Training Versatile Learned Optimizers by Scaling Up](
+      https://arxiv.org/abs/2211.09760), 2022
 
       docs/optimizers/velo.md has every formula, and lists what differs from the published code.
     """

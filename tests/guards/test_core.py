@@ -46,7 +46,7 @@ def test_updates_and_params(kind):
 
 @pytest.mark.parametrize("kind", GUARDS)
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("change", "message"),
     [
         ({"train_batches": stream_of(TASK, 4)}, "train_batches holds 4 mini-batches, .* take 3"),
         ({"eval_batches": stream_of(TASK, 3)}, "eval_batches holds 3 mini-batches, .* take 2"),
