@@ -1,7 +1,7 @@
-"""The type checker that jaxtyping's import hook calls while tests run (`addopts` in pyproject.toml).
+"""The type checker that jaxtyping's import hook uses in tests (see `addopts` in pyproject.toml).
 
 It is beartype, restricted to the dtypes and shapes of arrays. Arguments of all other types are left
-to the library's own checks: tests of bad input read their messages.
+to the library's own checks, whose messages are tested in tests/robustness.
 """
 
 import collections.abc
@@ -16,10 +16,8 @@ import jaxtyping
 
 def check_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     """Checks the annotations of `function` that contain a jaxtyping array, and no others."""
-    annotations = {name: hint for name, hint in inspect.get_annotations(function).items()}
-    function.__annotations__ = {
-        name: hint for name, hint in annotations.items() if contains_array(hint)
-    }
+    annotations = inspect.get_annotations(function)
+    function.__annotations__ = {k: hint for k, hint in annotations.items() if contains_array(hint)}
     return beartype.beartype(function) if function.__annotations__ else function
 
 
