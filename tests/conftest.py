@@ -72,11 +72,3 @@ def real_data():
         return datasets.load(name)
 
     return load
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Says how many of the bad inputs in tests/robustness were refused."""
-    passed = terminalreporter.getreports("passed")
-    refused = {report.nodeid for report in passed if "bad_input" in report.keywords}
-    if refused:
-        terminalreporter.write_line(f"{len(refused)} distinct bad inputs were refused")

@@ -43,8 +43,8 @@ def public(module) -> dict[str, typing.Any]:
 
 NAMES = {f"metaopt.{name}": value for name, value in public(metaopt).items()}
 for _module in MODULES:
-    _found = public(importlib.import_module(f"metaopt.{_module}"))
-    NAMES |= {f"{_module}.{name}": value for name, value in _found.items()}
+    _values = public(importlib.import_module(f"metaopt.{_module}"))
+    NAMES |= {f"{_module}.{name}": value for name, value in _values.items()}
 FUNCTIONS = {name: value for name, value in NAMES.items() if inspect.isfunction(value)}
 
 
@@ -53,42 +53,60 @@ def test_the_tables_below_are_not_empty():
     assert {"metaopt.load", "guards.race", "optimizers.lstm", "tasks.quadratic"} <= set(FUNCTIONS)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_has_a_docstring_of_its_own(name):
-    text = NAMES[name].__doc__ or ""
-    generated = re.match(rf"{NAMES[name].__name__}\(|Alias for field", text)
-    assert len(text) > 20 and not generated
+def test_every_name_has_a_docstring_of_its_own():
+    def documented(value):
+        text = value.__doc__ or ""
+        generated = re.match(rf"{value.__name__}\(|Alias for field", text)
+        return len(text) > 20 and not generated
+
+    assert not [name for name, value in NAMES.items() if not documented(value)]
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_parameter_and_the_result_are_annotated(name):
-    signature = inspect.signature(FUNCTIONS[name])
-    bare = [p.name for p in signature.parameters.values() if p.annotation is p.empty]
-    assert not bare and signature.return_annotation is not signature.empty
-    hints = typing.get_type_hints(FUNCTIONS[name])  # and they name types that exist
-    shapeless = [name for name, hint in hints.items() if hint in (jax.Array, np.ndarray)]
-    assert not shapeless, "say shape and kind, with jaxtyping"
+def test_every_parameter_and_every_result_is_annotated():
+    bare = []
+    for name, function in FUNCTIONS.items():
+        signature = inspect.signature(function)
+        annotations = {p.name: p.annotation for p in signature.parameters.values()}
+        annotations["return"] = signature.return_annotation
+        bare += [f"{name}: {key}" for key, hint in annotations.items() if hint is signature.empty]
+    assert not bare
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_no_default_can_be_changed(name):
-    defaults = [p.default for p in inspect.signature(FUNCTIONS[name]).parameters.values()]
-    assert not any(isinstance(default, list | dict | set) for default in defaults)
+def test_annotations_name_types_that_exist_and_say_the_shapes_of_arrays():
+    shapeless = []
+    for name, function in FUNCTIONS.items():
+        hints = typing.get_type_hints(function)
+        shapeless += [
+            f"{name}: {k}" for k, hint in hints.items() if hint in (jax.Array, np.ndarray)
+        ]
+    assert not shapeless, "say kind and shape, with jaxtyping"
 
 
-@pytest.mark.parametrize("name", sorted(NAMES.keys() - {"metaopt.TrainState"}))  # Flax's fields
-def test_arguments_have_the_names_that_they_have_everywhere(name):
-    others = {s: usual for usual, those in SPELLINGS.items() for s in those.split("|")}
-    if isinstance(NAMES[name], type) and issubclass(NAMES[name], Exception):
-        return
-    found = [p for p in inspect.signature(NAMES[name]).parameters if p in others]
-    assert not found, f"call it {[others[p] for p in found]}"
+def test_no_default_can_be_changed():
+    for name, function in FUNCTIONS.items():
+        defaults = [p.default for p in inspect.signature(function).parameters.values()]
+        assert not any(isinstance(value, list | dict | set) for value in defaults), name
+
+
+def test_arguments_have_the_names_that_they_have_everywhere():
+    usual_names = {s: usual for usual, others in SPELLINGS.items() for s in others.split("|")}
+    misnamed = []
+    for name, value in NAMES.items():
+        if isinstance(value, type) and issubclass(value, Exception):
+            continue
+        if name == "metaopt.TrainState":
+            continue  # Flax names its fields
+        for parameter in inspect.signature(value).parameters:
+            if parameter in usual_names:
+                misnamed.append(f"{name}: call {parameter} {usual_names[parameter]}")
+    assert not misnamed
 
 
 def examples():
     finder = doctest.DocTestFinder(recurse=False)
     for name, value in FUNCTIONS.items():
-        for test in finder.find(value, name, globs={**value.__globals__, "metaopt": metaopt}):
+        globs = {**inspect.unwrap(value).__globals__, "metaopt": metaopt}
+        for test in finder.find(value, name, globs=globs):
             if test.examples:
                 yield pytest.param(test, id=name)
 

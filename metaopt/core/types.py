@@ -10,10 +10,12 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import jax
+import jaxtyping
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, UInt32
 
 Key: TypeAlias = PRNGKeyArray
+Keys: TypeAlias = jaxtyping.Key[jax.Array, "..."] | UInt32[jax.Array, "..."]  # several, any shape
 Params: TypeAlias = Any  # what an optimizer changes (the optimizee's weights)
 Theta: TypeAlias = Any  # what meta-training changes (a learned optimizer's weights)
 Batch: TypeAlias = Any

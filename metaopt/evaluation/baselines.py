@@ -15,7 +15,7 @@ import optax
 
 from metaopt import optimizers
 from metaopt._version import __version__
-from metaopt.core.types import Key, Task, TaskFamily
+from metaopt.core.types import Keys, Task, TaskFamily
 from metaopt.evaluation.curves import Adjustable, Recorder, begin, run, start_losses
 from metaopt.evaluation.records import Grid, read_grid, read_json, write_arrays, write_json
 
@@ -99,7 +99,7 @@ def tune(
     task: Task | TaskFamily,
     *,
     num_steps: int,
-    keys: Key,
+    keys: Keys,
     window: int = 10,
     measure_every: int = 1,
     head: str = "",
@@ -147,7 +147,7 @@ def tune_cached(
     baseline: Baseline,
     task: Task | TaskFamily,
     *,
-    keys: Key,
+    keys: Keys,
     progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> tuple[dict[str, Any], Grid]:

@@ -12,7 +12,7 @@ import optax
 
 from metaopt.core import cpu
 from metaopt.core.rollouts import mean_loss, windowed
-from metaopt.core.types import Batch, Key, Params, Split, Task, TaskFamily, single
+from metaopt.core.types import Batch, Key, Keys, Params, Split, Task, TaskFamily, single
 from metaopt.evaluation.records import Curves
 
 TRAIN_SAMPLE = 20  # mini-batches of the training split on which `train_loss` is measured
@@ -59,7 +59,7 @@ def evaluate(
     task: Task | TaskFamily,
     *,
     num_steps: int,
-    keys: Key,
+    keys: Keys,
     window: int = 10,
     measure_every: int = 1,
     split: Split = "test",
@@ -129,10 +129,10 @@ class Starts(NamedTuple):
     family: TaskFamily
     task_params: Any
     params: Params
-    keys: Key
+    keys: Keys
 
 
-def begin(task: Task | TaskFamily, keys: Key) -> Starts:
+def begin(task: Task | TaskFamily, keys: Keys) -> Starts:
     """The starts of the runs from ``keys [S]``."""
     family = task if isinstance(task, TaskFamily) else single(task)
     return Starts(family, *_stack([_start(family, key) for key in keys]))
@@ -229,7 +229,7 @@ def _mini_batches(
         yield train, _draw_all(starts, sizes[1], k_eval) if guard else None
 
 
-def _draw_all(starts: Starts, number: int, keys: Key) -> Batch:
+def _draw_all(starts: Starts, number: int, keys: Keys) -> Batch:
     """`number` training mini-batches for each run, ``[S, number, ...]``."""
     return _stack(
         [

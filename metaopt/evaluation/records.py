@@ -52,12 +52,12 @@ class Curves(NamedTuple):
       state: fields of the optimizer's state after each window, name -> ``[S, W, ...]``.
     """
 
-    steps: Int[np.ndarray, " M+1"]
-    grad_evals: Int[np.ndarray, " M+1"]
-    seconds: Float[np.ndarray, " M+1"]
-    loss: Float[np.ndarray, "S M+1"]
-    accuracy: Float[np.ndarray, "S M+1"]
-    train_loss: Float[np.ndarray, "S M+1"]
+    steps: Int[np.ndarray, " measurements"]
+    grad_evals: Int[np.ndarray, " measurements"]
+    seconds: Float[np.ndarray, " measurements"]
+    loss: Float[np.ndarray, "S measurements"]
+    accuracy: Float[np.ndarray, "S measurements"]
+    train_loss: Float[np.ndarray, "S measurements"]
     windows: Int[np.ndarray, " W"]
     state: dict[str, np.ndarray]
 
@@ -71,8 +71,8 @@ class Grid(NamedTuple):
       seconds: wall-clock of the whole search, a scalar.
     """
 
-    steps: Int[np.ndarray, " M+1"]
-    loss: Float[np.ndarray, "P S M+1"]
+    steps: Int[np.ndarray, " measurements"]
+    loss: Float[np.ndarray, "P S measurements"]
     seconds: Float[np.ndarray, ""]
 
 

@@ -117,7 +117,9 @@ def iqm_interval(
 
 
 def steps_to_reach(
-    steps: Real[np.ndarray, " M+1"], mean_loss: Float[np.ndarray, " M+1"], target: float
+    steps: Real[np.ndarray, " measurements"],
+    mean_loss: Float[np.ndarray, " measurements"],
+    target: float,
 ) -> float:
     """The first measured step whose mean loss is at most `target`; inf if there is none."""
     reached = np.flatnonzero(np.asarray(mean_loss) <= target)
@@ -125,7 +127,7 @@ def steps_to_reach(
 
 
 def cost_to_reach(
-    cost: Real[np.ndarray, " M+1"], loss: Float[np.ndarray, " M+1"], target: float
+    cost: Real[np.ndarray, " measurements"], loss: Float[np.ndarray, " measurements"], target: float
 ) -> float:
     """The cost at which a run's lowest loss so far comes down to `target`; inf if never.
 
@@ -145,10 +147,10 @@ def cost_to_reach(
 
 
 def speedups(
-    reference_cost: Real[np.ndarray, " M+1"],
-    reference_loss: Float[np.ndarray, "S M+1"],
-    cost: Real[np.ndarray, " M+1"],
-    loss: Float[np.ndarray, "S M+1"],
+    reference_cost: Real[np.ndarray, " measurements"],
+    reference_loss: Float[np.ndarray, "S measurements"],
+    cost: Real[np.ndarray, " measurements"],
+    loss: Float[np.ndarray, "S measurements"],
 ) -> Float[np.ndarray, " S"]:
     """How many times cheaper than a reference's runs an optimizer's runs get to the same loss.
 
@@ -186,7 +188,7 @@ def speedups(
 
 
 def loss_ratios(
-    reference_loss: Float[np.ndarray, "S M+1"], loss: Float[np.ndarray, "S M+1"]
+    reference_loss: Float[np.ndarray, "S measurements"], loss: Float[np.ndarray, "S measurements"]
 ) -> Float[np.ndarray, " S"]:
     """Final loss over the reference's on the same seed, ``[S, M + 1] -> [S]``.
 
@@ -201,8 +203,8 @@ def loss_ratios(
 def speedup_against(
     reference_steps: Real[np.ndarray, " N"],
     reference_loss: Float[np.ndarray, " N"],
-    steps: Real[np.ndarray, " M+1"],
-    loss: Float[np.ndarray, " M+1"],
+    steps: Real[np.ndarray, " measurements"],
+    loss: Float[np.ndarray, " measurements"],
 ) -> Speedup:
     """Steps that a published curve needs for our final loss, over our steps.
 
@@ -220,7 +222,7 @@ def speedup_against(
 
 
 def outcome(
-    reference_loss: Float[np.ndarray, "S M+1"], loss: Float[np.ndarray, "S M+1"]
+    reference_loss: Float[np.ndarray, "S measurements"], loss: Float[np.ndarray, "S measurements"]
 ) -> Outcome:
     """Whether final losses are lower than the reference's over the same seeds, ``[S, M + 1]``.
 
@@ -237,12 +239,14 @@ def outcome(
     return "win" if difference.mean < 0 else "loss"
 
 
-def diverged(loss: Float[np.ndarray, "S M+1"], *, factor: float = 2.0) -> Bool[np.ndarray, " S"]:
+def diverged(
+    loss: Float[np.ndarray, "S measurements"], *, factor: float = 2.0
+) -> Bool[np.ndarray, " S"]:
     """Which seeds' final loss ``[S, M + 1]`` is not finite or above `factor` x the initial."""
     loss = np.asarray(loss)
     return ~np.isfinite(loss[:, -1]) | (loss[:, -1] > factor * loss[:, 0])
 
 
-def divergence_rate(loss: Float[np.ndarray, "S M+1"], *, factor: float = 2.0) -> float:
+def divergence_rate(loss: Float[np.ndarray, "S measurements"], *, factor: float = 2.0) -> float:
     """Share of seeds that `diverged`."""
     return float(np.mean(diverged(loss, factor=factor)))

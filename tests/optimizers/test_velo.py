@@ -18,7 +18,7 @@ import metaopt
 from metaopt.optimizers.velo import velo
 from metaopt.optimizers.velo_import import velo_theta_from_named
 
-GOLDEN = Path(os.environ.get("METAOPT_GOLDEN_DIR", Path(__file__).parents[3] / "shared" / "golden"))
+GOLDEN = Path(__file__).parents[1] / "golden"
 NAMED = random_theta(0)
 THETA = velo_theta_from_named(NAMED)
 SHAPES = {"w": (4, 3), "b": (3,)}
@@ -68,10 +68,7 @@ def small():
 @pytest.mark.optimized
 @pytest.mark.parametrize("name", ["velo_small_1", "velo_small_2"])
 def test_reproduces_the_published_implementation(name):
-    file = GOLDEN / f"{name}.npz"
-    if not file.exists():
-        pytest.skip(f"no golden trajectories here; METAOPT_GOLDEN_DIR names the folder of {name}.")
-    data = np.load(file)
+    data = np.load(GOLDEN / f"{name}.npz")
     theta = velo_theta_from_named({k: data[k] for k in data if k.startswith("theta/")})
     names = [k.removeprefix("params/") for k in data if k.startswith("params/")]
     params = {k: jnp.asarray(data[f"params/{k}"]) for k in names}

@@ -1,4 +1,4 @@
-"""What it means that a bad input is refused, said once for all tables of bad inputs.
+"""What it means that a bad input is refused, for all tests of bad input.
 
 A refusal is an error that metaopt raises on purpose: a `ValueError`, `TypeError` or `OSError` whose
 message names the argument or the file, and whose last frame lies in metaopt. It comes within a time
@@ -21,18 +21,13 @@ import metaopt
 
 LIBRARY = Path(metaopt.__file__).parent
 SECONDS = 30  # a refusal takes milliseconds; what comes near this hangs
-BAD_INPUTS: dict[str, set[str]] = {}  # boundary -> names of its bad inputs
 
 
-def bad_inputs(boundary: str, table: dict[str, tuple]) -> pytest.MarkDecorator:
+def bad_inputs(table: dict[str, tuple]) -> pytest.MarkDecorator:
     """Parametrises a test by a table: name -> arguments (the last one is what the message says)."""
-    BAD_INPUTS[boundary] = set(table)
-    cases = [
-        pytest.param(*entry, id=name, marks=pytest.mark.bad_input) for name, entry in table.items()
-    ]
     count = len(next(iter(table.values())))
     names = ("bad", "match") if count == 2 else ("target", "bad", "match")
-    return pytest.mark.parametrize(names, cases)
+    return pytest.mark.parametrize(names, table.values(), ids=table)
 
 
 def refused(call: Callable[[], Any], match: str, *folders: Path) -> None:

@@ -266,7 +266,7 @@ COMMANDS = {
 }
 
 
-@bad_inputs("command lines", COMMANDS)
+@bad_inputs(COMMANDS)
 def test_a_command_that_cannot_work(folder, tmp_path, monkeypatch, capsys, bad, match):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("METAOPT_DATA_DIR", str(tmp_path / "data"))

@@ -14,34 +14,22 @@ from metaopt.optimizers import head_only, l3rs, lstm, velo
 from metaopt.tasks.networks import MLP
 
 CONSTRUCTORS = {
-    "lstm: hidden 0": (lambda: lstm(0), "lstm: hidden must be at least 1, got 0"),
     "lstm: hidden 2.0": (lambda: lstm(2.0), "lstm: hidden must be an integer"),
-    "lstm: hidden a string": (lambda: lstm("20"), "lstm: hidden must be an integer"),
-    "lstm: hidden True": (lambda: lstm(True), "lstm: hidden must be an integer"),
     "lstm: layers 0": (lambda: lstm(layers=0), "lstm: layers must be at least 1"),
-    "lstm: layers None": (lambda: lstm(layers=None), "lstm: layers must be an integer"),
     "lstm: p 0": (lambda: lstm(p=0), "lstm: p must be positive"),
-    "lstm: p NaN": (lambda: lstm(p=NAN), "lstm: p must be a finite number"),
     "lstm: scale inf": (lambda: lstm(scale=INF), "lstm: scale must be a finite number"),
-    "lstm: scale an array": (lambda: lstm(scale=jnp.ones(3)), r"lstm: scale .*float32\[3\]"),
     "velo: hidden 0": (lambda: velo(0), "velo: hidden must be at least 1"),
-    "velo: hidden a string": (lambda: velo("512"), "velo: hidden must be an integer"),
     "velo: bank -1": (lambda: velo(4, -1), "velo: bank must be at least 1"),
-    "velo: bank 2.5": (lambda: velo(4, 2.5), "velo: bank must be an integer"),
     "l3rs: no base": (lambda: l3rs([]), "l3rs: base must be a sequence of at least one"),
     "l3rs: base a string": (lambda: l3rs("sgd"), "l3rs: base must be a sequence"),
-    "l3rs: base None": (lambda: l3rs(None), "l3rs: base must be a sequence"),
     "l3rs: base unknown": (lambda: l3rs(["adamm"]), "l3rs: unknown base 'adamm'"),
     "l3rs: base a number": (lambda: l3rs([1e-3]), "l3rs: base .*0.001"),
     "l3rs: base a LearnedOptimizer": (lambda: l3rs([LSTM]), "l3rs: base .*LearnedOptimizer"),
     "l3rs: variant None": (lambda: l3rs(variant=None), "l3rs: variant must be"),
     "l3rs: ema of 1": (lambda: l3rs(ema=[1.0]), r"ema decays must be in \[0, 1\)"),
-    "l3rs: ema NaN": (lambda: l3rs(ema=[NAN]), "ema decays must be a finite number"),
-    "l3rs: hidden of strings": (lambda: l3rs(hidden=["32"]), "hidden must be an integer"),
     "l3rs: hidden of 0": (lambda: l3rs(hidden=[0]), "hidden must be at least 1"),
     "l3rs: embedding_dim 0": (lambda: l3rs(embedding_dim=0), "embedding_dim must be at least 1"),
     "l3rs: lambda_0 0": (lambda: l3rs(lambda_0=0.0), "lambda_0 must be positive"),
-    "l3rs: lambda_0 inf": (lambda: l3rs(lambda_0=INF), "lambda_0 must be a finite number"),
     "l3rs: layer_names a list": (lambda: l3rs(layer_names=["w"]), "layer_names must be a function"),
     "adam: schedule unknown": (
         lambda: optimizers.adam(schedule="linear").apply({}, num_steps=3),
@@ -53,7 +41,6 @@ CONSTRUCTORS = {
     ),
     "adam: lr a string": (lambda: optimizers.adam("1e-3"), "adam: lr must be"),
     "adam: lr negative": (lambda: optimizers.adam(-1e-3), "adam: lr must not be negative"),
-    "adam: lr NaN": (lambda: optimizers.adam(NAN), "adam: lr must be a finite number"),
     "adamw: weight_decay a string": (
         lambda: optimizers.adamw(weight_decay="0.1"),
         "adamw: weight_decay must be a finite number",
@@ -74,18 +61,13 @@ CONSTRUCTORS = {
         lambda: race(SGD, optax.constant_schedule(1)),
         "race: fallback 0 must be an optax",
     ),
-    "race: fallback a rate": (lambda: race(SGD, 0.1), "race: fallback 0 must be an optax"),
     "race: fallback a window guard": (
         lambda: race(SGD, lgl2o(SGD, SGD)),
         r"race: fallback 0 is a guard in window form.*streaming\(guard\)",
     ),
-    "race: n_t 0": (lambda: race(SGD, SGD, n_t=0), "race: n_t must be at least 1, got 0"),
     "race: n_t 2.5": (lambda: race(SGD, SGD, n_t=2.5), "race: n_t must be an integer"),
     "race: n_c None": (lambda: race(SGD, SGD, n_c=None), "race: n_c must be an integer"),
-    "race: n_c a string": (lambda: race(SGD, SGD, n_c="10"), "race: n_c must be an integer"),
     "race: on_reject unknown": (lambda: race(SGD, SGD, on_reject="x"), "race: on_reject must"),
-    "race: on_reject a list": (lambda: race(SGD, SGD, on_reject=["x"]), "race: on_reject must"),
-    "lgl2o: learned a function": (lambda: lgl2o(print, SGD), "lgl2o: learned must be an optax"),
     "lgl2o: fallback a family": (
         lambda: lgl2o(SGD, optimizers.adam()),
         "lgl2o: fallback is a LearnedOptimizer",
@@ -118,12 +100,7 @@ CONSTRUCTORS = {
     "smg: lr_theta NaN": (lambda: smg(LSTM, THETA, lr_theta=NAN), "smg: lr_theta must be"),
     "smg: objective unknown": (lambda: smg(LSTM, THETA, objective="now"), "smg: objective must be"),
     "streaming: a transformation": (lambda: streaming(SGD), "streaming: takes a guard"),
-    "streaming: None": (lambda: streaming(None), "streaming: takes a guard"),
     "windows: n_t 0": (lambda: windows([], 0, 1), "windows: n_t and n_c must be at least 1"),
-    "windows: n_c 1.5": (
-        lambda: windows([], 1, 1.5),
-        "n_t and n_c must be an integer, got 1.5",
-    ),
     "windows: no iterable": (lambda: windows(3, 1, 1), "windows: .*iterable"),
     "windows: batches of two shapes": (
         lambda: list(windows([np.ones(3), np.ones(2), np.ones(2)], 2, 1)),
@@ -141,16 +118,11 @@ CONSTRUCTORS = {
         lambda: tasks.classification(MLP((2,)), datasets.moons(), batch_size=0),
         "classification: batch_size must be at least 1",
     ),
-    "classification: batch_size 2.5": (
-        lambda: tasks.classification(MLP((2,)), datasets.moons(), batch_size=2.5),
-        "classification: batch_size must be an integer",
-    ),
     "classification: data a dict": (
         lambda: tasks.classification(MLP((2,)), {"x": 1}),
         "data must be a Dataset",
     ),
     "quadratic: dim 0": (lambda: tasks.quadratic(0), "quadratic: dim must be at least 1"),
-    "quadratic: dim a string": (lambda: tasks.quadratic("8"), "quadratic: dim must be an integer"),
     "quadratic: condition NaN": (
         lambda: tasks.quadratic(condition=NAN),
         "quadratic: condition must be a finite number",
@@ -176,10 +148,8 @@ CONSTRUCTORS = {
         "text 'x': .*'c'.*vocabulary",
     ),
     "moons: n 3": (lambda: datasets.moons(3), "needs at least 10 examples"),
-    "moons: n a string": (lambda: datasets.moons("2000"), "moons: n must be an integer"),
     "moons: noise NaN": (lambda: datasets.moons(noise=NAN), "moons: noise must be a finite number"),
     "circles: factor 2": (lambda: datasets.circles(factor=2.0), r"circles: factor must be in"),
-    "spirals: n -1": (lambda: datasets.spirals(-1), "spirals: n must be at least"),
     "classes twice": (
         lambda: datasets.only_classes(datasets.digits(), [1, 1]),
         "classes must be distinct",
@@ -217,6 +187,6 @@ KEY = jax.random.key(0)
 QUADRATIC = metaopt.single(tasks.quadratic(3))
 
 
-@bad_inputs("arguments of constructors", CONSTRUCTORS)
+@bad_inputs(CONSTRUCTORS)
 def test_a_bad_argument_is_refused(bad, match):
     refused(bad, match)

@@ -73,23 +73,15 @@ def linked(name):
 
 IDX = {
     "images missing": (lambda f: (f / IMAGES).unlink(), f"{IMAGES} .*missing"),
-    "labels missing": (lambda f: (f / LABELS).unlink(), f"{LABELS} .*missing"),
     "images twice": (
         lambda f: shutil.copy(f / IMAGES, f / "train-images.idx3-ubyte"),
         "holds .* and .*give the folder of one",
     ),
     "images empty": (changed(IMAGES, lambda b: b""), f"{IMAGES}: cut short: no whole header"),
-    "images of 9 bytes": (changed(IMAGES, lambda b: b[:9]), f"{IMAGES}: cut short"),
-    "images half": (changed(IMAGES, lambda b: b[:500]), f"{IMAGES}: cut short"),
     "images without the last byte": (changed(IMAGES, lambda b: b[:-1]), f"{IMAGES}: cut short"),
     "images and one byte more": (changed(IMAGES, lambda b: b + b"x"), f"{IMAGES}: longer than"),
     "images of floats": (changed(IMAGES, header(0x0D03)), "begins with 0x00000d03"),
-    "labels for images": (
-        lambda f: shutil.copy(f / LABELS, f / IMAGES),
-        "begins with 0x00000801, IDX images begin with",
-    ),
     "2^96 bytes announced": (changed(IMAGES, header(0x803, *[2**32 - 1] * 3)), "cut short"),
-    "2 GiB announced": (changed(IMAGES, header(0x803, 2**31, 1, 1)), "cut short"),
     "no image": (changed(IMAGES, lambda b: idx_bytes(np.zeros((0, 8, 8), np.uint8))), "for the 0"),
     "images of no size": (
         changed(IMAGES, lambda b: idx_bytes(np.zeros((40, 0, 8), np.uint8))),
@@ -128,10 +120,6 @@ IDX = {
         f"{IMAGES}.gz: damaged or cut short",
     ),
     "an entry that climbs out": (zipped(first="../../evil.png"), "leads out of the archive"),
-    "an entry at the root": (
-        zipped(lambda a: a.writestr("/etc/evil.png", "x")),
-        "leads out of the archive",
-    ),
     "an entry with a backslash": (
         zipped(lambda a: a.writestr("a\\..\\b.png", "x")),
         "leads out of the archive",
@@ -145,7 +133,7 @@ IDX = {
 }
 
 
-@bad_inputs("IDX files and archives", IDX)
+@bad_inputs(IDX)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_bad_idx_files_are_refused(idx_files, tmp_path, bad, match):
     folder = shutil.copytree(idx_files, tmp_path / "files")
@@ -181,7 +169,6 @@ def huge_png(side):
 ONE = "train/even/00000.png"
 CLASSES = {
     "an image half": (changed(ONE, lambda b: b[:60]), f"{ONE}: no readable image"),
-    "an image empty": (changed(ONE, lambda b: b""), f"{ONE}: no readable image"),
     "an image that is text": (changed(ONE, lambda b: b"hello"), f"{ONE}: no readable image"),
     "an image that is a pickle": (
         lambda f: (f / ONE).write_bytes(bomb(f.parent / MARKER)),
@@ -204,17 +191,9 @@ CLASSES = {
         saved("train/odd/zz.png", Image.new("RGB", (8, 8))),
         "zz.png: a colour image, but the first one is gray",
     ),
-    "a GIF called PNG": (
-        lambda f: Image.new("L", (8, 8)).save(f / ONE, "GIF"),
-        f"{ONE}: no readable image",
-    ),
     "an image in no class folder": (
         saved("train/zz.png", Image.new("L", (8, 8))),
         "train/zz.png: in no class folder",
-    ),
-    "an image in no split": (
-        saved("other/even/zz.png", Image.new("L", (8, 8))),
-        "other/even/zz.png: in no class folder",
     ),
     "a test class unknown in training": (
         saved("test/third/zz.png", Image.new("L", (8, 8))),
@@ -236,7 +215,7 @@ CLASSES = {
 }
 
 
-@bad_inputs("class folders", CLASSES)
+@bad_inputs(CLASSES)
 def test_bad_class_folders_are_refused(class_folders, tmp_path, bad, match):
     folder = shutil.copytree(class_folders, tmp_path / "files")
     bad(folder)

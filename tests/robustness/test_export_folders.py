@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import pickle
 import shutil
 
 import jax
@@ -53,90 +54,48 @@ def copy(exported, tmp_path):
 DAMAGED = {
     "no spec": (lambda f: (f / SPEC).unlink(), f"{SPEC}: cannot be read"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), f"{WEIGHTS}: cannot be read"),
-    "nothing in the folder": (
-        lambda f: [path.unlink() for path in f.iterdir()],
-        f"{SPEC}: cannot be read",
-    ),
     "a file, no folder": (
         lambda f: (shutil.rmtree(f), f.write_text("x")),
         "there is no such folder",
     ),
     "no such folder": (shutil.rmtree, "there is no such folder"),
-    "spec is a folder": (replaced(SPEC, os.mkdir), f"{SPEC}: .*not a plain file"),
-    "weights are a folder": (replaced(WEIGHTS, os.mkdir), f"{WEIGHTS}: .*not a plain file"),
     "spec is a pipe": (replaced(SPEC, os.mkfifo), f"{SPEC}: .*not a plain file"),
-    "weights are a pipe": (replaced(WEIGHTS, os.mkfifo), f"{WEIGHTS}: .*not a plain file"),
     "spec is a link": (link_away(SPEC), f"{SPEC}: is a symbolic link"),
     "weights are a link": (link_away(WEIGHTS), f"{WEIGHTS}: is a symbolic link"),
     "weights link to a device": (
         replaced(WEIGHTS, lambda path: path.symlink_to("/dev/zero")),
         f"{WEIGHTS}: is a symbolic link",
     ),
-    "spec links to nothing": (
-        replaced(SPEC, lambda path: path.symlink_to("nothing")),
-        f"{SPEC}: is a symbolic link",
-    ),
     "spec of 4 GB": (replaced(SPEC, sparse(4 << 30)), f"{SPEC}: .*bytes are too many"),
     "weights of 1 TB": (replaced(WEIGHTS, sparse(1 << 40)), f"{WEIGHTS}: .*bytes are too many"),
-    "spec empty": (text(""), f"{SPEC}: not valid JSON"),
     "spec half": (
         lambda f: (f / SPEC).write_bytes((f / SPEC).read_bytes()[:200]),
-        f"{SPEC}: not valid JSON",
-    ),
-    "spec without its last brace": (
-        lambda f: (f / SPEC).write_bytes((f / SPEC).read_bytes().rstrip()[:-1]),
-        f"{SPEC}: not valid JSON",
-    ),
-    "spec with more after it": (
-        lambda f: (f / SPEC).write_bytes((f / SPEC).read_bytes() + b"{}"),
-        f"{SPEC}: not valid JSON",
-    ),
-    "spec in UTF-16": (
-        lambda f: (f / SPEC).write_bytes((f / SPEC).read_text().encode("utf-16")),
         f"{SPEC}: not valid JSON",
     ),
     "spec not UTF-8": (text(b'{"format": 1, "optimizer": "\xff\xfe"}'), "not valid JSON"),
     "spec a pickle": (pickled(SPEC), f"{SPEC}: not valid JSON"),
     "spec a list": (text("[1]"), "not the spec of a metaopt export"),
-    "spec a number": (text("1"), "not the spec of a metaopt export"),
     "spec null": (text("null"), "not the spec of a metaopt export"),
-    "spec NaN": (text("NaN"), f"{SPEC}: "),
     "spec deep": (text("[" * 200_000), f"{SPEC}: not valid JSON"),
     "theta deep": (
         text('{"format":1,"theta":' + '{"a":' * 3000 + "1" + "}" * 3001),
         f"{SPEC}: ",
     ),
     "sha256 twice": (twice("sha256"), f"{SPEC}: .*'sha256' occurs twice"),
-    "theta twice": (twice("theta"), f"{SPEC}: .*'theta' occurs twice"),
     "format 2": (spec(format=2, metaopt="9.1"), "format 2 is newer.*9.1.*Upgrade"),
-    "format 10^400": (text('{"format": 1' + "0" * 400 + "}"), f"{SPEC}: "),
     "format 10^5000": (text('{"format": 1' + "0" * 5000 + "}"), f"{SPEC}: "),
     "format 0": (spec(format=0), f"{SPEC}: .*format 0"),
-    "format -1": (spec(format=-1), f"{SPEC}: .*format -1"),
     "format true": (spec(format=True), "no format number"),
-    "format a string": (spec(format="1"), "no format number"),
-    "format 1.5": (spec(format=1.5), "no format number"),
     "no format": (spec(format=None), "no format number"),
-    "no optimizer": (spec(optimizer=None), "'optimizer' is missing"),
-    "no config": (spec(config=None), "'config' is missing"),
-    "no trained": (spec(trained=None), "'trained' is missing"),
     "no theta": (spec(theta=None), "'theta' is missing"),
-    "no sha256": (spec(sha256=None), "'sha256' is missing"),
-    "optimizer a list": (spec(optimizer=["lstm"]), "'optimizer' is missing or not a str"),
-    "config a string": (spec(config="hidden"), "'config' is missing or not a dict"),
     "trained a number": (spec(trained=3), "'trained' is missing or not a dict"),
-    "theta a list": (spec(theta=["float32[1]"]), "'theta' is missing or not a dict"),
     "sha256 a number": (spec(sha256=5), "'sha256' is missing or not a str"),
     "sha256 of something else": (spec(sha256="0" * 64), f"{WEIGHTS}: its checksum"),
-    "sha256 empty": (spec(sha256=""), f"{WEIGHTS}: its checksum"),
     "unknown optimizer": (spec(optimizer="adamm"), "unknown optimizer 'adamm'"),
     "optimizer a module": (spec(optimizer="os.system"), "unknown optimizer 'os.system'"),
-    "optimizer climbs out": (spec(optimizer="../../lstm"), "unknown optimizer '../../lstm'"),
     "optimizer of 1 MB": (spec(optimizer="x" * 1_000_000), "unknown optimizer"),
     "unknown option": (spec(config__hiden=3), "configuration of 'lstm'.*hiden"),
     "hidden 0": (spec(config__hidden=0), "hidden must be at least 1"),
-    "hidden a string": (spec(config__hidden="2"), "hidden must be an integer"),
-    "hidden 2.0": (spec(config__hidden=2.0), "hidden must be an integer"),
     "hidden null": (
         lambda f: (f / SPEC).write_text(
             (f / SPEC).read_text().replace('"hidden": 2', '"hidden": null')
@@ -149,7 +108,6 @@ DAMAGED = {
     ),
     "hidden 10^12": (spec(config__hidden=10**12), "does not fit|expected"),
     "layers of another network": (spec(config__layers=2), "memory of 1 layers, but layers=2"),
-    "layers 10^9": (spec(config__layers=10**9), "memory of 1 layers, but layers=1000000000"),
     "theta 600 deep": (
         lambda f: (
             spec(theta={"a": 0})(f),
@@ -160,12 +118,9 @@ DAMAGED = {
         f"{WEIGHTS}: ",
     ),
     "p negative": (spec(config__p=-1.0), "p must be positive"),
-    "p infinite": (spec(config__p=float("inf")), "p must be a finite number"),
-    "scale a list": (spec(config__scale=[1]), "scale must be a finite number"),
     "another optimizer's theta": (spec(optimizer="l3rs", config={}), "other leaves than expected"),
     "VeLO with this theta": (spec(optimizer="velo", config={}), "not VeLO's meta-parameters"),
     "theta empty": (spec(theta={}), "leaves that the spec does not know"),
-    "theta of numbers": (spec(theta={"memory": 3}), f"{WEIGHTS}: "),
     "a leaf too many in the spec": (
         spec(theta__more="float32[1]"),
         f"{WEIGHTS}: leaf 'more' of the spec is missing",
@@ -182,30 +137,19 @@ DAMAGED = {
         spec(theta__net__readout__kernel="float32[1000000000,1000000000]"),
         f"{WEIGHTS}: leaf '{KERNEL}' is float32.2,1., but the spec says",
     ),
-    "a leaf of negative size in the spec": (
-        spec(theta__net__readout__kernel="float32[-2,-1]"),
-        f"{WEIGHTS}: leaf '{KERNEL}' is float32.2,1., but the spec says",
-    ),
     "a leaf named by a path that climbs out": (
         leaves(lambda a: {**a, "../../../etc/passwd": np.ones(1, np.float32)}),
         "does not know: .*etc/passwd",
     ),
-    "weights empty": (weights(lambda b: b""), f"{WEIGHTS}: its checksum"),
     "weights half": (weights(lambda b: b[: len(b) // 2]), f"{WEIGHTS}: its checksum"),
-    "weights without the last byte": (weights(lambda b: b[:-1]), f"{WEIGHTS}: its checksum"),
     "weights and one byte more": (weights(lambda b: b + b"\0"), f"{WEIGHTS}: its checksum"),
-    "a bit of the header's size flipped": (weights(flip(0)), f"{WEIGHTS}: its checksum"),
-    "a bit of the header flipped": (weights(flip(30)), f"{WEIGHTS}: its checksum"),
     "a bit of a number flipped": (weights(flip(-5)), f"{WEIGHTS}: its checksum"),
     "weights empty, signed": (signed(lambda b: b""), f"{WEIGHTS}: not a safetensors file"),
-    "weights half, signed": (signed(lambda b: b[: len(b) // 2]), "not a safetensors file"),
-    "weights and more, signed": (signed(lambda b: b + b"\0"), "not a safetensors file"),
     "a header of 2^63 bytes": (
         signed(lambda b: b"\xff" * 7 + b"\x7f" + b[8:]),
         f"{WEIGHTS}: not a safetensors file",
     ),
     "a header that is no JSON": (signed(flip(8)), f"{WEIGHTS}: not a safetensors file"),
-    "weights a pickle": (pickled(WEIGHTS), f"{WEIGHTS}: its checksum"),
     "weights a pickle, signed": (pickled(WEIGHTS, sign=True), "not a safetensors file"),
     "weights gzipped, signed": (signed(gzip.compress), f"{WEIGHTS}: not a safetensors file"),
     "weights an npz of objects, signed": (npz_of_objects, f"{WEIGHTS}: not a safetensors file"),
@@ -215,14 +159,6 @@ DAMAGED = {
     ),
     "a tensor beyond the end": (
         header(lambda h: h[KERNEL].update(data_offsets=[0, 1 << 40])),
-        f"{WEIGHTS}: not a safetensors file",
-    ),
-    "two tensors in one place": (
-        header(lambda h: h[KERNEL].update(data_offsets=h["net/readout/bias"]["data_offsets"])),
-        f"{WEIGHTS}: not a safetensors file",
-    ),
-    "a tensor of an unknown dtype": (
-        header(lambda h: h[KERNEL].update(dtype="PICKLE")),
         f"{WEIGHTS}: not a safetensors file",
     ),
     "a leaf missing": (
@@ -241,13 +177,6 @@ DAMAGED = {
         ),
         f"leaf '{KERNEL}'.* is int32",
     ),
-    "theta of bools": (
-        leaves(
-            lambda a: {**a, KERNEL: np.ones((2, 1), bool)},
-            theta__net__readout__kernel="bool[2,1]",
-        ),
-        f"leaf '{KERNEL}'.* is bool",
-    ),
     "a kernel transposed in both": (
         leaves(lambda a: {**a, KERNEL: a[KERNEL].T}, theta__net__readout__kernel="float32[1,2]"),
         "expected .2, 1.",
@@ -255,7 +184,7 @@ DAMAGED = {
 }
 
 
-@bad_inputs("export folders", DAMAGED)
+@bad_inputs(DAMAGED)
 def test_a_bad_export_is_refused(copy, bad, match):
     bad(copy)
     refused(lambda: metaopt.load(copy), match, copy.parent)
@@ -265,23 +194,15 @@ def test_a_bad_export_is_refused(copy, bad, match):
 OF_L3RS = {
     "base a string": (spec(config={"base": "sgd"}), "base must be a sequence"),
     "base a module": (spec(config={"base": ["os.system"]}), "unknown base 'os.system'"),
-    "base a number": (spec(config={"base": [3]}), "base"),
-    "base a dict": (spec(config={"base": {"sgd": 1}}), "base"),
     "base twice": (spec(config={"base": ["sgd", "sgd"]}), "base names must differ"),
     "base other than theta's": (spec(config={"base": ["sgd", "adam"]}), "other leaves|expected"),
-    "fewer bases than theta's": (spec(config={"base": ["lion"]}), "other leaves|expected"),
     "variant unknown": (spec(config__variant="both"), "variant must be"),
-    "variant a list": (spec(config__variant=["none"]), "variant must be"),
     "variant other than theta's": (spec(config__variant="per_layer"), "other leaves|expected"),
     "ema unknown": (spec(config__ema="two"), "ema must be"),
     "ema of 2": (spec(config__ema=[2.0]), "ema decays must"),
-    "ema of words": (spec(config__ema=["a"]), "ema"),
-    "hidden negative": (spec(config__hidden=[-1]), "hidden"),
     "hidden a number": (spec(config__hidden=32), "hidden"),
-    "embedding_dim negative": (spec(config__embedding_dim=-1), "embedding_dim must be"),
     "embedding_dim of another": (spec(config__embedding_dim=3), "expected"),
     "lambda_0 NaN": (spec(config__lambda_0=float("nan")), "NaN|finite"),
-    "lambda_0 a string": (spec(config__lambda_0="1"), "lambda_0 must be"),
     "layer_names a string": (spec(config__layer_names="leaf_names"), "layer_names must be"),
     "an embedding of another size": (
         leaves(
@@ -293,7 +214,7 @@ OF_L3RS = {
 }
 
 
-@bad_inputs("export folders of L3RS", OF_L3RS)
+@bad_inputs(OF_L3RS)
 def test_a_bad_export_of_l3rs_is_refused(exported, tmp_path, bad, match):
     folder = shutil.copytree(exported / "l3rs", tmp_path / "x")
     bad(folder)
@@ -302,15 +223,13 @@ def test_a_bad_export_of_l3rs_is_refused(exported, tmp_path, bad, match):
 
 NO_PATHS = {
     "None": (None, "path"),
-    "a number": (3, "path"),
     "bytes": (b"runs", "path"),
-    "a list": (["runs"], "path"),
     "a name with a zero byte": ("runs\0x", "no such folder"),
     "a name of 5000 letters": ("x" * 5000, "no such folder"),
 }
 
 
-@bad_inputs("paths of exports", NO_PATHS)
+@bad_inputs(NO_PATHS)
 def test_what_is_no_path_is_refused(bad, match):
     refused(lambda: metaopt.load(bad), match)
 
@@ -325,3 +244,9 @@ def test_files_beside_an_export_are_not_touched(copy):
     again = metaopt.load(copy)
     jax.tree.map(np.testing.assert_array_equal, plain.theta, again.theta)
     assert not marker.exists()
+
+
+def test_the_pickle_of_these_tests_does_run_when_it_is_loaded(tmp_path):
+    """Otherwise the marker's absence would show nothing."""
+    pickle.loads(bomb(tmp_path / MARKER))
+    assert (tmp_path / MARKER).exists()

@@ -43,10 +43,6 @@ def manifest(**fields):
 PREPARED = {
     "records gone": (lambda f: (f / RECORDS).unlink(), f"{RECORDS} is missing"),
     "records half": (changed(RECORDS, lambda b: b[: len(b) // 2]), f"{RECORDS} has changed"),
-    "records flipped": (
-        changed(RECORDS, lambda b: b[:99] + b"\xff" + b[100:]),
-        "has changed since",
-    ),
     "features flipped": (changed("features.json", lambda b: b[:-2]), "features.json has changed"),
     "undecoded, records half": (
         both(undecoded, changed(RECORDS, lambda b: b[: len(b) // 2])),
@@ -67,7 +63,7 @@ PREPARED = {
 }
 
 
-@bad_inputs("prepared sets", PREPARED)
+@bad_inputs(PREPARED)
 def test_a_damaged_set_is_refused(prepared, tmp_path, bad, match):
     root = shutil.copytree(prepared, tmp_path / "root")
     folder = root / "mine" / "1.0.0"
@@ -77,10 +73,8 @@ def test_a_damaged_set_is_refused(prepared, tmp_path, bad, match):
 
 MANIFESTS = {
     "a manifest that climbs out": manifest(source={"../../../secret": "0"}),
-    "a manifest of no source": manifest(source=[1]),
     "a manifest of no arrays": manifest(arrays=3),
     "arrays that climb out": manifest(arrays={"../x.npy": "0"}),
-    "a manifest that is a list": changed("decoded/manifest.json", lambda b: b"[]"),
     "class names a number": manifest(class_names=3),
 }
 

@@ -119,7 +119,7 @@ CASES = {
 }
 
 
-@bad_inputs("settings", CASES)
+@bad_inputs(CASES)
 def test_a_bad_setting_is_refused(bad, match):
     config, settings = bad
     refused(lambda: config(**settings), match)

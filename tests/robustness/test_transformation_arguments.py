@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from good_parts import INF, LSTM, NAN, PARAMS, SGD, THETA, WINDOW, loss_fn
+from good_parts import LSTM, NAN, PARAMS, SGD, THETA, WINDOW, loss_fn
 from refusals import bad_inputs, refused
 
 from metaopt import tasks
@@ -23,13 +23,10 @@ def split(x, y, **fields) -> Dataset:
 X, Y = np.ones((4, 2), np.float32), np.array([0, 1, 0, 1])
 SETS: dict[str, tuple[Any, str]] = {
     "x NaN": (split(X * NAN, Y), "'mine', split 'train': 4 of 4 inputs hold NaN or inf"),
-    "x inf": (split(np.where(X > 0, INF, X), Y), "hold NaN or inf"),
     "x of words": (split(X.astype(str), Y), "inputs must be numbers"),
-    "x of objects": (split(X.astype(object), Y), "inputs must be numbers"),
     "x a number": (split(np.float32(1.0), Y), "'mine', split 'train': "),
     "x empty": (split(X[:0], Y[:0]), "it is empty"),
     "y shorter": (split(X, Y[:3]), "4 inputs, but 3 labels"),
-    "y of floats": (split(X, Y.astype(float)), "labels must be integers"),
     "y of two axes": (split(X, np.stack([Y, Y], 1)), r"labels must be \[n\]"),
     "y negative": (split(X, -Y), r"labels must lie in 0..1"),
     "y beyond": (split(X, Y + 1), r"labels must lie in 0..1, got 1..2; check num_classes"),
@@ -38,15 +35,11 @@ SETS: dict[str, tuple[Any, str]] = {
         "'mine', split 'train': lacks 'y'",
     ),
     "no split": (Dataset("mine", {}, 2), "data set 'mine': .*train, valid, test"),
-    "no test split": (
-        Dataset("mine", {"train": {"x": X, "y": Y}}, 2),
-        "data set 'mine': .*train, valid, test",
-    ),
     "scale NaN": (split(X, Y, scale=NAN), "scale must be a finite number"),
 }
 
 
-@bad_inputs("data sets of arrays", SETS)
+@bad_inputs(SETS)
 def test_a_bad_data_set_is_refused(bad, match):
     refused(lambda: tasks.classification(MLP((2,)), bad), match)
 
@@ -72,7 +65,6 @@ CALLS = {
     "no train_batches": (window(train_batches=None), "update is missing train_batches"),
     "no eval_batches": (window(eval_batches=None), "update is missing eval_batches"),
     "train_batches empty": (window(train_batches={}), "all arrays of train_batches"),
-    "a number for train_batches": (window(train_batches=3.0), "all arrays of train_batches"),
     "axes of two lengths": (
         window(train_batches={**WINDOW, "b": np.ones(3)}),
         "all arrays of train_batches must share a leading axis",
@@ -85,10 +77,6 @@ CALLS = {
         window(train_batches=jax.tree.map(lambda a: a[:1], WINDOW)),
         "train_batches holds 1 mini-batches, but this guard's windows take",
     ),
-    "too many mini-batches": (
-        window(eval_batches=jax.tree.map(lambda a: np.concatenate([a, a]), WINDOW)),
-        "eval_batches holds 4 mini-batches, but this guard's windows take 2",
-    ),
     "no mini-batches": (
         window(train_batches=jax.tree.map(lambda a: a[:0], WINDOW)),
         "train_batches holds 0 mini-batches",
@@ -96,14 +84,6 @@ CALLS = {
     "losses instead of one loss": (
         window(loss_fn=lambda p, b: p["w"] * b["w"]),
         r"loss_fn must return one real number, got float32\[3\]",
-    ),
-    "a loss of shape [1]": (
-        window(loss_fn=lambda p, b: jnp.ones(1)),
-        r"loss_fn must return one real number, got float32\[1\]",
-    ),
-    "an integer loss": (
-        window(loss_fn=lambda p, b: jnp.int32(1)),
-        r"loss_fn must return one real number, got int32\[\]",
     ),
     "a complex loss": (
         window(loss_fn=lambda p, b: jnp.complex64(1)),
@@ -117,10 +97,6 @@ CALLS = {
         window(loss_fn=lambda p, b: None),
         "loss_fn must return one real number, got a NoneType",
     ),
-    "a loss in words": (
-        window(loss_fn=lambda p, b: "low"),
-        "loss_fn must return one real number, got a str",
-    ),
 }
 GUARDS = {
     "race": lambda: race(SGD, SGD, n_t=2, n_c=2),
@@ -128,7 +104,7 @@ GUARDS = {
 }
 
 
-@bad_inputs("windows", CALLS)
+@bad_inputs(CALLS)
 def test_a_bad_window_is_refused(bad, match):
     for make in GUARDS.values():
         refused(lambda make=make: bad(make()), match)
@@ -143,15 +119,11 @@ STEPS = {
         lambda tx: tx.init({"w": jnp.ones(3, int)}),
         "lstm: leaf 'w' has dtype int32",
     ),
-    "lstm: complex params": (
-        lambda tx: tx.init({"w": jnp.ones(3, complex)}),
-        "lstm: leaf 'w' has dtype complex64",
-    ),
     "lstm: params of words": (lambda tx: tx.init({"w": "abc"}), "lstm: leaf 'w'"),
 }
 
 
-@bad_inputs("steps of the LSTM", STEPS)
+@bad_inputs(STEPS)
 def test_a_bad_step_is_refused(bad, match):
     refused(lambda: bad(LSTM.apply(THETA)), match)
 
@@ -159,18 +131,14 @@ def test_a_bad_step_is_refused(bad, match):
 HORIZONS = {
     "l3rs: none": (l3rs, None, "l3rs: apply needs the number of updates"),
     "l3rs: 0": (l3rs, 0, "l3rs: num_steps must be"),
-    "l3rs: -5": (l3rs, -5, "l3rs: num_steps must be"),
     "l3rs: 2.5": (l3rs, 2.5, "l3rs: num_steps must be an integer"),
-    "l3rs: a string": (l3rs, "100", "l3rs: num_steps must be an integer"),
-    "l3rs: NaN": (l3rs, NAN, "l3rs: num_steps must be an integer"),
     "velo: none": (velo, None, "velo: apply needs the number of updates"),
     "velo: 0": (velo, 0, "velo: num_steps must be at least 1"),
-    "velo: a string": (velo, "100", "velo: num_steps must be an integer"),
     "velo: 10.0": (velo, 10.0, "velo: num_steps must be an integer"),
 }
 
 
-@bad_inputs("horizons", HORIZONS)
+@bad_inputs(HORIZONS)
 def test_a_bad_horizon_is_refused(target, bad, match):
     refused(lambda: target().apply({}, num_steps=bad), match)
 
@@ -178,7 +146,6 @@ def test_a_bad_horizon_is_refused(target, bad, match):
 THETAS = {
     "lstm: empty": (LSTM, {}, "lstm: theta"),
     "lstm: None": (LSTM, None, "lstm: theta"),
-    "lstm: a list": (LSTM, [1.0], "lstm: theta"),
     "lstm: of two layers": (lstm(2, layers=2), THETA, "lstm: theta has a memory of 1 layers"),
     "lstm: of 3 units": (lstm(3, layers=1), THETA, "lstm: theta, with hidden=3"),
     "l3rs: empty": (l3rs(), {}, "l3rs: theta"),
@@ -189,7 +156,7 @@ THETAS = {
 }
 
 
-@bad_inputs("thetas", THETAS)
+@bad_inputs(THETAS)
 def test_a_theta_of_another_optimizer_is_refused(target, bad, match):
     refused(lambda: target.apply(bad, num_steps=10), match)
 
