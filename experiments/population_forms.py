@@ -16,7 +16,7 @@ from unittest import mock
 
 import jax
 
-from benchmarks.workload import generation
+from benchmarks.workload import nes_config
 from metaopt import meta, optimizers
 from metaopt.core import cpu
 from metaopt.evaluation.records import write_json
@@ -86,7 +86,7 @@ def update(case: Case, form: Form) -> Callable[[], Any]:
     params = family.task(family.sample(k_task)).init(k_task)
     theta = lopt.init(k_theta, params)
     if case.population:
-        config = generation(case.population, case.tasks, case.steps)
+        config = nes_config(case.population, case.tasks, case.steps)
         trainer = meta.nes(lopt, family, config, devices.Spread(None, form.chunk))
     else:
         trainer = meta.tbptt(
