@@ -5,7 +5,7 @@ Reference: `optax.adam` on the same tree. A round times one update of Adam and o
 optimizer; the ratio is the median of the ratios within rounds, so that a machine that slows down
 slows both sides.
 
-    python -m benchmarks step [--out FILE]     # half a minute on 2 cores
+    python -m benchmarks step [--out FILE]     # about a minute on 2 cores
 """
 
 import itertools

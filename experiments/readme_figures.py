@@ -40,11 +40,11 @@ class Place(NamedTuple):
 
 
 _UNGUARDED = {
-    "SGD": COLOURS[0], "Adam": COLOURS[1], l3rs.VELO: COLOURS[2], l3rs.OWN: COLOURS[4]
+    "SGD": COLOURS[0], "Adam": COLOURS[1], l3rs.VELO: COLOURS[2], l3rs.L3RS: COLOURS[4]
 }  # fmt: skip
 FINE_TUNING = {name: Line(colour, "-", name) for name, colour in _UNGUARDED.items()} | {
     (guarded := f"RACE({name}, Adam)"): Line(_UNGUARDED[name], "--", guarded)
-    for name in (l3rs.VELO, l3rs.OWN)
+    for name in (l3rs.VELO, l3rs.L3RS)
 }
 FROM_SCRATCH = {
     lgl2o.SGD: Line(COLOURS[0], "-", "SGD, tuned"),
