@@ -1,15 +1,21 @@
-"""Time of a guard's window over the sum of its parts, all measured in one run.
+"""Time of one window of a guard, as a multiple of the time of the parts it consists of.
 
-A window may cost less than the sum: its runs do not depend on one another, so that XLA computes
-them side by side where threads are idle, which parts that are timed one after the other cannot
-have. The same parts in one program, without any decision, tell both apart: what is above them is
-the cost of the guard.
+Measured: one jitted window of each guard (n_t training and n_c held-out mini-batches).
+Reference: its parts (unrolls, losses, gradients), each compiled alone; their times are summed. A
+round times everything once, and ratios are formed within rounds.
+
+A window may cost less than the sum. Its unrolls do not depend on one another, so XLA runs them side
+by side where threads are idle; parts that are timed one after the other cannot have that. The
+second reference shows the difference: the same parts in one program, without a decision. What a
+window takes beyond this program is the cost of the guard.
+
+    python -m benchmarks guards [--out FILE]     # a few minutes on 2 cores
 """
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,12 +24,11 @@ import numpy as np
 import optax
 from rich.table import Table
 
+from benchmarks.workload import images
 from metaopt import guards
 from metaopt.core.rollouts import mean_loss, unroll, windowed
-from metaopt.core.types import LearnedOptimizer, Task
-from metaopt.datasets import Dataset, digits
-from metaopt.optimizers import lstm
-from metaopt.optimizers import sgd as make_sgd
+from metaopt.core.types import Batch, LearnedOptimizer, Params, Task, Theta
+from metaopt.optimizers import lstm, sgd
 from metaopt.tasks import classification
 from metaopt.tasks.networks import CNN, MLP
 
@@ -31,7 +36,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "MLP-20": lambda: MLP((20, 10), nn.sigmoid),
     "CNN-3": lambda: CNN(10),
 }
-# What a window is made of: the name of a part (see `_parts`) and how often it occurs.
+# What a window consists of: the name of a part (see `_parts`), and how often it occurs.
 IDEALS: dict[str, dict[str, int]] = {
     "lgl2o": {"learned": 1, "fallback": 1, "losses": 2},
     "race": {"learned": 1, "fallback": 1, "losses": 2},
@@ -39,21 +44,6 @@ IDEALS: dict[str, dict[str, int]] = {
     "smg": {"meta_gradient": 1, "adapted": 2, "losses": 2},
     "amg": {"meta_gradient": 1, "adapted": 1, "losses": 4, "gradient": 1},
 }
-
-
-def images() -> Dataset:
-    """The 8x8 digits enlarged to 28x28: real images without a download."""
-    data = digits()
-
-    def enlarge(x):
-        x = jnp.repeat(jnp.repeat(x, 3, axis=1), 3, axis=2)  # [n, 24, 24, 1]
-        return jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
-
-    splits: Any = {
-        split: {"x": enlarge(examples["x"]), "y": examples["y"]}
-        for split, examples in data.splits.items()
-    }
-    return data._replace(name="digits at 28x28", splits=splits)
 
 
 def run(
@@ -65,24 +55,27 @@ def run(
     networks: Sequence[str] = tuple(NETWORKS),
     hidden: int = 20,
 ) -> dict[str, Any]:
-    """Measures a window of every guard and, interleaved with it, each of its parts alone.
+    """Measures one window of every guard and, interleaved with it, each of its parts alone.
 
     Args:
-      repeats: rounds; a round times everything once. Ratios are formed inside of a round, so that
-        a machine that slows down slows both sides, and the median over rounds is reported.
-      n_t, n_c, batch_size: as in the papers.
+      repeats: rounds; a round times everything once.
+      n_t: training mini-batches of a window; 10 in the papers.
+      n_c: held-out mini-batches of a window; 10 in the papers.
+      batch_size: images per mini-batch; 128 in the papers.
       networks: names in `NETWORKS`.
       hidden: units of the LSTM optimizer.
 
     Returns:
       ``{"device", "threads", "n_t", "n_c", "batch_size", "data", "repeats", "rows"}``; a row has
-      "network", "params", "guard", "window_ms", "ideal_ms" (sum of its parts), "ratio",
-      "together_ms" (its parts in one program), "overhead" (over that) and "parts_ms".
+      "network", "params", "guard", "window_ms", "ideal_ms" (sum of its parts), "ratio" (of both),
+      "together_ms" (its parts in one program), "overhead" (window over that) and "parts_ms".
     """
-    rows, data = [], images()
+    data = images()
+    rows = []
     for network in networks:
         task = classification(NETWORKS[network](), data, batch_size=batch_size)
-        rows += _network_rows(network, task, lstm(hidden), repeats, n_t, n_c)
+        problem = _problem(task, lstm(hidden), n_t=n_t, n_c=n_c)
+        rows += _network_rows(network, problem, repeats)
     device = jax.devices()[0]
     return {
         "device": f"{device.platform}: {device.device_kind}",
@@ -97,140 +90,205 @@ def run(
 
 
 def table(record: dict[str, Any]) -> Table:
-    """A record of `run` for people."""
+    """Renders a record of `run`."""
     table = Table(
         title=f"One window (n_t {record['n_t']}, n_c {record['n_c']}, batch {record['batch_size']}"
         f", {record['data']}) on {record['device']}, {record['threads']} threads"
     )
-    for column in (
-        "network",
-        "parameters",
-        "guard",
-        "window ms",
-        "sum of parts ms",
-        "ratio",
-        "over one program",
-    ):
-        table.add_column(column, justify="left" if column in ("network", "guard") else "right")
+    table.add_column("network")
+    table.add_column("parameters", justify="right")
+    table.add_column("guard")
+    for column in ("window ms", "sum of parts ms", "ratio", "over one program"):
+        table.add_column(column, justify="right")
     for row in record["rows"]:
-        numbers = (f"{row['window_ms']:.1f}", f"{row['ideal_ms']:.1f}", f"{row['ratio']:.2f}")
-        numbers += (f"{row['overhead']:.2f}",)
-        table.add_row(row["network"], f"{row['params']:,}", row["guard"], *numbers)
+        table.add_row(
+            row["network"],
+            f"{row['params']:,}",
+            row["guard"],
+            f"{row['window_ms']:.1f}",
+            f"{row['ideal_ms']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['overhead']:.2f}",
+        )
     return table
 
 
-def _network_rows(
-    network: str, task: Task, family: LearnedOptimizer, repeats: int, n_t: int, n_c: int
-) -> list[dict[str, Any]]:
-    keys = jax.random.split(jax.random.key(0), 4)
-    params = task.init(keys[0])
-    theta = family.init(keys[1], params)
-    batches = (task.sample(keys[2], (2 * n_t + 1,)), task.sample(keys[3], (n_c,)))
-    parts = _parts(task, family, theta, params, batches, n_t)
-    calls = {name: lambda f=f, args=args: f(*args) for name, (f, args) in parts.items()}
-    calls |= {f"parts of {name}": _together(parts, ideal) for name, ideal in IDEALS.items()}
-    windows = _windows(task, family, theta, params, batches, n_t, n_c)
-    calls |= {f"window of {name}": call for name, call in windows.items()}
-    rounds = _time(calls, repeats)
+class _Problem(NamedTuple):
+    """What the windows and their parts have in common.
+
+    Attributes:
+      task: the optimizee.
+      learned: the learned optimizer.
+      theta: its meta-parameters, untrained.
+      params: where a window starts.
+      train: ``2 n_t + 1`` training mini-batches.
+      held_out: ``n_c`` mini-batches.
+      n_t: steps of a window.
+      n_c: mini-batches on which a guard compares.
+    """
+
+    task: Task
+    learned: LearnedOptimizer
+    theta: Theta
+    params: Params
+    train: Batch
+    held_out: Batch
+    n_t: int
+    n_c: int
+
+    def first(self, count: int) -> Batch:
+        """The first `count` training mini-batches."""
+        return jax.tree.map(lambda leaf: leaf[:count], self.train)
+
+
+class _Part(NamedTuple):
+    """A jitted function and the arguments that it is timed with."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+
+    def __call__(self) -> Any:
+        return self.fn(*self.args)
+
+
+def _problem(task: Task, learned: LearnedOptimizer, *, n_t: int, n_c: int) -> _Problem:
+    k_params, k_theta, k_train, k_held_out = jax.random.split(jax.random.key(0), 4)
+    params = task.init(k_params)
+    return _Problem(
+        task=task,
+        learned=learned,
+        theta=learned.init(k_theta, params),
+        params=params,
+        train=task.sample(k_train, (2 * n_t + 1,)),
+        held_out=task.sample(k_held_out, (n_c,)),
+        n_t=n_t,
+        n_c=n_c,
+    )
+
+
+def _network_rows(network: str, problem: _Problem, repeats: int) -> list[dict[str, Any]]:
+    """One row per guard, all timed in the same rounds."""
+    parts, windows = _parts(problem), _windows(problem)
+    calls: dict[str, Callable[[], Any]] = dict(parts)
+    for guard, ideal in IDEALS.items():
+        calls[f"parts of {guard}"] = _together(parts, ideal)
+    for guard, window in windows.items():
+        calls[f"window of {guard}"] = window
+    seconds = _time(calls, repeats)
 
     rows = []
     for guard in windows:
         ideal = IDEALS[guard]
-        window = rounds[f"window of {guard}"]
-        together = rounds[f"parts of {guard}"]
-        total = sum(count * rounds[part] for part, count in ideal.items())
+        window = seconds[f"window of {guard}"]
+        together = seconds[f"parts of {guard}"]
+        total = sum(count * seconds[part] for part, count in ideal.items())
         rows.append(
             {
                 "network": network,
-                "params": int(optax.tree.size(params)),
+                "params": int(optax.tree.size(problem.params)),
                 "guard": guard,
                 "window_ms": 1e3 * float(np.median(window)),
                 "ideal_ms": 1e3 * float(np.median(total)),
                 "ratio": float(np.median(window / total)),
                 "together_ms": 1e3 * float(np.median(together)),
                 "overhead": float(np.median(window / together)),
-                "parts_ms": {p: 1e3 * float(np.median(rounds[p])) for p in ideal},
+                "parts_ms": {part: 1e3 * float(np.median(seconds[part])) for part in ideal},
             }
         )
     return rows
 
 
-def _parts(task, family, theta, params, batches, n_t) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """What windows are made of, each compiled alone, with its arguments."""
-    train, held_out = batches
-    steps = jax.tree.map(lambda leaf: leaf[:n_t], train)
-    one = jax.tree.map(lambda leaf: leaf[n_t], train)
-    sgd = make_sgd().apply({})
+def _parts(problem: _Problem) -> dict[str, _Part]:
+    """What windows consist of, each compiled alone."""
+    task, learned, params, theta = problem.task, problem.learned, problem.params, problem.theta
+    train = problem.first(problem.n_t)
+    next_batch = jax.tree.map(lambda leaf: leaf[problem.n_t], problem.train)
 
-    def walk(theta, params):
-        tx = family.apply(theta)
-        params, state, _ = unroll(tx, params, tx.init(params), task.loss, steps, second_order=False)
-        return params, family.absorb(theta, state)
+    def unrolled(tx: optax.GradientTransformation) -> _Part:
+        """An unroll as inside a guard: the state is an argument and a result."""
 
-    def meta(pair):
-        end = walk(*pair)
-        return task.loss(end[0], one), end
+        def fn(params, state):
+            params, state, _ = unroll(tx, params, state, task.loss, train)
+            return params, state
 
-    def run(tx):  # as inside a guard: the state comes from before and goes on
-        walk = jax.jit(lambda params, state: unroll(tx, params, state, task.loss, steps)[:2])
-        return walk, (params, tx.init(params))
+        return _Part(jax.jit(fn), (params, tx.init(params)))
 
+    def adapted(theta, params):
+        tx = learned.apply(theta)
+        params, state, _ = unroll(tx, params, tx.init(params), task.loss, train, second_order=False)
+        return params, learned.absorb(theta, state)
+
+    def loss_after_unroll(pair):
+        params, theta = adapted(*pair)
+        return task.loss(params, next_batch), (params, theta)
+
+    def held_out_loss(params):
+        return mean_loss(task.loss, params, problem.held_out)
+
+    def gradient(params):
+        return jax.value_and_grad(task.loss)(params, next_batch)
+
+    meta_gradient = jax.value_and_grad(loss_after_unroll, has_aux=True)
     return {
-        "learned": run(family.apply(theta)),
-        "fallback": run(sgd),
-        "adapted": (jax.jit(walk), (theta, params)),
-        "losses": (jax.jit(lambda p: mean_loss(task.loss, p, held_out)), (params,)),
-        "gradient": (jax.jit(lambda p: jax.value_and_grad(task.loss)(p, one)), (params,)),
-        "meta_gradient": (
-            jax.jit(jax.value_and_grad(meta, has_aux=True)),
-            ((theta, params),),
-        ),
+        "learned": unrolled(learned.apply(theta)),
+        "fallback": unrolled(sgd().apply({})),
+        "adapted": _Part(jax.jit(adapted), (theta, params)),
+        "losses": _Part(jax.jit(held_out_loss), (params,)),
+        "gradient": _Part(jax.jit(gradient), (params,)),
+        "meta_gradient": _Part(jax.jit(meta_gradient), ((theta, params),)),
     }
 
 
-def _together(parts: dict[str, Any], ideal: dict[str, int]) -> Callable[[], Any]:
+def _together(parts: dict[str, _Part], ideal: dict[str, int]) -> _Part:
     """All parts of a window as one program."""
-    names = [name for name, count in ideal.items() for _ in range(count)]
-    # Arguments of their own: the compiler would merge two parts that are given the same ones.
-    args = jax.tree.map(jnp.array, [parts[name][1] for name in names])
-    program = jax.jit(lambda args: [parts[n][0](*a) for n, a in zip(names, args, strict=True)])
-    return lambda: program(args)
+    members = [parts[name] for name, count in ideal.items() for _ in range(count)]
+    # Each part gets copies: the compiler would merge two parts that have the same arguments.
+    args = jax.tree.map(jnp.array, [part.args for part in members])
+
+    def fn(args):
+        return [part.fn(*own) for part, own in zip(members, args, strict=True)]
+
+    return _Part(jax.jit(fn), (args,))
 
 
-def _windows(task, family, theta, params, batches, n_t, n_c) -> dict[str, Callable[[], Any]]:
+def _windows(problem: _Problem) -> dict[str, _Part]:
     """One window of every guard."""
-    train, held_out = batches
-    learned, sgd = family.apply(theta), make_sgd().apply({})
-    sizes = {"n_t": n_t, "n_c": n_c}
+    task, learned, theta = problem.task, problem.learned, problem.theta
+    n_t, n_c = problem.n_t, problem.n_c
 
-    def call(guard, count):
-        steps = jax.tree.map(lambda leaf: leaf[:count], train)
+    def window(guard: Any, num_batches: int) -> _Part:
+        batches = problem.first(num_batches)
 
-        def window(params, state):
+        def fn(params, state):
             updates, state = guard.update(
-                None, state, params, loss_fn=task.loss, train_batches=steps, eval_batches=held_out
+                None,
+                state,
+                params,
+                loss_fn=task.loss,
+                train_batches=batches,
+                eval_batches=problem.held_out,
             )
             return optax.apply_updates(params, updates), state
 
-        compiled, state = jax.jit(window), guard.init(params)
-        return lambda: compiled(params, state)
+        return _Part(jax.jit(fn), (problem.params, guard.init(problem.params)))
 
-    def amg(theta):
-        return call(guards.amg(family, theta, **sizes), 2 * n_t + 1)
+    def amg_window(theta):
+        return window(guards.amg(learned, theta, n_t=n_t, n_c=n_c), 2 * n_t + 1)
 
-    # AMG back-propagates only where the learned steps lower the loss: of two untrained optimizers
+    # AMG back-propagates only where the learned steps lower the loss. Of two untrained optimizers
     # that step in opposite directions, one does.
     net = theta["net"]
     opposite = {**theta, "net": {**net, "readout": optax.tree.scale(-1.0, net["readout"])}}
-    descends = amg(theta)
-    if descends()[1].used_gradient:
-        descends = amg(opposite)
+    descending = amg_window(theta)
+    if descending()[1].used_gradient:
+        descending = amg_window(opposite)
+    tx, fallback = learned.apply(theta), sgd().apply({})
     return {
-        "lgl2o": call(guards.lgl2o(learned, sgd, **sizes), n_t),
-        "race": call(guards.race(learned, sgd, **sizes), n_t),
-        "gl2o": call(windowed(guards.gl2o(learned, sgd)), n_t),
-        "smg": call(guards.smg(family, theta, **sizes), 2 * n_t + 1),
-        "amg": descends,
+        "lgl2o": window(guards.lgl2o(tx, fallback, n_t=n_t, n_c=n_c), n_t),
+        "race": window(guards.race(tx, fallback, n_t=n_t, n_c=n_c), n_t),
+        "gl2o": window(windowed(guards.gl2o(tx, fallback)), n_t),
+        "smg": window(guards.smg(learned, theta, n_t=n_t, n_c=n_c), 2 * n_t + 1),
+        "amg": descending,
     }
 
 

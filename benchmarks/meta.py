@@ -1,11 +1,19 @@
-"""Speed of meta-training: NES and back-propagation against bare SGD, two processes against one.
+"""Speed of meta-training: against bare SGD, and two processes against one.
 
-Bare runs are timed on one device, as one writes them by hand, and on those of the generations.
+Measured: inner steps per second of one generation of NES and of one window of truncated
+back-propagation, with their trace time, compile time and memory.
+Reference: the same inner runs with SGD written by hand ("bare"), on one device and on all devices
+that the generation uses. A round times all in turn, and ratios are formed within rounds.
 
-The work of a generation is that of a published orientation: an MLP 784-32-10, mini-batches of 128,
-8 tasks, 2 antithetic candidates, 50 steps. On 2 CPU cores the field's reference framework does
-about 700 inner steps/s of it with a 197-parameter optimizer (9 to 20 s of compilation), and 154
-with VeLO.
+Measured too: generations per second of two processes with one core each. Reference: one process on
+one core.
+
+A generation is an MLP 784-32-10, mini-batches of 128, 8 tasks, 2 antithetic candidates and 50
+steps. This is a published orientation: on 2 CPU cores the field's reference framework does about
+700 inner steps/s of it with a 197-parameter optimizer (9 to 20 s of compilation), and 154 with
+VeLO.
+
+    python -m benchmarks meta [--out FILE]     # a few minutes on 2 cores
 """
 
 import os
@@ -20,11 +28,20 @@ import jax
 from jax.sharding import Mesh
 from rich.table import Table
 
-from benchmarks.workload import LEARNED, Workload, bare_sgd, mlp_task, nes_generation, tbptt_window
+from benchmarks.workload import (
+    LEARNED,
+    MetaUpdate,
+    Workload,
+    bare_sgd,
+    mlp_task,
+    nes_generation,
+    tbptt_window,
+)
 from metaopt.core import cpu
 from metaopt.meta import devices
 
-ORIENTATION, SCALING = Workload(), Workload(population=8)
+ORIENTATION = Workload()
+SCALING = Workload(population=8)
 SCALING_ROUNDS = 3
 
 
@@ -37,73 +54,89 @@ def run(
     names: Sequence[str] = tuple(LEARNED),
     windows: Sequence[str] = ("lstm",),
 ) -> dict[str, Any]:
-    """Measures generations of NES, each interleaved with the same runs of SGD written by hand.
+    """Measures meta-updates, each interleaved with the same runs of SGD written by hand.
 
     On CPU every core becomes a device, as in `metaopt train`, unless JAX was used before.
 
     Args:
-      workload: of a generation.
-      scaling: of a generation by one process on one core, and by two on a core each (L3RS);
-        None, or fewer than two cores: not measured.
-      repeats: rounds per optimizer; ratios are formed within rounds, and their median reported.
-      generations: timed by the processes of `scaling`, in each of three rounds.
-      names: keys of `LEARNED`.
-      windows: names of those that are also timed by truncated back-propagation: meta-updates of
-        as many runs as a generation has, by a window of `TRUNCATION` steps.
+      workload: the generation.
+      scaling: the generation that one process on one core, and two processes on one core each, are
+        timed with (L3RS). None: not measured; nor with fewer than two cores.
+      repeats: rounds per optimizer.
+      generations: generations that the processes of `scaling` take in each of three rounds.
+      names: keys of `LEARNED`: optimizers that are timed with NES.
+      windows: keys of `LEARNED`: optimizers that are timed with truncated back-propagation too. A
+        meta-update has as many runs as a generation, and a window of `TRUNCATION` steps.
 
     Returns:
       ``{"device", "threads", "workload", "repeats", "rows", "scaling"}``. A row has "optimizer",
       "inner_steps_per_s", "of_bare" (speed over that of the bare runs on one device),
-      "of_bare_spread" (on the same devices), "trace_s", "compile_s", "program_mb" (memory that the
-      compiled generation needs on a device). "scaling" is None or has
+      "of_bare_spread" (over that of the bare runs on the same devices), "trace_s", "compile_s" and
+      "program_mb" (memory that the compiled program needs on a device). "scaling" is None or has
       "workload", "one_process" and "two_processes" (generations/s) and "ratio".
+
+    Raises:
+      ValueError: when a name is not a key of `LEARNED`.
     """
     unknown = sorted({*names, *windows} - set(LEARNED))
     if unknown:
         raise ValueError(f"meta: no optimizer {unknown}; there are {sorted(LEARNED)}.")
     devices.initialise("none")
-    task, key = mlp_task(workload), jax.random.key(0)
+    task = mlp_task(workload)
     mesh = devices.mesh_for(workload.population, workload.tasks)
-    bares = {
-        "bare SGD, one device": _compiled(bare_sgd(task, workload), None, key),
-        "bare SGD": _compiled(bare_sgd(task, workload, mesh), mesh, key),
-    }
-    row = lambda name, program, steps: _row(
-        name, (program, *bares.values()), (steps, workload.inner_steps), repeats
+    key = jax.random.key(0)
+    bare = _Bare(
+        one_device=_compiled(bare_sgd(task, workload), key, mesh=None),
+        same_devices=_compiled(bare_sgd(task, workload, mesh), key, mesh=mesh),
+        inner_steps=workload.inner_steps,
     )
-    rows = [row(name, bare, workload.inner_steps) for name, bare in bares.items()]
+
+    def row(name: str, program: _Program, inner_steps: int) -> dict[str, Any]:
+        return _row(name, program, inner_steps=inner_steps, bare=bare, repeats=repeats)
+
+    rows = [
+        row("bare SGD, one device", bare.one_device, workload.inner_steps),
+        row("bare SGD", bare.same_devices, workload.inner_steps),
+    ]
     for name in names:
-        step, *args = nes_generation(LEARNED[name](), task, workload, devices.Spread(mesh))
-        generation = _compiled(step, mesh, *args, options=cpu.fast())
-        rows.append(row(name, generation, workload.inner_steps))
+        update = nes_generation(LEARNED[name](), task, workload, devices.Spread(mesh))
+        rows.append(row(name, _compiled_update(update, mesh), update.inner_steps))
     for name in windows:
-        step, *args, steps = tbptt_window(LEARNED[name](), task, workload, mesh)
-        window = _compiled(step, mesh, *args, options=cpu.fast())
-        rows.append(row(f"{name}, TBPTT", window, steps))
+        update = tbptt_window(LEARNED[name](), task, workload, mesh)
+        rows.append(row(f"{name}, TBPTT", _compiled_update(update, mesh), update.inner_steps))
     device = jax.devices()[0]
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    scaling_record = None
+    if scaling is not None and len(cores) >= 2:
+        scaling_record = _scaling(scaling, cores[:2], generations)
     return {
         "device": f"{jax.device_count()} x {device.platform}: {device.device_kind}",
         "threads": os.cpu_count(),
         "workload": workload._asdict(),
         "repeats": repeats,
         "rows": rows,
-        "scaling": _scaling(scaling, cores[:2], generations) if scaling and cores[1:] else None,
+        "scaling": scaling_record,
     }
 
 
 def table(record: dict[str, Any]) -> Table:
-    """A record of `run` for people."""
-    of = record["workload"]
+    """Renders a record of `run`."""
+    workload = record["workload"]
     table = Table(
-        title=f"A generation: {of['population']} candidates x {of['tasks']} tasks x "
-        f"{of['num_steps']} steps, MLP 784-{of['hidden']}-10, batch {of['batch_size']}; "
-        f"{record['device']}, {record['threads']} threads"
+        title=f"A generation: {workload['population']} candidates x {workload['tasks']} tasks x "
+        f"{workload['num_steps']} steps, MLP 784-{workload['hidden']}-10, "
+        f"batch {workload['batch_size']}; {record['device']}, {record['threads']} threads"
     )
-    columns = ("optimizer", "inner steps/s", "of bare, one device", "of bare", "trace s")
-    columns += ("compile s", "program MB")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "optimizer" else "right")
+    table.add_column("optimizer")
+    for column in (
+        "inner steps/s",
+        "of bare, one device",
+        "of bare",
+        "trace s",
+        "compile s",
+        "program MB",
+    ):
+        table.add_column(column, justify="right")
     for row in record["rows"]:
         table.add_row(
             row["optimizer"],
@@ -124,7 +157,14 @@ def table(record: dict[str, Any]) -> Table:
 
 
 class _Program(NamedTuple):
-    """Attributes: call: runs it once; trace_s, compile_s: what it took; megabytes: it needs."""
+    """A compiled program.
+
+    Attributes:
+      call: runs it once.
+      trace_s: seconds of tracing.
+      compile_s: seconds of compilation.
+      megabytes: memory that it needs on a device.
+    """
 
     call: Callable[[], Any]
     trace_s: float
@@ -132,44 +172,78 @@ class _Program(NamedTuple):
     megabytes: float
 
     def seconds(self) -> float:
-        """Of one call."""
+        """Seconds of one call."""
         start = time.perf_counter()
         jax.block_until_ready(self.call())
         return time.perf_counter() - start
 
 
+class _Bare(NamedTuple):
+    """The reference.
+
+    Attributes:
+      one_device: all runs on one device.
+      same_devices: the runs shared by the devices that a generation uses.
+      inner_steps: optimizee steps of a call of either.
+    """
+
+    one_device: _Program
+    same_devices: _Program
+    inner_steps: int
+
+
 def _compiled(
-    fn: Callable[..., Any], mesh: Mesh | None, *args: Any, options: dict[str, Any] | None = None
+    fn: Callable[..., Any],
+    *args: Any,
+    mesh: Mesh | None,
+    compiler_options: dict[str, Any] | None = None,
 ) -> _Program:
-    """`options`: of the compiler, as `metaopt train` has them; None: JAX's own."""
-    where = devices.placed(devices.WHOLE, mesh) if mesh else None
+    """Compiles `fn` and calls it once, since the first call is slower."""
+    out_shardings = devices.placed(devices.WHOLE, mesh) if mesh else None
+    jitted = jax.jit(fn, out_shardings=out_shardings, compiler_options=compiler_options)
     start = time.perf_counter()
-    lowered = jax.jit(fn, out_shardings=where, compiler_options=options).lower(*args)
+    lowered = jitted.lower(*args)
     traced = time.perf_counter()
     compiled = lowered.compile()
     end = time.perf_counter()
     memory: Any = compiled.memory_analysis()
     needed = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-    program = _Program(lambda: compiled(*args), traced - start, end - traced, needed / 1e6)
-    program.seconds()  # the first call is slower
+    program = _Program(
+        call=lambda: compiled(*args),
+        trace_s=traced - start,
+        compile_s=end - traced,
+        megabytes=needed / 1e6,
+    )
+    program.seconds()
     return program
 
 
-def _row(
-    name: str, programs: tuple[_Program, ...], steps: tuple[int, int], repeats: int
-) -> dict[str, Any]:
-    """A row of the first of three programs; the others are the bare ones, by hand and spread.
+def _compiled_update(update: MetaUpdate, mesh: Mesh) -> _Program:
+    """A meta-update with the compiler options of `metaopt train`."""
+    return _compiled(
+        update.step,
+        update.trainer,
+        update.key_data,
+        update.state,
+        mesh=mesh,
+        compiler_options=cpu.fast(),
+    )
 
-    `steps`: inner steps of a call of the first, and of each of the others.
-    """
-    program, (own_steps, bare_steps) = programs[0], steps
-    rounds = [[one.seconds() for one in programs] for _ in range(repeats)]
-    more = own_steps / bare_steps
+
+def _row(
+    name: str, program: _Program, *, inner_steps: int, bare: _Bare, repeats: int
+) -> dict[str, Any]:
+    """Times a program, of `inner_steps` per call, and both references in turn."""
+    rounds = [
+        (program.seconds(), bare.one_device.seconds(), bare.same_devices.seconds())
+        for _ in range(repeats)
+    ]
+    work = inner_steps / bare.inner_steps
     return {
         "optimizer": name,
-        "inner_steps_per_s": own_steps / statistics.median(own for own, *_ in rounds),
-        "of_bare": more * statistics.median(hand / own for own, hand, _ in rounds),
-        "of_bare_spread": more * statistics.median(spread / own for own, _, spread in rounds),
+        "inner_steps_per_s": inner_steps / statistics.median(own for own, _, _ in rounds),
+        "of_bare": work * statistics.median(one / own for own, one, _ in rounds),
+        "of_bare_spread": work * statistics.median(same / own for own, _, same in rounds),
         "trace_s": program.trace_s,
         "compile_s": program.compile_s,
         "program_mb": program.megabytes,
@@ -177,9 +251,14 @@ def _row(
 
 
 def _scaling(workload: Workload, cores: Sequence[int], generations: int) -> dict[str, Any]:
-    """Medians of rounds in which one process and two are timed in turn."""
-    speeds = lambda used: _generations_per_second(workload, used, generations)
-    rounds = [(speeds(cores[:1]), speeds(cores)) for _ in range(SCALING_ROUNDS)]
+    """Times one process and two in turn."""
+    rounds = [
+        (
+            _generations_per_second(workload, cores[:1], generations),
+            _generations_per_second(workload, cores, generations),
+        )
+        for _ in range(SCALING_ROUNDS)
+    ]
     return {
         "workload": workload._asdict(),
         "one_process": statistics.median(one for one, _ in rounds),
@@ -189,7 +268,7 @@ def _scaling(workload: Workload, cores: Sequence[int], generations: int) -> dict
 
 
 def _generations_per_second(workload: Workload, cores: Sequence[int], generations: int) -> float:
-    """Of one training by as many processes as there are cores, each on its own."""
+    """Speed of one meta-training by as many processes as `cores`, each on a core of its own."""
     context = get_context("forkserver")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -198,7 +277,15 @@ def _generations_per_second(workload: Workload, cores: Sequence[int], generation
     workers = [
         context.Process(
             target=_worker,
-            args=(workload, address, core, len(cores), index, generations, results),
+            kwargs={
+                "workload": workload,
+                "address": address,
+                "core": core,
+                "count": len(cores),
+                "index": index,
+                "generations": generations,
+                "results": results,
+            },
             daemon=True,
         )
         for index, core in enumerate(cores)
@@ -213,6 +300,7 @@ def _generations_per_second(workload: Workload, cores: Sequence[int], generation
 
 
 def _worker(
+    *,
     workload: Workload,
     address: str,
     core: int,
@@ -221,22 +309,22 @@ def _worker(
     generations: int,
     results: Any,
 ) -> None:
+    """One of `count` processes of a meta-training; puts the seconds of its generations."""
     os.sched_setaffinity(0, {core})  # before JAX counts the cores
     if count > 1:
         devices.initialise(address, count, index)
     mesh = devices.mesh_for(workload.population, workload.tasks)
     spread = devices.Spread(mesh)
-    step, trainer, bits, state = nes_generation(
-        LEARNED["l3rs"](), mlp_task(workload), workload, spread
-    )
-    trainer = devices.replicated(trainer, mesh)
-    step = devices.jit(step, mesh)
-    state = devices.jit(lambda state: state, mesh)(state)  # where the next state will be
-    state, _ = jax.block_until_ready(step(trainer, bits, state))
+    update = nes_generation(LEARNED["l3rs"](), mlp_task(workload), workload, spread)
+    trainer = devices.replicated(update.trainer, mesh)
+    step = devices.jit(update.step, mesh)
+    state = devices.jit(lambda state: state, mesh)(update.state)  # placed as the next states
+    state, _ = jax.block_until_ready(step(trainer, update.key_data, state))
     start = time.perf_counter()
     for _ in range(generations):
-        state, metrics = step(trainer, bits, state)
+        state, metrics = step(trainer, update.key_data, state)
         jax.block_until_ready(metrics)
     results.put(time.perf_counter() - start)
     if count > 1:
-        jax.distributed.shutdown()  # a child leaves without it; the first to go would end the other
+        # Children exit without it, and the first to exit would end the other process.
+        jax.distributed.shutdown()

@@ -1,4 +1,12 @@
-"""Time of one update of a learned optimizer over one of Adam, on the same tree in the same run."""
+"""Time of one update of a learned optimizer, as a multiple of the time of one update of Adam.
+
+Measured: a jitted ``update`` on the params of an MLP, its compile time, and the size of its state.
+Reference: `optax.adam` on the same tree. A round times one update of Adam and one of the learned
+optimizer; the ratio is the median of the ratios within rounds, so that a machine that slows down
+slows both sides.
+
+    python -m benchmarks step [--out FILE]     # about a minute on 2 cores
+"""
 
 import itertools
 import os
@@ -12,16 +20,10 @@ import numpy as np
 import optax
 from rich.table import Table
 
-from metaopt import optimizers
-from metaopt.core.types import LearnedOptimizer, Params
+from benchmarks.workload import LEARNED
+from metaopt.core.types import Params, Theta
 
 NUM_STEPS = 10_000  # the horizon that the optimizers are told; no run gets there
-# What is measured: a name and its constructor, looked up when it is used.
-LEARNED: dict[str, Callable[[], LearnedOptimizer]] = {
-    "lstm": lambda: optimizers.lstm(20),
-    "l3rs": lambda: optimizers.l3rs(("sgd", "adam")),
-    "velo": lambda: optimizers.velo(512, 256),
-}
 
 
 def run(
@@ -30,11 +32,10 @@ def run(
     repeats: int = 20,
     names: Sequence[str] = tuple(LEARNED),
 ) -> dict[str, Any]:
-    """Measures jitted updates, each interleaved with updates of `optax.adam`.
+    """Measures one update of each optimizer, interleaved with updates of `optax.adam`.
 
-    A round times one update of Adam and one of the learned optimizer. The ratio is the median of
-    the ratios within rounds, so that a machine that slows down slows both sides. Adam's first row
-    is Adam against itself. Every update gets its old state donated and theta as an argument.
+    The first row is Adam against itself. Every update gets its old state donated, and theta as an
+    argument.
 
     Args:
       sizes: units of an MLP, inputs first; its weights and biases are the tree.
@@ -44,21 +45,27 @@ def run(
     Returns:
       ``{"device", "threads", "sizes", "params", "repeats", "rows"}``; a row has "optimizer",
       "step_ms", "adam_ms", "ratio", "compile_s" and "state_bytes_per_param".
+
+    Raises:
+      ValueError: when a name is not a key of `LEARNED`.
     """
     unknown = sorted(set(names) - set(LEARNED))
     if unknown:
         raise ValueError(f"step: no optimizer {unknown}; there are {sorted(LEARNED)}.")
-    params = _tree(sizes)
+    params = _tree(sizes, seed=0)
     grads = _tree(sizes, seed=1)
-    baseline = _compiled(lambda theta: optax.adam(1e-3), {}, grads, params)
     num_params = int(optax.tree.size(params))
-    rows = [_row("adam", baseline, baseline, repeats, num_params)]
+    adam = _Update(lambda theta: optax.adam(1e-3), theta={}, grads=grads, params=params)
+    rows = [_row("adam", adam, adam, repeats=repeats, num_params=num_params)]
     for name in names:
-        family = LEARNED[name]()
-        theta = family.init(jax.random.key(2), params)
-        apply = lambda theta, family=family: family.apply(theta, num_steps=NUM_STEPS)
-        stepper = _compiled(apply, theta, grads, params)
-        rows.append(_row(name, stepper, baseline, repeats, num_params))
+        lopt = LEARNED[name]()
+        update = _Update(
+            lambda theta, lopt=lopt: lopt.apply(theta, num_steps=NUM_STEPS),
+            theta=lopt.init(jax.random.key(2), params),
+            grads=grads,
+            params=params,
+        )
+        rows.append(_row(name, update, adam, repeats=repeats, num_params=num_params))
     device = jax.devices()[0]
     return {
         "device": f"{device.platform}: {device.device_kind}",
@@ -71,14 +78,15 @@ def run(
 
 
 def table(record: dict[str, Any]) -> Table:
-    """A record of `run` for people."""
+    """Renders a record of `run`."""
+    network = "-".join(map(str, record["sizes"]))
     table = Table(
-        title=f"One update on an MLP {'-'.join(map(str, record['sizes']))} "
-        f"({record['params']:,} parameters), {record['device']}, {record['threads']} threads"
+        title=f"One update on an MLP {network} ({record['params']:,} parameters), "
+        f"{record['device']}, {record['threads']} threads"
     )
-    columns = ("optimizer", "step ms", "adam ms", "ratio", "compile s", "state bytes/parameter")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "optimizer" else "right")
+    table.add_column("optimizer")
+    for column in ("step ms", "adam ms", "ratio", "compile s", "state bytes/parameter"):
+        table.add_column(column, justify="right")
     for row in record["rows"]:
         table.add_row(
             row["optimizer"],
@@ -91,7 +99,8 @@ def table(record: dict[str, Any]) -> Table:
     return table
 
 
-def _tree(sizes: Sequence[int], seed: int = 0) -> Params:
+def _tree(sizes: Sequence[int], *, seed: int) -> Params:
+    """Random weights and biases of an MLP."""
     keys = iter(jax.random.split(jax.random.key(seed), 2 * len(sizes)))
     return {
         f"layer_{k}": {
@@ -102,46 +111,54 @@ def _tree(sizes: Sequence[int], seed: int = 0) -> Params:
     }
 
 
-class _Stepper:
-    """A compiled update with its state; a call takes one step and returns its seconds."""
+class _Update:
+    """A compiled update and its state; a call takes one step and returns its seconds.
 
-    def __init__(self, call: Callable[[Any], Any], state: Any, compile_s: float):
-        self.call, self.state, self.compile_s = call, state, compile_s
-        self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    Attributes:
+      compile_s: seconds of compilation.
+      state_bytes: size of the state.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[[Theta], optax.GradientTransformation],
+        *,
+        theta: Theta,
+        grads: Params,
+        params: Params,
+    ):
+        def step(state, theta, grads, params, value):
+            tx = optax.with_extra_args_support(apply(theta))
+            return tx.update(grads, state, params, value=value)
+
+        # Some leaves of a new state may be leaves of theta; a donated leaf must be a copy.
+        self._state = jax.tree.map(jnp.copy, apply(theta).init(params))
+        self._args = (theta, grads, params, jnp.float32(1.0))
+        lowered = jax.jit(step, donate_argnums=0).lower(self._state, *self._args)
+        start = time.perf_counter()
+        self._compiled = lowered.compile()
+        self.compile_s = time.perf_counter() - start
+        self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._state))
+        self()  # the first call is slower
 
     def __call__(self) -> float:
         start = time.perf_counter()
-        updates, self.state = self.call(self.state)
-        jax.block_until_ready((updates, self.state))
+        updates, self._state = self._compiled(self._state, *self._args)
+        jax.block_until_ready((updates, self._state))
         return time.perf_counter() - start
 
 
-def _compiled(apply, theta, grads, params) -> _Stepper:
-    def step(state, theta, grads, params, value):
-        tx = optax.with_extra_args_support(apply(theta))
-        return tx.update(grads, state, params, value=value)
-
-    rest = (theta, grads, params, jnp.float32(1.0))
-    # Copies: some leaves of a new state may be leaves of theta, and a donated leaf is gone.
-    state = jax.tree.map(jnp.copy, apply(theta).init(params))
-    lowered = jax.jit(step, donate_argnums=0).lower(state, *rest)
-    start = time.perf_counter()
-    compiled = lowered.compile()
-    stepper = _Stepper(lambda s: compiled(s, *rest), state, time.perf_counter() - start)
-    stepper()
-    return stepper
-
-
 def _row(
-    name: str, stepper: _Stepper, baseline: _Stepper, repeats: int, num_params: int
+    name: str, update: _Update, adam: _Update, *, repeats: int, num_params: int
 ) -> dict[str, Any]:
-    rounds = np.array([(baseline(), stepper()) for _ in range(repeats)])
-    step, adam = rounds[:, 1], rounds[:, 0]
+    """Times both updates in turn."""
+    seconds = np.array([(adam(), update()) for _ in range(repeats)])
+    adam_s, step_s = seconds[:, 0], seconds[:, 1]
     return {
         "optimizer": name,
-        "step_ms": 1e3 * float(np.median(step)),
-        "adam_ms": 1e3 * float(np.median(adam)),
-        "ratio": float(np.median(step / adam)),
-        "compile_s": stepper.compile_s,
-        "state_bytes_per_param": stepper.state_bytes / num_params,
+        "step_ms": 1e3 * float(np.median(step_s)),
+        "adam_ms": 1e3 * float(np.median(adam_s)),
+        "ratio": float(np.median(step_s / adam_s)),
+        "compile_s": update.compile_s,
+        "state_bytes_per_param": update.state_bytes / num_params,
     }

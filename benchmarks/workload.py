@@ -1,4 +1,4 @@
-"""The work that the benchmark of meta-training times: generations, windows, and bare SGD runs."""
+"""What the benchmarks time: images, learned optimizers, meta-updates, and bare SGD."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from benchmarks.guards import images
 from metaopt import meta, optimizers
 from metaopt.core.rollouts import mean_loss
-from metaopt.core.types import LearnedOptimizer, Task, single
+from metaopt.core.types import Key, LearnedOptimizer, Task, Theta, single
+from metaopt.datasets import Dataset, digits
 from metaopt.meta import devices
 from metaopt.tasks import classification
 from metaopt.tasks.networks import MLP
@@ -21,13 +21,18 @@ LEARNED: dict[str, Callable[[], LearnedOptimizer]] = {
     "lstm": lambda: optimizers.lstm(20),
     "velo": lambda: optimizers.velo(512, 256),
 }
+TRUNCATION = 20  # steps of a window of truncated back-propagation
 
 
 class Workload(NamedTuple):
-    """A generation.
+    """One generation of NES.
 
-    Attributes: hidden: units of the MLP's hidden layer; batch_size; population: candidates;
-    tasks: inner runs of each; num_steps: of an inner run.
+    Attributes:
+      hidden: units of the MLP's hidden layer.
+      batch_size: images per mini-batch.
+      population: candidates.
+      tasks: inner runs of each candidate.
+      num_steps: steps of an inner run.
     """
 
     hidden: int = 32
@@ -42,7 +47,37 @@ class Workload(NamedTuple):
         return self.population * self.tasks * self.num_steps
 
 
-TRUNCATION = 20  # steps of a window of back-propagation
+class MetaUpdate(NamedTuple):
+    """A meta-update, ready to be compiled.
+
+    Attributes:
+      step: ``(trainer, key_data, state) -> (state, metrics)``.
+      trainer: the meta-trainer; its arrays are those of the task.
+      key_data: bits of a PRNG key, a numpy array.
+      state: the meta-trainer's state, numpy arrays.
+      inner_steps: optimizee steps that a call of `step` takes.
+    """
+
+    step: Callable[[meta.MetaTrainer, Any, Any], Any]
+    trainer: meta.MetaTrainer
+    key_data: np.ndarray
+    state: Any
+    inner_steps: int
+
+
+def images() -> Dataset:
+    """The 8x8 digits enlarged to 28x28: real images without a download."""
+    data = digits()
+
+    def enlarge(x):
+        x = jnp.repeat(jnp.repeat(x, 3, axis=1), 3, axis=2)  # [n, 24, 24, 1]
+        return jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+
+    splits: Any = {
+        split: {"x": enlarge(examples["x"]), "y": examples["y"]}
+        for split, examples in data.splits.items()
+    }
+    return data._replace(name="digits at 28x28", splits=splits)
 
 
 def mlp_task(workload: Workload) -> Task:
@@ -50,8 +85,8 @@ def mlp_task(workload: Workload) -> Task:
     return classification(MLP((workload.hidden, 10)), images(), batch_size=workload.batch_size)
 
 
-def generation(population: int, tasks: int, num_steps: int) -> meta.NESConfig:
-    """Settings of a generation that is timed: runs of one length, judged on one mini-batch."""
+def nes_config(population: int, tasks: int, num_steps: int) -> meta.NESConfig:
+    """Settings of a generation whose runs have one length and are judged on one mini-batch."""
     return meta.NESConfig(
         population=population,
         tasks=tasks,
@@ -62,37 +97,42 @@ def generation(population: int, tasks: int, num_steps: int) -> meta.NESConfig:
 
 
 def nes_generation(
-    lopt: LearnedOptimizer, task: Task, workload: Workload, spread=devices.EVERYTHING_HERE
-):
-    """NES: ``(step, trainer, key, state)``."""
-    theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
-    config = generation(workload.population, workload.tasks, workload.num_steps)
-    return _placed(meta.nes(lopt, single(task), config, spread), theta)
+    lopt: LearnedOptimizer,
+    task: Task,
+    workload: Workload,
+    spread: devices.Spread = devices.EVERYTHING_HERE,
+) -> MetaUpdate:
+    """One generation of NES."""
+    theta = _initial_theta(lopt, task)
+    config = nes_config(workload.population, workload.tasks, workload.num_steps)
+    trainer = meta.nes(lopt, single(task), config, spread)
+    return _meta_update(trainer, theta, workload.inner_steps)
 
 
-def tbptt_window(lopt: LearnedOptimizer, task: Task, workload: Workload, mesh: Mesh | None):
-    """Truncated back-propagation: ``(step, trainer, key, state, inner steps of a step)``."""
+def tbptt_window(
+    lopt: LearnedOptimizer, task: Task, workload: Workload, mesh: Mesh | None
+) -> MetaUpdate:
+    """One window of truncated back-propagation through as many runs as a generation has."""
     runs = workload.population * workload.tasks
-    theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
+    theta = _initial_theta(lopt, task)
     config = meta.TBPTTConfig(rollout=TRUNCATION, truncation=TRUNCATION, tasks=runs)
-    return *_placed(
-        meta.tbptt(lopt, single(task), config, devices.Spread(mesh)), theta
-    ), runs * TRUNCATION
+    trainer = meta.tbptt(lopt, single(task), config, devices.Spread(mesh))
+    return _meta_update(trainer, theta, runs * TRUNCATION)
 
 
-def _placed(trainer: meta.MetaTrainer, theta: Any):
-    """``(step, trainer, key, state)``; key and state are numpy arrays."""
-    state = jax.tree.map(np.asarray, trainer.init(jax.random.key(2), theta))
-    bits = np.asarray(jax.random.key_data(jax.random.key(3)))
+def bare_sgd(
+    task: Task, workload: Workload, mesh: Mesh | None = None
+) -> Callable[[Key], jax.Array]:
+    """The inner runs of a generation, with SGD written by hand in place of a learned optimizer.
 
-    def step(trainer: meta.MetaTrainer, bits: Any, state: Any) -> Any:
-        return trainer.step(jax.random.wrap_key_data(bits), state)
+    Args:
+      task: the task.
+      workload: how many runs there are, and how long they are.
+      mesh: devices that share the runs; None: one device.
 
-    return step, trainer, bits, state
-
-
-def bare_sgd(task: Task, workload: Workload, mesh: Mesh | None = None):
-    """``key -> losses [population, tasks]`` of SGD with one step size per candidate, by hand."""
+    Returns:
+      ``key -> losses [population, tasks]``; each candidate is a step size.
+    """
 
     def one_run(rate, key):
         k_init, k_train, k_eval = jax.random.split(key, 3)
@@ -105,13 +145,32 @@ def bare_sgd(task: Task, workload: Workload, mesh: Mesh | None = None):
         params, _ = jax.lax.scan(step, task.init(k_init), jnp.arange(workload.num_steps))
         return mean_loss(task.loss, params, task.sample(k_eval, (1,), "valid"))
 
-    runs = jax.vmap(jax.vmap(one_run, in_axes=(None, 0)), in_axes=(0, None))
+    all_runs = devices.over_runs(
+        jax.vmap(jax.vmap(one_run, in_axes=(None, 0)), in_axes=(0, None)),
+        mesh,
+        in_specs=(PartitionSpec(devices.POPULATION), PartitionSpec(devices.TASK)),
+        out_specs=PartitionSpec(devices.POPULATION, devices.TASK),
+    )
 
     def losses(key):
         rates = jnp.linspace(0.05, 0.1, workload.population)
-        return shared_out(rates, jax.random.split(key, workload.tasks))
+        return all_runs(rates, jax.random.split(key, workload.tasks))
 
-    by_candidate, by_task = map(PartitionSpec, (devices.POPULATION, devices.TASK))
-    both = PartitionSpec(devices.POPULATION, devices.TASK)
-    shared_out = devices.over_runs(runs, mesh, (by_candidate, by_task), both)
     return losses
+
+
+def _initial_theta(lopt: LearnedOptimizer, task: Task) -> Theta:
+    return lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
+
+
+def _meta_update(trainer: meta.MetaTrainer, theta: Theta, inner_steps: int) -> MetaUpdate:
+    def step(trainer, key_data, state):
+        return trainer.step(jax.random.wrap_key_data(key_data), state)
+
+    return MetaUpdate(
+        step=step,
+        trainer=trainer,
+        key_data=np.asarray(jax.random.key_data(jax.random.key(3))),
+        state=jax.tree.map(np.asarray, trainer.init(jax.random.key(2), theta)),
+        inner_steps=inner_steps,
+    )

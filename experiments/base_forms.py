@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from benchmarks.workload import Workload, mlp_task, nes_generation
-from metaopt.core import compilation
+from metaopt.core import cpu
 from metaopt.evaluation.records import write_json
 from metaopt.jobs.evaluate import environment
 from metaopt.meta import devices
@@ -48,11 +48,11 @@ def generation(
 ) -> Callable[[], Any]:
     """Returns a compiled generation, which has run once."""
     spread = devices.Spread(mesh)
-    step, bits, state = nes_generation(l3rs(bases), mlp_task(workload), workload, spread)
+    step, *args = nes_generation(l3rs(bases), mlp_task(workload), workload, spread)
     where = devices.placed(devices.WHOLE, mesh) if mesh else None
-    program = jax.jit(step, out_shardings=where, compiler_options=compilation.fast())
-    compiled = program.lower(bits, state).compile()
-    call = lambda: jax.block_until_ready(compiled(bits, state))
+    program = jax.jit(step, out_shardings=where, compiler_options=cpu.fast())
+    compiled = program.lower(*args).compile()
+    call = lambda: jax.block_until_ready(compiled(*args))
     call()
     return call
 

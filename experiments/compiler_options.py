@@ -1,18 +1,25 @@
-"""XLA's own options for CPU against `metaopt.core.cpu.fast`: meta-updates on one core.
+"""Measures XLA's default options for CPU against `metaopt.core.cpu.fast`, on one core.
 
-    python -m experiments.compiler_options     # writes docs/results/bench-compiler.json
+    python -m experiments.compiler_options
 
-times the meta-updates of `experiments.population_forms` compiled in both ways, in turn. Needs MNIST
-and FashionMNIST (docs/data.md).
+Needs MNIST and FashionMNIST (docs/data.md). Takes some minutes on one core. Times the meta-updates
+of `experiments.population_forms`, compiled with both. Writes docs/results/bench-compiler.json:
+seconds of each and their ratio, medians of seven rounds in which both are timed in turn;
+docs/scaling.md quotes it.
 """
 
 import os
 import statistics
-import time
 from pathlib import Path
 from unittest import mock
 
-from experiments.population_forms import CASES, Form, update
+from experiments.population_forms import (
+    CASES,
+    Form,
+    compiled_update,
+    keep_to_one_core,
+    time_in_turn,
+)
 from metaopt.core import cpu
 from metaopt.evaluation.records import write_json
 from metaopt.jobs.evaluate import environment
@@ -22,30 +29,24 @@ ROUNDS = 7
 
 
 def main() -> None:
-    if hasattr(os, "sched_setaffinity"):  # Linux
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX counts the cores
-    ways, rows = {"xla": {}, "metaopt": cpu.fast()}, []
+    """Times all cases and writes the record."""
+    keep_to_one_core()
+    fast = cpu.fast()
+    rows = []
     for case in CASES:
-        calls = {}
-        for way, options in ways.items():
+        updates = {}
+        for name, options in {"xla": {}, "metaopt": fast}.items():
             with mock.patch.object(cpu, "fast", lambda options=options: options):
-                calls[way] = update(case, Form())
-        rounds = []
-        for _ in range(ROUNDS):
-            seconds = {}
-            for way, call in calls.items():
-                start = time.perf_counter()
-                call()
-                seconds[way] = time.perf_counter() - start
-            rounds.append(seconds)
-        ratio = statistics.median(each["xla"] / each["metaopt"] for each in rounds)
-        of = {way: statistics.median(each[way] for each in rounds) for way in ways}
-        rows.append({**case._asdict(), "seconds": of, "ratio": ratio})
+                updates[name] = compiled_update(case, Form())
+        rounds = time_in_turn(updates, ROUNDS)
+        seconds = {name: statistics.median(times[name] for times in rounds) for name in updates}
+        ratio = statistics.median(times["xla"] / times["metaopt"] for times in rounds)
+        rows.append({**case._asdict(), "seconds": seconds, "ratio": ratio})
         print(*case, f"{ratio:.2f}", flush=True)
     record = {
         "environment": environment("python -m experiments.compiler_options"),
         "load": os.getloadavg()[0],
-        "options": ways["metaopt"],
+        "options": fast,
         "rows": rows,
     }
     write_json(RESULT, record)

@@ -1,35 +1,42 @@
-"""Two ways to write a convolution, alone and in the loops and vmaps that meta-training is made of.
+"""Measures two ways to write a convolution, alone and inside of loops and vmaps, on CPU.
 
-Claim: on CPU XLA's own convolution leaves its fast path inside of a loop and where every member of
-a vmap has kernels of its own; written as shifted slices and a matrix product it does not.
+Claim: XLA's own convolution leaves its fast path inside of a loop, and where every member of a vmap
+has its own kernels. A convolution written as shifted slices and a matrix product does not.
 
-    python -m experiments.convolution_forms      # writes docs/results/bench-convolutions.json
+    python -m experiments.convolution_forms [--out FILE]
 
-The network is CNN-3 of LGL2O on 28x28 images; what is timed are gradients of its loss.
+Needs no data. Takes some minutes on 2 cores. Times gradients of the loss of LGL2O's CNN-3 on 28x28
+images. Writes docs/results/bench-convolutions.json: milliseconds per gradient of each form in each
+program, and the load of the machine; docs/scaling.md quotes it.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from metaopt.evaluation.records import write_json
 from metaopt.tasks.networks import Conv
 
 RESULT = Path("docs/results/bench-convolutions.json")
 Form = Literal["xla", "slices"]
+FORMS: tuple[Form, ...] = ("xla", "slices")
 
 
 class CNN3(nn.Module):
-    """Attributes: form: of its convolutions."""
+    """LGL2O's CNN-3.
+
+    Attributes:
+      form: form of its convolutions.
+    """
 
     form: Form
 
@@ -40,14 +47,37 @@ class CNN3(nn.Module):
         return nn.Dense(10)(x.reshape((x.shape[0], -1)))
 
 
-def programs(form: Form, batch: int, members: int, steps: int):
-    """name -> (function of no arguments that depends on them, gradients that it computes)."""
+class Program(NamedTuple):
+    """A program that is timed.
+
+    Attributes:
+      fn: ``(params, images) -> params``; every gradient in it depends on the one before.
+      params: of one network, or of several with a leading axis.
+      images: ``[batch, 28, 28, 1]``.
+      num_gradients: gradients that a call computes.
+    """
+
+    fn: Callable[[Any, jax.Array], Any]
+    params: Any
+    images: jax.Array
+    num_gradients: int
+
+
+def programs(form: Form, *, batch: int, members: int, steps: int) -> dict[str, Program]:
+    """The programs, by name.
+
+    Args:
+      form: form of the convolutions.
+      batch: images of a mini-batch.
+      members: networks of a `vmap`.
+      steps: gradient steps of a loop.
+    """
     k_data, k_init = jax.random.split(jax.random.key(0))
     images = jax.random.normal(k_data, (batch, 28, 28, 1))
     labels = jnp.arange(batch) % 10
     net = CNN3(form)
     params: Any = jax.vmap(lambda key: net.init(key, images))(jax.random.split(k_init, members))
-    one = jax.tree.map(lambda x: x[0], params)
+    first = jax.tree.map(lambda x: x[0], params)
 
     def gradient(params, images):
         def loss(params):
@@ -56,31 +86,37 @@ def programs(form: Form, batch: int, members: int, steps: int):
 
         return jax.grad(loss)(params)
 
-    def loop(step: Callable[[Any], Any]):
-        """`steps` gradient steps, so that no iteration can be left out."""
-        move = lambda params, _: (optax.tree.add_scale(params, -1e-3, step(params)), None)
-        return lambda params, images: jax.lax.scan(move, params, length=steps)[0]
+    def loop(gradient):
+        """Gradient steps in a scan, each from where the one before ended."""
 
-    def looped(params, images):
-        return loop(lambda p: gradient(p, images))(params, images)
+        def fn(params, images):
+            def step(params, _):
+                return optax.tree.add_scale(params, -1e-3, gradient(params, images)), None
 
-    def side_by_side(params, images):
-        return loop(lambda p: jax.vmap(gradient, in_axes=(0, None))(p, images))(params, images)
+            return jax.lax.scan(step, params, length=steps)[0]
 
-    def mapped(params, images):
-        return jax.lax.map(lambda p: looped(p, images), params)
+        return fn
 
+    def map_of_loops(params, images):
+        return jax.lax.map(lambda own: loop(gradient)(own, images), params)
+
+    side_by_side = loop(jax.vmap(gradient, in_axes=(0, None)))
     return {
-        "alone": (gradient, one, images, 1),
-        "in a scan": (looped, one, images, steps),
-        f"scan of vmap of {members}": (side_by_side, params, images, steps * members),
-        f"map of {members} scans": (mapped, params, images, steps * members),
+        "alone": Program(gradient, first, images, num_gradients=1),
+        "in a scan": Program(loop(gradient), first, images, num_gradients=steps),
+        f"scan of vmap of {members}": Program(
+            side_by_side, params, images, num_gradients=steps * members
+        ),
+        f"map of {members} scans": Program(
+            map_of_loops, params, images, num_gradients=steps * members
+        ),
     }
 
 
-def milliseconds(fn: Callable[..., Any], *args: Any, repeats: int) -> float:
-    """Of one call; the median."""
-    compiled = jax.jit(fn).lower(*args).compile()
+def milliseconds(program: Program, repeats: int) -> float:
+    """Time of one call, the median of `repeats` calls; the first one is left out."""
+    args = (program.params, program.images)
+    compiled = jax.jit(program.fn).lower(*args).compile()
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -90,12 +126,11 @@ def milliseconds(fn: Callable[..., Any], *args: Any, repeats: int) -> float:
 
 
 def run(*, batch: int = 128, members: int = 16, steps: int = 5, repeats: int = 5) -> dict[str, Any]:
-    """ms per gradient of every form and program, with the load of the machine meanwhile."""
+    """Times every form of every program and returns the record."""
     rows: dict[str, dict[str, float]] = {}
-    forms: tuple[Form, ...] = ("xla", "slices")
-    for form in forms:
-        for name, (fn, params, images, count) in programs(form, batch, members, steps).items():
-            ms = milliseconds(fn, params, images, repeats=repeats) / count
+    for form in FORMS:
+        for name, program in programs(form, batch=batch, members=members, steps=steps).items():
+            ms = milliseconds(program, repeats) / program.num_gradients
             rows.setdefault(name, {})[form] = ms
             print(f"{name:24} {form:8} {ms:8.2f} ms per gradient", flush=True)
     device = jax.devices()[0]
@@ -109,11 +144,10 @@ def run(*, batch: int = 128, members: int = 16, steps: int = 5, repeats: int = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time of two forms of a convolution")
-    parser.add_argument("--out", type=Path, default=RESULT)
-    out = parser.parse_args().out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(run(), indent=1) + "\n")
+    """Writes the record."""
+    parser = argparse.ArgumentParser(description="Times two forms of a convolution.")
+    parser.add_argument("--out", type=Path, default=RESULT, help="where to write the record")
+    write_json(parser.parse_args().out, run())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Seeds side by side in one `vmap`, or one after the other: which is faster on this machine?
+"""Measures the seeds of an evaluation side by side in one `vmap`, and one after the other.
 
-    python -m experiments.evaluation_forms     # writes docs/results/bench-curves.json
+    python -m experiments.evaluation_forms
 
-times evaluations of five seeds in both forms, in turn. Needs MNIST and FashionMNIST (docs/data.md).
+Needs MNIST and FashionMNIST (docs/data.md). Takes some minutes on one core. Writes
+docs/results/bench-evaluation.json: milliseconds per step and seed of both forms, medians of five
+rounds in which both are timed in turn; docs/scaling.md quotes it.
 """
 
 import os
@@ -19,9 +21,12 @@ from metaopt.evaluation.records import write_json
 from metaopt.jobs.evaluate import environment
 from metaopt.tasks import catalog
 
-RESULT = Path("docs/results/bench-curves.json")
-FORMS = {"side by side": float("inf"), "one by one": 0}  # -> curves.LONG
-CASES = (  # task, learned optimizer of the zoo or "" for SGD
+RESULT = Path("docs/results/bench-evaluation.json")
+SEEDS = 5
+STEPS = 20
+ROUNDS = 5
+FORMS = {"side by side": float("inf"), "one by one": 0}  # -> the threshold `curves.LONG`
+CASES = (  # (task, learned optimizer in the zoo or "" for SGD)
     ("mnist-mlp20", ""),
     ("mnist-mlp20", "lstm-mlp-mnist"),
     ("fashion-cnn3", ""),
@@ -29,29 +34,34 @@ CASES = (  # task, learned optimizer of the zoo or "" for SGD
     ("finetune-A", "l3rs-finetune-cnn"),
     ("spirals-mlp20", "lstm-mlp-mnist"),
 )
-SEEDS, STEPS, ROUNDS = 5, 20, 5
 
 
-def milliseconds(task: str, learned: str) -> dict[str, float]:
-    """Per step and seed, form by form: medians of rounds in which both are timed in turn."""
-    family, keys = catalog.family(task), jax.random.split(jax.random.key(0), SEEDS)
+def milliseconds_per_step(task: str, learned: str) -> dict[str, float]:
+    """Times both forms in turn; the result is per step and seed."""
+    family = catalog.family(task)
+    keys = jax.random.split(jax.random.key(0), SEEDS)
     tx = metaopt.load(learned).apply(num_steps=STEPS) if learned else optax.sgd(0.1)
     make = curves.Adjustable(lambda _: tx, lambda num_steps: ())  # compiled once per form
     seconds: dict[str, list[float]] = {form: [] for form in FORMS}
     for _ in range(ROUNDS):
-        for form, long in FORMS.items():
-            with mock.patch.object(curves, "LONG", long):
+        for form, threshold in FORMS.items():
+            with mock.patch.object(curves, "LONG", threshold):
                 run = curves.evaluate(make, family, num_steps=STEPS, keys=keys)
             seconds[form].append(float(run.seconds[-1]))
-    return {form: 1e3 * statistics.median(found) / STEPS for form, found in seconds.items()}
+    return {form: 1e3 * statistics.median(times) / STEPS for form, times in seconds.items()}
 
 
 def main() -> None:
+    """Times all cases and writes the record."""
     rows = []
     for task, learned in CASES:
-        found = milliseconds(task, learned)
-        rows.append({"task": task, "optimizer": learned or "sgd", "ms_per_step": found})
-        print(rows[-1], flush=True)
+        row = {
+            "task": task,
+            "optimizer": learned or "sgd",
+            "ms_per_step": milliseconds_per_step(task, learned),
+        }
+        rows.append(row)
+        print(row, flush=True)
     record = {
         "environment": environment("python -m experiments.evaluation_forms"),
         "load": os.getloadavg()[0],

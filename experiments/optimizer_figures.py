@@ -1,13 +1,14 @@
-"""What each learned optimizer does in a training run: the figures of docs/optimizers.
+"""Draws what each learned optimizer does in a training run: the figures of docs/optimizers.
 
-Claim: on the task of meta-training (digits, 100 steps) L3RS and VeLO end below tuned Adam; the LSTM
-starts slowly, and ends where tuned Adam does. How they step: the panels show it.
+Claim: on the task of its meta-training (digits, 100 steps), L3RS and VeLO end below tuned Adam; the
+LSTM starts slowly and ends where tuned Adam does. The other axes show how they step.
 
+    make run                                                  # meta-trains the LSTM and L3RS
     python -m experiments.optimizer_figures [lstm l3rs velo] [--draw]
 
-takes the LSTM and L3RS of `make run`, meta-trains a small VeLO (a few minutes; interrupted, it goes
-on), records runs of each in docs/results/optimizers/NAME.json, and draws docs/images/NAME-run.png.
-``--draw`` draws the committed records again.
+Needs no data. Meta-trains a small VeLO in runs/figures (a few minutes on 2 cores; it resumes) and
+records runs of each optimizer. Writes docs/results/optimizers/NAME.json and
+docs/images/NAME-run.png. ``--draw`` only draws the committed records again.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
@@ -31,23 +33,30 @@ from metaopt.core.types import Task, single
 from metaopt.datasets import digits
 from metaopt.meta import NESConfig
 from metaopt.meta.loop import train
+from metaopt.report.plots import COLOURS, style
 from metaopt.tasks import classification
 from metaopt.tasks.networks import MLP
 
-RUNS, RECORDS, IMAGES = (
-    Path("runs/figures"),
-    Path("docs/results/optimizers"),
-    Path("docs/images"),
-)
+RUNS = Path("runs/figures")
+RECORDS = Path("docs/results/optimizers")
+IMAGES = Path("docs/images")
+TITLES = {"lstm": "LSTM", "l3rs": "L3RS", "velo": "VeLO (32/16)"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Runs, the rates that the baselines are tuned over, and where theta comes from.
+class Config:
+    """Settings of the runs, of the baselines, and of VeLO's meta-training.
 
     Attributes:
-      exports: optimizers of the main job (`make run`) and their folders.
-      velo: hidden units and bank of the VeLO that is meta-trained here, by `nes` in `updates`.
+      num_steps: steps of a run.
+      seeds: runs of each optimizer.
+      tuning_seeds: runs per rate of a baseline.
+      sgd: rates that SGD is tuned over.
+      adam: rates that Adam is tuned over.
+      exports: optimizers that `make run` meta-trains -> folder of the run.
+      velo: hidden units and bank of the VeLO that is meta-trained here.
+      nes: settings of its meta-training.
+      updates: meta-updates of its meta-training.
     """
 
     num_steps: int = 100
@@ -67,16 +76,16 @@ class Setting:
     updates: int = 300
 
 
-CONFIG = Setting()
+CONFIG = Config()
 
 
 def make_task() -> Task:
-    """The digits task of the main job: MLP 64-32-10, batch 64."""
+    """The digits task of `make run`: MLP 64-32-10, batch 64."""
     return classification(MLP((32, 10)), digits(), batch_size=64)
 
 
-def trained(name: str, task: Task) -> optax.GradientTransformation:
-    """The transformation for runs of `CONFIG.num_steps`; VeLO's training resumes."""
+def meta_trained(name: str, task: Task) -> optax.GradientTransformation:
+    """A learned optimizer for runs of `CONFIG.num_steps` steps."""
     if name in CONFIG.exports:
         return metaopt.load(CONFIG.exports[name]).apply(num_steps=CONFIG.num_steps)
     lopt, family = optimizers.velo(*CONFIG.velo), single(task)
@@ -95,10 +104,12 @@ def trained(name: str, task: Task) -> optax.GradientTransformation:
 
 
 def trace(tx: optax.GradientTransformation, task: Task, key: jax.Array) -> dict[str, jax.Array]:
-    """One run, step by step: test loss, and per layer the step's norm and its direction.
+    """One run, step by step, with L layers.
 
-    Returns: "loss" ``[T]`` after each step; "norm" ``[T, L]``; "cosine" ``[T, L]`` between the
-      step and the descent direction; "lambda" and "alpha" for L3RS.
+    Returns:
+      "loss" ``[T]``: test loss after each step; "norm" ``[T, L]``: norm of the step of a layer;
+      "cosine" ``[T, L]``: between the step of a layer and its descent direction; of L3RS also
+      "lambda" and "alpha".
     """
     k_init, k_data = jax.random.split(key)
     params, test = task.init(k_init), task.whole("test")
@@ -106,118 +117,132 @@ def trace(tx: optax.GradientTransformation, task: Task, key: jax.Array) -> dict[
     def body(carry, batch):
         params, state = carry
         new, state, (_, grad) = step(tx, params, state, lambda p: task.loss(p, batch))
-        steps, grads = (jax.tree.leaves(t) for t in (optax.tree.sub(new, params), grad))
-        norm, gradient = (
-            jnp.stack([jnp.linalg.norm(x.ravel()) for x in leaves]) for leaves in (steps, grads)
-        )
+        steps, grads = jax.tree.leaves(optax.tree.sub(new, params)), jax.tree.leaves(grad)
+        step_norms, grad_norms = layer_norms(steps), layer_norms(grads)
         inner = jnp.stack([jnp.vdot(s, -g) for s, g in zip(steps, grads, strict=True)])
-        seen = {
+        measurements = {
             "loss": task.loss(new, test),
-            "norm": norm,
-            "cosine": inner / jnp.maximum(norm * gradient, 1e-12),
+            "norm": step_norms,
+            "cosine": inner / jnp.maximum(step_norms * grad_norms, 1e-12),
         }
         if isinstance(state, optimizers.L3RSState):
-            seen |= {"lambda": state.lambda_, "alpha": state.alpha}
-        return (new, state), seen
+            measurements |= {"lambda": state.lambda_, "alpha": state.alpha}
+        return (new, state), measurements
+
+    def layer_norms(leaves):
+        return jnp.stack([jnp.linalg.norm(leaf.ravel()) for leaf in leaves])
 
     batches = task.sample(k_data, (CONFIG.num_steps,))
-    return jax.lax.scan(body, (params, tx.init(params)), batches)[1]
+    _, measurements = jax.lax.scan(body, (params, tx.init(params)), batches)
+    return measurements
 
 
-def tuned(make: Callable[[Any], Any], rates: tuple[float, ...], task: Task) -> float:
+def tune(make: Callable[[Any], Any], rates: tuple[float, ...], task: Task) -> float:
     """The rate with the lowest mean final loss on the "valid" split."""
     valid = task.whole("valid")
 
-    def final(rate, key):
+    def final_loss(rate, key):
         k_init, k_data = jax.random.split(key)
         params, tx = task.init(k_init), make(rate)
         batches = task.sample(k_data, (CONFIG.num_steps,))
-        return task.loss(unroll(tx, params, tx.init(params), task.loss, batches)[0], valid)
+        params, _, _ = unroll(tx, params, tx.init(params), task.loss, batches)
+        return task.loss(params, valid)
 
     keys = jax.random.split(jax.random.key(3), CONFIG.tuning_seeds)
-    losses = jax.jit(jax.vmap(jax.vmap(final, (None, 0)), (0, None)))(jnp.array(rates), keys)
+    over_seeds = jax.vmap(final_loss, in_axes=(None, 0))
+    losses = jax.jit(jax.vmap(over_seeds, in_axes=(0, None)))(jnp.array(rates), keys)
     return rates[int(jnp.argmin(jnp.mean(losses, axis=1)))]
 
 
 def record(name: str) -> Path:
-    """Runs and writes the record of one optimizer: means over the seeds."""
+    """Runs one optimizer and the tuned baselines, and writes the record: means over the seeds."""
     task = make_task()
     rates = {
-        "SGD": tuned(optax.sgd, CONFIG.sgd, task),
-        "Adam": tuned(optax.adam, CONFIG.adam, task),
+        "SGD": tune(optax.sgd, CONFIG.sgd, task),
+        "Adam": tune(optax.adam, CONFIG.adam, task),
     }
     runs: dict[str, Any] = {
-        name: trained(name, task),
+        name: meta_trained(name, task),
         "SGD": optax.sgd(rates["SGD"]),
         "Adam": optax.adam(rates["Adam"]),
     }
     keys = jax.random.split(jax.random.key(4), CONFIG.seeds)
-    traces = {
-        label: jax.tree.map(
-            np.asarray, jax.jit(jax.vmap(lambda k, tx=tx: trace(tx, task, k)))(keys)
-        )
-        for label, tx in runs.items()
-    }
-    rounded = lambda x: np.vectorize(lambda v: float(f"{v:.4g}"))(x).tolist()
+    traces = {}
+    for label, tx in runs.items():
+        traces_of_seeds = jax.jit(jax.vmap(lambda key, tx=tx: trace(tx, task, key)))
+        traces[label] = jax.tree.map(np.asarray, traces_of_seeds(keys))
     result = {
         "optimizer": name,
         "layers": leaf_names(task.init(keys[0])),
         "rates": rates,
         "loss": {
             label: {
-                key: rounded(f(seen["loss"], axis=0))
-                for key, f in {"mean": np.mean, "low": np.min, "high": np.max}.items()
+                "mean": rounded(measurements["loss"].mean(axis=0)),
+                "low": rounded(measurements["loss"].min(axis=0)),
+                "high": rounded(measurements["loss"].max(axis=0)),
             }
-            for label, seen in traces.items()
+            for label, measurements in traces.items()
         },
-        **{key: rounded(np.mean(v, axis=0)) for key, v in traces[name].items() if key != "loss"},
     }
+    for key, values in traces[name].items():
+        if key != "loss":
+            result[key] = rounded(values.mean(axis=0))
     path = RECORDS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result) + "\n")
     return path
 
 
+def rounded(x: np.ndarray) -> Any:
+    """An array as nested lists of numbers with four digits."""
+    return np.vectorize(lambda value: float(f"{value:.4g}"))(x).tolist()
+
+
 def draw(path: Path, out: Path) -> None:
-    """Loss next to the tuned baselines; step norm per layer; mixture (L3RS) or direction."""
-    import matplotlib.pyplot as plt
+    """Draws a record.
 
-    from metaopt.report.plots import COLOURS, style
-
-    seen = json.loads(path.read_text())
-    title = {"lstm": "LSTM", "l3rs": "L3RS", "velo": "VeLO (32/16)"}[seen["optimizer"]]
-    colours = {seen["optimizer"]: COLOURS[2], "SGD": COLOURS[0], "Adam": COLOURS[1]}
-    labels = {seen["optimizer"]: title, **{k: f"{k}, rate {v:g}" for k, v in seen["rates"].items()}}
+    Left: the loss beside those of the tuned baselines. Middle: the norm of the step, per layer.
+    Right: the weight of Adam (L3RS), or the cosine of step and descent direction.
+    """
+    result = json.loads(path.read_text())
+    name = result["optimizer"]
+    title, rates = TITLES[name], result["rates"]
+    colours = {name: COLOURS[2], "SGD": COLOURS[0], "Adam": COLOURS[1]}
+    labels = {name: title, **{label: f"{label}, rate {rate:g}" for label, rate in rates.items()}}
+    norms = np.array(result["norm"])
+    if "alpha" in result:
+        right, right_title = np.array(result["alpha"])[..., 1], "weight of Adam (the rest: SGD)"
+    else:
+        right, right_title = np.array(result["cosine"]), "cosine of step and descent direction"
+    steps = np.arange(1, len(norms) + 1)
     with plt.rc_context(style()):
         figure, axes = plt.subplots(1, 3, figsize=(11.4, 3.3), layout="constrained")
-        for name, curve in seen["loss"].items():
-            x = np.arange(1, len(curve["mean"]) + 1)
-            axes[0].plot(x, curve["mean"], color=colours[name], label=labels[name])
-            axes[0].fill_between(
-                x, curve["low"], curve["high"], color=colours[name], alpha=0.13, lw=0
-            )
+        for label, loss in result["loss"].items():
+            colour = colours[label]
+            axes[0].plot(steps, loss["mean"], color=colour, label=labels[label])
+            axes[0].fill_between(steps, loss["low"], loss["high"], color=colour, alpha=0.13, lw=0)
+        for index, layer in enumerate(result["layers"]):
+            colour = COLOURS[2 + index]
+            axes[1].plot(steps, norms[:, index], label=layer, color=colour, lw=1.4)
+            axes[2].plot(steps, right[:, index], color=colour, lw=1.4)
         axes[0].set(yscale="log", title="test loss", xlabel="step")
-        alpha = seen.get("alpha")
-        third = np.array(alpha)[..., 1] if alpha else np.array(seen["cosine"])
-        for index, layer in enumerate(seen["layers"]):
-            look = {"color": COLOURS[2 + index], "lw": 1.4}
-            axes[1].plot(x, np.array(seen["norm"])[:, index], label=layer, **look)
-            axes[2].plot(x, third[:, index], **look)
         axes[1].set(yscale="log", title=f"{title}: norm of the step, per layer", xlabel="step")
-        what = "weight of Adam (the rest: SGD)" if alpha else "cosine of step and descent direction"
-        axes[2].set(title=what, xlabel="step")
+        axes[2].set(title=right_title, xlabel="step")
         axes[0].legend(fontsize=8)
-        layers = axes[1].get_legend_handles_labels()
-        figure.legend(*layers, loc="outside lower right", ncols=4, fontsize=8)
+        handles, names = axes[1].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower right", ncols=4, fontsize=8)
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
         plt.close(figure)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="the figures of docs/optimizers")
-    parser.add_argument("names", nargs="*", default=[*CONFIG.exports, "velo"])
-    parser.add_argument("--draw", action="store_true", help="draw the committed records again")
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description="Draw the figures of docs/optimizers.")
+    parser.add_argument(
+        "names", nargs="*", default=[*CONFIG.exports, "velo"], help="optimizers; none: all"
+    )
+    parser.add_argument("--draw", action="store_true", help="only draw the committed records again")
     args = parser.parse_args()
     for name in args.names:
         path = RECORDS / f"{name}.json" if args.draw else record(name)

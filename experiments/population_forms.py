@@ -1,8 +1,10 @@
-"""Inner runs of a meta-update side by side or one after the other: which is faster on one core?
+"""Measures inner runs of a meta-update side by side and one after the other, on one core.
 
-    python -m experiments.population_forms     # writes docs/results/bench-population.json
+    python -m experiments.population_forms
 
-times meta-updates on one core, all forms in turn. Needs MNIST and FashionMNIST (docs/data.md).
+Needs MNIST and FashionMNIST (docs/data.md). Takes some minutes on one core. Writes
+docs/results/bench-population.json: seconds of a meta-update in every form, medians of three rounds
+in which all forms are timed in turn; docs/scaling.md quotes it.
 """
 
 import os
@@ -16,7 +18,7 @@ from unittest import mock
 
 import jax
 
-from benchmarks.workload import generation
+from benchmarks.workload import nes_config
 from metaopt import meta, optimizers
 from metaopt.core import cpu
 from metaopt.evaluation.records import write_json
@@ -25,16 +27,24 @@ from metaopt.meta import devices
 from metaopt.tasks import catalog
 
 RESULT = Path("docs/results/bench-population.json")
+ROUNDS = 3
 LEARNED = {
     "L3RS": lambda: optimizers.l3rs(("sgd", "adam")),
     "VeLO 32/16": lambda: optimizers.velo(32, 16),
     "LSTM": lambda: optimizers.lstm(20),
 }
-ROUNDS = 3
 
 
 class Case(NamedTuple):
-    """Attributes: task, optimizer; population: 0 is tbptt; tasks, steps: of a meta-update."""
+    """A meta-update that is timed.
+
+    Attributes:
+      task: a name in `metaopt.tasks.catalog.TASKS`.
+      optimizer: a key of `LEARNED`.
+      population: candidates of NES; 0: truncated back-propagation.
+      tasks: tasks of NES, or runs of truncated back-propagation.
+      steps: steps of an inner run, or of a window.
+    """
 
     task: str
     optimizer: str
@@ -44,54 +54,62 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("spirals", "L3RS", 16, 4, 20),
-    Case("digits", "L3RS", 16, 4, 20),
-    Case("mnist-mlp20", "L3RS", 16, 4, 20),
-    Case("mnist-mlp128x3", "L3RS", 8, 2, 10),
-    Case("fashion-cnn3", "L3RS", 8, 2, 10),
-    Case("digits", "VeLO 32/16", 16, 4, 20),
-    Case("spirals", "LSTM", 16, 4, 20),
-    Case("digits", "LSTM", 16, 4, 10),
-    Case("mnist-mlp20", "LSTM", 4, 2, 10),
-    Case("digits", "LSTM", 0, 4, 20),
+    Case(task="spirals", optimizer="L3RS", population=16, tasks=4, steps=20),
+    Case(task="digits", optimizer="L3RS", population=16, tasks=4, steps=20),
+    Case(task="mnist-mlp20", optimizer="L3RS", population=16, tasks=4, steps=20),
+    Case(task="mnist-mlp128x3", optimizer="L3RS", population=8, tasks=2, steps=10),
+    Case(task="fashion-cnn3", optimizer="L3RS", population=8, tasks=2, steps=10),
+    Case(task="digits", optimizer="VeLO 32/16", population=16, tasks=4, steps=20),
+    Case(task="spirals", optimizer="LSTM", population=16, tasks=4, steps=20),
+    Case(task="digits", optimizer="LSTM", population=16, tasks=4, steps=10),
+    Case(task="mnist-mlp20", optimizer="LSTM", population=4, tasks=2, steps=10),
+    Case(task="digits", optimizer="LSTM", population=0, tasks=4, steps=20),
 )
 
 
 class Form(NamedTuple):
-    """Attributes: cores: that a device is taken to have; chunk: candidates at a time."""
+    """How the inner runs are computed; the default is the library's choice.
+
+    Attributes:
+      cores: cores that the library believes a device has; None: as many as it has.
+      chunk: candidates at a time; 0: the library's choice.
+    """
 
     cores: float | None = None
     chunk: int = 0
 
     def applied(self) -> AbstractContextManager[Any]:
-        """What makes the library take this form."""
+        """A context in which the library takes this form."""
         if self.cores is None:
             return nullcontext()
         return mock.patch.object(cpu, "cores_each", lambda: self.cores)
 
 
 def forms(case: Case) -> dict[str, Form]:
-    """Name -> form; the last is the library's choice."""
-    found = {"side by side": Form(float("inf"))}
-    if case.population:
-        found["tasks one by one"] = Form(1, case.population)
-        found["all one by one"] = Form(1, 1)
-    return {**found, "as chosen": Form()}
+    """The forms that a case is timed in, by name."""
+    nes_only = {
+        "tasks one by one": Form(cores=1, chunk=case.population),
+        "all one by one": Form(cores=1, chunk=1),
+    }
+    return {
+        "side by side": Form(cores=float("inf")),
+        **(nes_only if case.population else {}),
+        "as chosen": Form(),
+    }
 
 
-def update(case: Case, form: Form) -> Callable[[], Any]:
-    """A compiled meta-update, run once."""
+def compiled_update(case: Case, form: Form) -> Callable[[], Any]:
+    """A meta-update that is compiled and has run once."""
     lopt, family = LEARNED[case.optimizer](), catalog.family(case.task)
     k_theta, k_task, k_step = jax.random.split(jax.random.key(0), 3)
     params = family.task(family.sample(k_task)).init(k_task)
     theta = lopt.init(k_theta, params)
     if case.population:
-        config = generation(case.population, case.tasks, case.steps)
+        config = nes_config(case.population, case.tasks, case.steps)
         trainer = meta.nes(lopt, family, config, devices.Spread(None, form.chunk))
     else:
-        trainer = meta.tbptt(
-            lopt, family, meta.TBPTTConfig(tasks=case.tasks, truncation=case.steps)
-        )
+        config = meta.TBPTTConfig(tasks=case.tasks, truncation=case.steps)
+        trainer = meta.tbptt(lopt, family, config)
     with form.applied():
         update = cpu.jit(meta.MetaTrainer.step)
         state = cpu.jit(meta.MetaTrainer.init)(trainer, k_theta, theta)
@@ -99,26 +117,35 @@ def update(case: Case, form: Form) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(update(trainer, k_step, state))
 
 
-def seconds(case: Case) -> dict[str, float]:
-    """Of a meta-update, form by form: medians of rounds in which all are timed in turn."""
-    updates = {name: update(case, form) for name, form in forms(case).items()}
-    found: dict[str, list[float]] = {name: [] for name in updates}
-    for _ in range(ROUNDS):
-        for name, call in updates.items():
+def time_in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
+    """Seconds of each call, by name, for every round."""
+    seconds = []
+    for _ in range(rounds):
+        times = {}
+        for name, call in calls.items():
             start = time.perf_counter()
             call()
-            found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in found.items()}
+            times[name] = time.perf_counter() - start
+        seconds.append(times)
+    return seconds
+
+
+def keep_to_one_core() -> None:
+    """Restricts this process to one core, on Linux; call it before JAX counts the cores."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def main() -> None:
-    if hasattr(os, "sched_setaffinity"):  # Linux
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX counts the cores
+    """Times all cases and writes the record."""
+    keep_to_one_core()
     rows = []
     for case in CASES:
-        found = seconds(case)
-        rows.append({**case._asdict(), "seconds": found})
-        speedups = [f"{name} {found['side by side'] / s:.2f}" for name, s in found.items()]
+        updates = {name: compiled_update(case, form) for name, form in forms(case).items()}
+        rounds = time_in_turn(updates, ROUNDS)
+        seconds = {name: statistics.median(times[name] for times in rounds) for name in updates}
+        rows.append({**case._asdict(), "seconds": seconds})
+        speedups = [f"{name} {seconds['side by side'] / s:.2f}" for name, s in seconds.items()]
         print(*case, *speedups, flush=True)
     record = {
         "environment": environment("python -m experiments.population_forms"),

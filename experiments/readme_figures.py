@@ -1,105 +1,151 @@
-"""The README's pictures of the papers' claims, from committed records.
+"""Draws the README's pictures of L3RS (figure 3) and of LGL2O (figure 3), from committed records.
 
     python -m experiments.readme_figures
 
-What they show is run by `experiments.l3rs` (A, A-500, B) and `experiments.lgl2o` (fig03-start and
-fig03).
+Takes some seconds. Reads docs/results/l3rs (A, A-500, B) and docs/results/lgl2o (fig03-start,
+fig03), which `experiments.l3rs` and `experiments.lgl2o` write. Writes l3rs-finetuning and
+lgl2o-start to docs/images, as PNG and PDF.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 
 from experiments import l3rs, lgl2o
 from experiments.panels import Panel
+from metaopt.evaluation.records import Curves
 from metaopt.evaluation.statistics import mean_interval
 from metaopt.report.plots import COLOURS, loss_bounds, save, style
 
 IMAGES = Path("docs/images")
 
 
-class Line(NamedTuple):
-    """How an optimizer is drawn: its colour and dash, and what the legend calls it."""
+class LineStyle(NamedTuple):
+    """How an optimizer is drawn, and what the legend calls it."""
 
     colour: str
     dash: str
     label: str
 
 
-class Place(NamedTuple):
-    """An axis: the folder of its records and its title.
+class Subplot(NamedTuple):
+    """One axis of a picture.
 
-    With losses to mark, these bound it, and steps are drawn by their logarithm as losses are.
+    Attributes:
+      folder: records of the figure that is drawn.
+      title: title of the axis.
+      loss_ticks: losses to label, which also bound the axis; steps are then logarithmic too.
+        Empty: chosen from the losses.
     """
 
     folder: Path
     title: str
-    marks: tuple[float, ...] = ()
+    loss_ticks: tuple[float, ...] = ()
 
 
-_UNGUARDED = {
-    "SGD": COLOURS[0], "Adam": COLOURS[1], l3rs.VELO: COLOURS[2], l3rs.OWN: COLOURS[4]
-}  # fmt: skip
-FINE_TUNING = {name: Line(colour, "-", name) for name, colour in _UNGUARDED.items()} | {
-    (guarded := f"RACE({name}, Adam)"): Line(_UNGUARDED[name], "--", guarded)
-    for name in (l3rs.VELO, l3rs.OWN)
-}
-FROM_SCRATCH = {
-    lgl2o.SGD: Line(COLOURS[0], "-", "SGD, tuned"),
-    "Adam": Line(COLOURS[1], "-", "Adam, tuned"),
-    "L2O-300": Line(COLOURS[2], "-", "LSTM"),
-    lgl2o.LGL2O_300: Line(COLOURS[3], "-", "LGL2O(LSTM, SGD)"),
-    lgl2o.RACE_300: Line(COLOURS[4], "--", "RACE(LSTM, SGD)"),
-}
+class Picture(NamedTuple):
+    """A row of axes with the same optimizers.
 
-
-def draw(
-    lines: Mapping[str, Line], places: tuple[Place, ...], legend: tuple[int, str], name: str
-) -> None:
-    """Means and 95% bootstrap intervals over seeds, as PNG and PDF.
-
-    Args: lines: what is drawn, by name in the records; places: its axes; legend: in which of them
-    and where; name: of the file.
+    Attributes:
+      name: file name, without suffix.
+      styles: name of each optimizer in the records -> how it is drawn.
+      subplots: the axes.
+      legend_axis: index of the axis with the legend.
+      legend_location: matplotlib's name of a corner.
     """
+
+    name: str
+    styles: Mapping[str, LineStyle]
+    subplots: tuple[Subplot, ...]
+    legend_axis: int
+    legend_location: str
+
+
+L3RS_RECORDS, LGL2O_RECORDS = l3rs.PAPER.out, lgl2o.PAPER.out
+RACE_VELO, RACE_L3RS = f"RACE({l3rs.VELO}, Adam)", f"RACE({l3rs.L3RS}, Adam)"
+PICTURES = (
+    Picture(
+        name="l3rs-finetuning",
+        styles={
+            "SGD": LineStyle(COLOURS[0], "-", "SGD"),
+            "Adam": LineStyle(COLOURS[1], "-", "Adam"),
+            l3rs.VELO: LineStyle(COLOURS[2], "-", l3rs.VELO),
+            l3rs.L3RS: LineStyle(COLOURS[4], "-", l3rs.L3RS),
+            RACE_VELO: LineStyle(COLOURS[2], "--", RACE_VELO),
+            RACE_L3RS: LineStyle(COLOURS[4], "--", RACE_L3RS),
+        },
+        subplots=(
+            Subplot(L3RS_RECORDS / "A", "new classes"),
+            Subplot(L3RS_RECORDS / "A-500", "beyond its horizon"),
+            Subplot(L3RS_RECORDS / "B", "other data"),
+        ),
+        legend_axis=1,
+        legend_location="upper left",
+    ),
+    Picture(
+        name="lgl2o-start",
+        styles={
+            lgl2o.SGD: LineStyle(COLOURS[0], "-", "SGD, tuned"),
+            "Adam": LineStyle(COLOURS[1], "-", "Adam, tuned"),
+            "L2O-300": LineStyle(COLOURS[2], "-", "LSTM"),
+            lgl2o.LGL2O_300: LineStyle(COLOURS[3], "-", "LGL2O(LSTM, SGD)"),
+            lgl2o.RACE_300: LineStyle(COLOURS[4], "--", "RACE(LSTM, SGD)"),
+        },
+        subplots=(
+            Subplot(
+                LGL2O_RECORDS / "fig03-start",
+                "The first 1000 steps",
+                loss_ticks=(0.2, 0.3, 0.4, 0.6, 1.0),
+            ),
+            Subplot(
+                LGL2O_RECORDS / "fig03",
+                "To 20 000 steps",
+                loss_ticks=(0.15, 0.2, 0.25, 0.3, 0.35),
+            ),
+        ),
+        legend_axis=0,
+        legend_location="upper right",
+    ),
+)
+
+
+def draw(picture: Picture) -> None:
+    """Draws means and 95% bootstrap intervals over seeds, as PNG and PDF."""
     with plt.rc_context(style()):
-        figure, axes = plt.subplots(1, len(places), figsize=(12, 3.4))
-        for axis, place in zip(axes, places, strict=True):
-            curves = Panel(place.folder).curves
-            for key, line in lines.items():
-                steps, loss = curves[key].steps[1:], curves[key].loss[:, 1:]
-                mean, low, high = mean_interval(loss)
-                axis.plot(steps, mean, line.dash, color=line.colour, label=line.label)
-                axis.fill_between(steps, low, high, color=line.colour, alpha=0.12, linewidth=0)
-            axis.set(xlabel="step", ylabel="test loss", yscale="log", title=place.title)
-            if place.marks:
-                axis.set(xscale="log", ylim=(0.9 * place.marks[0], 1.1 * place.marks[-1]))
-                axis.set_yticks(place.marks, map(str, place.marks))
-                axis.minorticks_off()
-            else:
-                solid = [key for key, line in lines.items() if line.dash == "-"]
-                means = [curves[key].loss[:, 1:].mean(axis=0) for key in solid]
-                axis.set(ylim=loss_bounds(means)[:2])
-        axes[legend[0]].legend(fontsize=7, loc=legend[1])
+        figure, axes = plt.subplots(1, len(picture.subplots), figsize=(12, 3.4))
+        for axis, subplot in zip(axes, picture.subplots, strict=True):
+            _draw_subplot(axis, subplot, picture.styles)
+        axes[picture.legend_axis].legend(fontsize=7, loc=picture.legend_location)
         figure.tight_layout()
-        save(figure, IMAGES / name)
+        save(figure, IMAGES / picture.name)
+
+
+def _draw_subplot(axis: Any, subplot: Subplot, styles: Mapping[str, LineStyle]) -> None:
+    curves: dict[str, Curves] = Panel(subplot.folder).curves
+    for name, line in styles.items():
+        steps, loss = curves[name].steps[1:], curves[name].loss[:, 1:]
+        mean, low, high = mean_interval(loss)
+        axis.plot(steps, mean, line.dash, color=line.colour, label=line.label)
+        axis.fill_between(steps, low, high, color=line.colour, alpha=0.12, linewidth=0)
+    axis.set(xlabel="step", ylabel="test loss", yscale="log", title=subplot.title)
+    ticks = subplot.loss_ticks
+    if ticks:
+        axis.set(xscale="log", ylim=(0.9 * ticks[0], 1.1 * ticks[-1]))
+        axis.set_yticks(ticks, map(str, ticks))
+        axis.minorticks_off()
+    else:
+        # The unguarded optimizers, which are drawn solid, bound the axis.
+        unguarded = [name for name, line in styles.items() if line.dash == "-"]
+        low, high, _ = loss_bounds(curves[name].loss[:, 1:].mean(axis=0) for name in unguarded)
+        axis.set(ylim=(low, high))
 
 
 def main() -> None:
     """Draws both pictures."""
-    of_l3rs, of_lgl2o = l3rs.PAPER.out, lgl2o.PAPER.out
-    fine_tuning = (
-        Place(of_l3rs / "A", "new classes"),
-        Place(of_l3rs / "A-500", "beyond its horizon"),
-        Place(of_l3rs / "B", "other data"),
-    )
-    draw(FINE_TUNING, fine_tuning, (1, "upper left"), "l3rs-finetuning")
-    from_scratch = (
-        Place(of_lgl2o / "fig03-start", "The first 1000 steps", (0.2, 0.3, 0.4, 0.6, 1.0)),
-        Place(of_lgl2o / "fig03", "To 20 000 steps", (0.15, 0.2, 0.25, 0.3, 0.35)),
-    )
-    draw(FROM_SCRATCH, from_scratch, (0, "upper right"), "lgl2o-start")
+    for picture in PICTURES:
+        draw(picture)
 
 
 if __name__ == "__main__":

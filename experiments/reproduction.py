@@ -1,12 +1,12 @@
-"""Figures of a paper as tasks of one evaluation: run, go on where it stopped, draw again.
+"""Runs the figures of a paper: each figure is one task of an evaluation.
 
-The records are those of `metaopt evaluate`, so `metaopt report FOLDER` draws every figure again
-from what is committed.
+The records are those of `metaopt evaluate`, so ``metaopt report FOLDER`` draws the figures from
+what is committed. A run continues where it was interrupted, and runs only what has no record yet.
 """
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,33 @@ from metaopt.jobs import in_processes, meta_train
 from metaopt.jobs.evaluate import environment
 from metaopt.jobs.settings import TrainJob
 from metaopt.meta.loop import training_curves
-from metaopt.zoo.exports import Exported
 
-Makes = dict[str, Adjustable]  # tuned baseline -> ``num_steps -> transformation``
-TRAININGS = "trainings"  # what `--only` calls the meta-trainings
+TRAININGS = "trainings"  # what ``--only`` calls the meta-trainings
+
+TunedBaselines = Mapping[str, Adjustable]
+"""Name in `BASELINES` -> ``num_steps -> transformation``, at the best point of its grid."""
+
+ExtraContenders = Callable[[Sequence[Learned], TunedBaselines], Sequence[Contender]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One panel of a paper's figure.
+    """One figure of a paper, or one panel of it: optimizers that are compared on a task.
 
     Attributes:
-      name: of its folder of records.
-      title: which figure it is, and on what.
-      task: a name of `metaopt.tasks.catalog.TASKS`.
-      num_steps: of every run.
+      name: folder of its records.
+      title: which figure of the paper it is, and on which task.
+      task: a name in `metaopt.tasks.catalog.TASKS`.
+      num_steps: steps of every run.
       measure_every: windows between two measurements.
-      learned: the paper's name of each learned optimizer -> a name of the zoo, or the job that
+      learned: the paper's name of each learned optimizer -> its name in the zoo, or the job that
         meta-trains it (once).
-      guards, fallbacks: every pair of them is run around every learned optimizer.
-      baselines: tuned on the task; those of `fallbacks` are among them.
-      window: steps per window, and mini-batches that a guard decides on.
-      more: further contenders, ``(learned optimizers, tuned baselines) -> contenders``.
-      seeds: runs per contender, if other than in the paper's other figures.
+      guards: guards that are put around every learned optimizer, with each of the `fallbacks`.
+      fallbacks: baselines that the guards fall back to; each must be one of `baselines`.
+      baselines: names in `BASELINES`, tuned on the task.
+      window: steps of a window, and held-out mini-batches on which a guard decides.
+      extra_contenders: ``(learned optimizers, tuned baselines) -> contenders`` beyond these.
+      seeds: runs of each contender; None: as many as in the paper's other figures.
     """
 
     name: str
@@ -57,101 +61,127 @@ class Figure:
     fallbacks: tuple[str, ...] = ("sgd-lgl2o",)
     baselines: tuple[str, ...] = ("sgd-lgl2o", "adam")
     window: int = 10
-    more: Callable[[Sequence[Learned], Makes], Sequence[Contender]] = field(
-        default=lambda learned, makes: ()
-    )
+    extra_contenders: ExtraContenders | None = None
     seeds: int | None = None
 
-    def contenders(self, makes: Makes) -> list[Contender]:
-        """What is run, in the order of tables."""
-        found = [contenders.baseline(BASELINES[name].label, makes[name]) for name in makes]
-        loaded = [
-            contenders.from_export(name, _export(source)) for name, source in self.learned.items()
-        ]
-        for one in loaded:
-            found.append(contenders.plain(one))
+    def contenders(self, tuned: TunedBaselines) -> list[Contender]:
+        """The optimizers that are compared, in the order of tables."""
+        entries = [contenders.baseline(BASELINES[name].label, make) for name, make in tuned.items()]
+        optimizers = [_load(name, source) for name, source in self.learned.items()]
+        for learned in optimizers:
+            entries.append(contenders.plain(learned))
             for guard in self.guards:
-                for name in self.fallbacks:
-                    label, make = BASELINES[name].label, makes[name]
-                    found.append(contenders.guarded(one, guard, label, make, self.window))
-        return [*found, *self.more(loaded, makes)]
+                for fallback in self.fallbacks:
+                    entries.append(
+                        contenders.guarded(
+                            learned,
+                            guard,
+                            fallback=BASELINES[fallback].label,
+                            make=tuned[fallback],
+                            window=self.window,
+                        )
+                    )
+        if self.extra_contenders is not None:
+            entries.extend(self.extra_contenders(optimizers, tuned))
+        return entries
 
 
-def _export(source: str | TrainJob) -> Exported:
-    return metaopt.load(meta_train(source) if isinstance(source, TrainJob) else source)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reproduction:
     """All figures of a paper.
 
-    Attributes: title: of the report; figures: ``full -> figures``, a function of a module; seeds:
-    runs per contender, and with ``--full``; out: where the records are committed; trainings:
-    ``full -> meta-trainings`` by label, whose curves are a figure of the paper.
+    Attributes:
+      title: title of the report.
+      figures: ``full -> figures``; a function of a module, so that other processes can call it.
+      seeds: runs of each contender.
+      seeds_full: the same with ``--full``.
+      out: folder of the committed records.
+      trainings: ``full -> meta-trainings`` by label; their curves are a figure of the paper.
     """
 
     title: str
     figures: Callable[[bool], Sequence[Figure]]
-    seeds: tuple[int, int]
+    seeds: int
+    seeds_full: int
     out: Path
     trainings: Callable[[bool], Mapping[str, TrainJob]] = lambda full: {}
 
 
 def main(paper: Reproduction, module: str, argv: Sequence[str] | None = None) -> None:
-    """The command line: runs what there are no records of yet."""
-    parser = argparse.ArgumentParser(description=paper.title)
-    parser.add_argument("--full", action="store_true", help="the paper's scale; wants a GPU")
+    """The command line of an experiment: runs what has no record yet.
+
+    Args:
+      paper: what is reproduced.
+      module: name of the experiment's module; the records name it in their command.
+      argv: arguments; None: those of the process.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=paper.title)
+    parser.add_argument("--full", action="store_true", help="the paper's scale; needs a GPU")
     parser.add_argument("--only", help="names of figures, separated by commas")
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side")
-    parser.add_argument("--out", type=Path, default=paper.out)
-    given = parser.parse_args(argv)
-    figures, seeds = paper.figures(given.full), paper.seeds[given.full]
-    command = f"python -m {module}" + " --full" * given.full
-    trainings = paper.trainings(given.full)
-    index = _index(paper.title, figures, seeds, command, _known(given.out, trainings))
-    write_json(given.out / INDEX, index)
-    names = [figure.name for figure in figures] + [TRAININGS] * bool(trainings)
-    wanted = given.only.split(",") if given.only else names
-    if unknown := sorted(set(wanted) - set(names)):
+    parser.add_argument("--workers", type=int, default=2, help="processes that share the figures")
+    parser.add_argument("--out", type=Path, default=paper.out, help="folder of the records")
+    args = parser.parse_args(argv)
+    figures, trainings = paper.figures(args.full), paper.trainings(args.full)
+    seeds = paper.seeds_full if args.full else paper.seeds
+
+    names = [figure.name for figure in figures]
+    if trainings:
+        names.append(TRAININGS)
+    selected = args.only.split(",") if args.only else names
+    if unknown := sorted(set(selected) - set(names)):
         parser.error(f"--only: no figures {unknown}; there are {names}")
+
+    index: dict[str, Any] = {
+        "format": FORMAT,
+        "job": {"suite": paper.title, "seeds": seeds},
+        "tasks": [figure.name for figure in figures],
+        "environment": environment(f"python -m {module}{' --full' if args.full else ''}"),
+        "training": _recorded_trainings(args.out, trainings),
+    }
+    write_json(args.out / INDEX, index)
+
     calls = [
-        (paper.figures, number, given.full, given.out, seeds)
+        (paper.figures, number, args.full, args.out, seeds)
         for number, figure in enumerate(figures)
-        if figure.name in wanted
+        if figure.name in selected
     ]
-    in_processes(_run_figure, calls, given.workers)
-    if TRAININGS in wanted:
-        new = {label: job for label, job in trainings.items() if label not in index["training"]}
-        in_processes(meta_train, [(job,) for job in new.values()], given.workers)
-        found = {label: training_curves(job.out) for label, job in new.items()}
-        write_json(given.out / INDEX, index | {"training": index["training"] | found})
+    in_processes(_run_figure, calls, args.workers)
+    if TRAININGS in selected:
+        missing = {label: job for label, job in trainings.items() if label not in index["training"]}
+        in_processes(meta_train, [(job,) for job in missing.values()], args.workers)
+        for label, job in missing.items():
+            index["training"][label] = training_curves(job.out)
+        write_json(args.out / INDEX, index)
 
 
-def _run_figure(figures, number: int, full: bool, out: Path, seeds: int) -> None:
-    figure: Figure = figures(full)[number]
+def _run_figure(
+    figures: Callable[[bool], Sequence[Figure]], number: int, full: bool, out: Path, seeds: int
+) -> None:
+    """Runs one of the figures; it is built in the process that runs it."""
+    figure = figures(full)[number]
     compare(
         out / figure.name,
-        SuiteTask(figure.title, figure.task, figure.num_steps, figure.measure_every),
+        SuiteTask(
+            title=figure.title,
+            task=figure.task,
+            num_steps=figure.num_steps,
+            measure_every=figure.measure_every,
+        ),
         figure.baselines,
         figure.contenders,
-        Settings(figure.seeds or seeds, window=figure.window),
+        Settings(seeds=figure.seeds or seeds, window=figure.window),
     )
 
 
-def _known(out: Path, trainings: Mapping[str, TrainJob]) -> dict[str, Any]:
-    """The curves of meta-trainings that are recorded already."""
-    recorded = read_index(out).get("training", {}) if (out / INDEX).exists() else {}
+def _load(name: str, source: str | TrainJob) -> Learned:
+    """An optimizer of the zoo, or one that is meta-trained first."""
+    path = meta_train(source) if isinstance(source, TrainJob) else source
+    return contenders.from_export(name, metaopt.load(path))
+
+
+def _recorded_trainings(out: Path, trainings: Mapping[str, TrainJob]) -> dict[str, Any]:
+    """Label -> curves of the meta-trainings that have a record."""
+    if not (out / INDEX).exists():
+        return {}
+    recorded = read_index(out).get("training", {})
     return {label: recorded[label] for label in trainings if label in recorded}
-
-
-def _index(
-    title: str, figures: Sequence[Figure], seeds: int, command: str, training: dict[str, Any]
-) -> dict[str, Any]:
-    """The index of the evaluation, for `metaopt report`."""
-    return {
-        "format": FORMAT,
-        "job": {"suite": title, "seeds": seeds},
-        "tasks": [figure.name for figure in figures],
-        "environment": environment(command),
-        "training": training,
-    }

@@ -1,4 +1,4 @@
-"""The benchmark of guards measures what it says, on a small size (no claim about speed here)."""
+"""The benchmark of guards, at a small size: its record and its table; nothing about speed."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import guards as bench
+from benchmarks import workload
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,6 @@ def test_the_table_names_every_guard(record):
 
 
 def test_the_images_are_real_and_28_pixels_wide():
-    data = bench.images()
+    data = workload.images()
     x = data.splits["train"]["x"]
     assert x.shape[1:] == (28, 28, 1) and x.max() == 16 and np.ptp(np.asarray(x[0])) > 0

@@ -1,4 +1,4 @@
-"""The benchmark of meta-training measures what it says, on a small size (no claim on speed)."""
+"""The benchmark of meta-training, at a small size: its record and table; nothing about speed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TINY = workload.Workload(hidden=3, batch_size=4, population=2, tasks=2, num_step
 
 @pytest.fixture(scope="module")
 def record():
-    """Without the processes of the scaling part, whose time would be all compilation."""
+    """A record without the processes of the scaling part, which would mostly compile."""
     speeds = {1: 2.0, 2: 3.0}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench, "LEARNED", {"l3rs": lambda: optimizers.l3rs(("sgd",))})
@@ -47,10 +47,20 @@ def test_one_process_is_compared_with_two(record):
 )
 def test_a_worker_times_its_generations_on_its_core(monkeypatch):
     monkeypatch.setattr(bench, "LEARNED", {"l3rs": lambda: optimizers.l3rs(("sgd",))})
-    asked, cores, results = [], os.sched_getaffinity(0), queue.SimpleQueue()
-    monkeypatch.setattr(os, "sched_setaffinity", lambda *arguments: asked.append(arguments))
-    bench._worker(TINY, "unused", min(cores), 1, 0, 2, results)
-    assert asked == [(0, {min(cores)})]
+    core = min(os.sched_getaffinity(0))
+    affinities = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *arguments: affinities.append(arguments))
+    results = queue.SimpleQueue()
+    bench._worker(
+        workload=TINY,
+        address="unused",
+        core=core,
+        count=1,
+        index=0,
+        generations=2,
+        results=results,
+    )
+    assert affinities == [(0, {core})]
     assert results.get() > 0
 
 
@@ -63,22 +73,22 @@ def test_the_table_names_every_optimizer_and_the_ratio(record):
 
 
 def test_the_bare_runs_are_plain_sgd():
-    """Of the first candidate and task, against a loop over the task's own batches."""
+    """The first candidate on the first task equals a loop over the task's own mini-batches."""
     task = workload.mlp_task(TINY)
-    found = workload.bare_sgd(task, TINY)(jax.random.key(5))
+    losses = workload.bare_sgd(task, TINY)(jax.random.key(5))
     k_init, k_train, k_eval = jax.random.split(jax.random.split(jax.random.key(5), 2)[0], 3)
     params = task.init(k_init)
     for t in range(3):
         grads = jax.grad(task.loss)(params, task.sample(jax.random.fold_in(k_train, t), ()))
         params = jax.tree.map(lambda p, g: p - np.float32(0.05) * g, params, grads)
-    assert found.shape == (2, 2)
+    assert losses.shape == (2, 2)
     mesh = devices.mesh_for(2, 2, jax.devices()[:1])
     np.testing.assert_allclose(
-        workload.bare_sgd(task, TINY, mesh)(jax.random.key(5)), found, rtol=1e-5
+        workload.bare_sgd(task, TINY, mesh)(jax.random.key(5)), losses, rtol=1e-5
     )
     batch = task.sample(k_eval, (1,), "valid")
     expected = task.loss(params, jax.tree.map(lambda a: a[0], batch))
-    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(losses[0, 0], expected, rtol=1e-5)
 
 
 def test_an_unknown_optimizer_is_named():

@@ -1,4 +1,4 @@
-"""The benchmark of single updates measures what it says, on a small size (no claim on speed)."""
+"""The benchmark of single updates, at a small size: its record and table; nothing about speed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The runner of the papers' figures: what it compares, that it resumes, that reports read it."""
+"""The runner of the papers' figures: it compares, resumes, and writes what reports read."""
 
 import dataclasses
 import shutil
@@ -29,7 +29,12 @@ def paper(tmp_path_factory):
     def figures(full):
         return [
             Figure(
-                *("fig1", "a figure", "quadratic", 40 if full else 20, 2, {"L2O": export}),
+                name="fig1",
+                title="a figure",
+                task="quadratic",
+                num_steps=40 if full else 20,
+                measure_every=2,
+                learned={"L2O": export},
                 guards=("lgl2o",),
                 fallbacks=("sgd",),
                 baselines=("sgd",),
@@ -37,7 +42,9 @@ def paper(tmp_path_factory):
             )
         ]
 
-    return Reproduction("a paper", figures, seeds=(2, 3), out=folder / "records")
+    return Reproduction(
+        title="a paper", figures=figures, seeds=2, seeds_full=3, out=folder / "records"
+    )
 
 
 def test_runs_once_and_is_read_by_reports(paper):
@@ -67,9 +74,13 @@ def test_unknown_figures_are_named(paper, capsys):
 
 def test_meta_trainings_are_run_once_and_drawn(paper, tmp_path):
     job = TrainJob(
-        task="quadratic", learned="lstm", steps=2, validate_every=1, out=tmp_path / "run",
+        task="quadratic",
+        learned="lstm",
+        steps=2,
+        validate_every=1,
+        out=tmp_path / "run",
         nes=NESConfig(population=2, tasks=1, min_steps=2, max_steps=2),
-    )  # fmt: skip
+    )
     trained = dataclasses.replace(paper, trainings=lambda full: {"L2O, seed 0": job})
     main(trained, "experiments.paper", ["--workers", "1", "--only", TRAININGS])
     ((update, loss),) = Panel(paper.out).held_out("L2O")
@@ -82,6 +93,6 @@ def test_meta_trainings_are_run_once_and_drawn(paper, tmp_path):
 
 
 def test_grades():
-    assert [graded(x) for x in ([True, True], [True, False], [False])] == [
-        *("reproduced", "partly", "not")
-    ]
+    assert graded([True, True]) == "reproduced"
+    assert graded([True, False]) == "partly"
+    assert graded([False]) == "not"
