@@ -87,7 +87,7 @@ def read_plain(path: Path, most: int = LARGEST) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path}: is not a plain file; put the file itself in its place.")
         if status.st_size > most:
-            raise ValueError(f"{path}: has {status.st_size} bytes, but at most {most} are read.")
+            raise ValueError(f"{path}: its {status.st_size} bytes are too many; at most {most}.")
         return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None

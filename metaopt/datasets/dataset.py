@@ -186,8 +186,13 @@ def union(*sets: Dataset) -> Dataset:
     scales = [data.scale for data in sets]
     names = [data.name for data in sets]
     if len(set(shapes)) > 1 or len(set(scales)) > 1:
-        described = dict(zip(names, zip(shapes, scales, strict=True), strict=True))
-        raise ValueError(f"union: images must have one shape and scale, got {described}.")
+        described = [
+            f"{name} {shape} with scale {scale:g}"
+            for name, shape, scale in zip(names, shapes, scales, strict=True)
+        ]
+        raise ValueError(
+            f"union: images must have one shape and scale, got {', '.join(described)}."
+        )
     offsets = np.cumsum([0, *(data.num_classes for data in sets)])
     splits: dict[Split, Batch] = {}
     for split in sets[0].splits:
