@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metaopt import datasets, zoo
-from metaopt.datasets.sheet import contact_sheet
+from metaopt.datasets.pictures import contact_sheet, encode_png
 from metaopt.jobs.settings import EvaluateJob, TrainJob
 
 
@@ -168,13 +168,14 @@ def _data(job: DataJob) -> None:
     elif job.action == "prepare":
         if not (job.name and job.source):
             raise ValueError("give `metaopt data prepare NAME --from DIR`; DIR holds the files.")
-        made = datasets.prepare(job.name, job.source, overwrite=job.overwrite)
-        state = "prepared" if made.fresh else "already prepared (--overwrite True replaces it)"
-        print(f"{job.name}: {state} in {made.folder}" + (f"; {made.note}" if made.note else ""))
+        prepared = datasets.prepare(job.name, job.source, overwrite=job.overwrite)
+        state = "prepared" if prepared.fresh else "already prepared (--overwrite True replaces it)"
+        note = f"; {prepared.note}" if prepared.note else ""
+        print(f"{job.name}: {state} in {prepared.folder}{note}")
     else:
         data = datasets.load(job.name)
         if job.out:
-            contact_sheet(data).save(job.out, "PNG")
+            Path(job.out).write_bytes(encode_png(contact_sheet(data)))
         Console().print(_data_splits(data))
 
 
@@ -184,7 +185,7 @@ def _data_list(console: Console) -> None:
         wraps = column in ("examples", "source")  # so that 80 columns are enough
         table.add_column(column, no_wrap=not wraps, min_width=9 if wraps else None)
     commands = []
-    for name, spec in datasets.known().items():
+    for name, spec in datasets.specs().items():
         state = datasets.state(name)
         shape = "x".join(map(str, spec.shape))
         examples = " + ".join(map(str, spec.examples.values()))

@@ -67,7 +67,7 @@ def real_data():
     @functools.cache
     def load(name: str) -> datasets.Dataset:
         if datasets.state(name) == "not prepared":
-            command = datasets.known()[name].command
+            command = datasets.specs()[name].command
             pytest.skip(f"{name} is not prepared in {datasets.data_root()}: give `{command}`")
         return datasets.load(name)
 

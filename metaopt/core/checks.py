@@ -1,4 +1,8 @@
-"""Checks of arguments at the library's boundary: which one, what was given, what it must be."""
+"""Checks of arguments at the library's boundary.
+
+Each check raises a one-line `ValueError` that names the argument, the requirement and the value
+given. Checks need concrete values, so they run before any tracing.
+"""
 
 import dataclasses
 import difflib
@@ -11,20 +15,25 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def check_integer(where: str, value: Any, least: int | None = None) -> None:
-    """Raises `ValueError` unless `value` is an integer, of any kind but bool, of at least `least`.
+    """Checks that `value` is an integer of any type except bool.
 
     Args:
-      where: how the message calls it, for example ``"race: n_t"``.
-      value: what was given; it must be concrete.
+      where: the argument's name in the message, for example ``"race: n_t"``.
+      value: the argument.
       least: the smallest legal value.
+
+    Raises:
+      ValueError: when `value` is not an integer, or below `least`.
     """
-    try:
-        whole = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        whole = None
-    if whole is None:
+    integer = None
+    if not isinstance(value, bool):
+        try:
+            integer = operator.index(value)
+        except TypeError:
+            pass
+    if integer is None:
         raise ValueError(f"{where} must be an integer, got {short(value)}.")
-    if least is not None and whole < least:
+    if least is not None and integer < least:
         raise ValueError(f"{where} must be at least {least}, got {value}.")
 
 
@@ -37,33 +46,40 @@ def check_number(
     most: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Raises `ValueError` unless `value` is a finite real number within the bounds given.
+    """Checks that `value` is a finite real number within bounds.
 
     Args:
-      where: how the message calls it.
-      value: what was given; it must be concrete.
-      least, most: bounds that are legal values; above, below: bounds that are not.
+      where: the argument's name in the message.
+      value: the argument.
+      least: inclusive lower bound.
+      above: exclusive lower bound.
+      most: inclusive upper bound.
+      below: exclusive upper bound.
+
+    Raises:
+      ValueError: when `value` is not a number, not finite, or out of bounds.
     """
-    number = None
+    number = math.nan
     if not isinstance(value, bool | str | bytes) and getattr(value, "shape", ()) == ():
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
-            number = None
-    if number is None or not math.isfinite(number):
+            pass
+    if not math.isfinite(number):
         raise ValueError(f"{where} must be a finite number, got {short(value)}.")
     legal = (
-        (above is None or number > above)
-        and (least is None or number >= least)
+        (least is None or number >= least)
+        and (above is None or number > above)
         and (most is None or number <= most)
         and (below is None or number < below)
     )
     if not legal:
-        raise ValueError(f"{where} must {_bounds(least, above, most, below)}, got {value}.")
+        bounds = _describe_bounds(least=least, above=above, most=most, below=below)
+        raise ValueError(f"{where} must {bounds}, got {value}.")
 
 
-def _bounds(
-    least: float | None, above: float | None, most: float | None, below: float | None
+def _describe_bounds(
+    *, least: float | None, above: float | None, most: float | None, below: float | None
 ) -> str:
     if most is None and below is None:
         if above is None:
@@ -75,30 +91,61 @@ def _bounds(
 
 
 def check_choice(where: str, value: Any, allowed: Any) -> None:
-    """Raises `ValueError` unless `value` is one of those allowed."""
+    """Checks that `value` is one of the strings in `allowed`.
+
+    Args:
+      where: the argument's name in the message.
+      value: the argument.
+      allowed: the legal strings.
+
+    Raises:
+      ValueError: when `value` is anything else.
+    """
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{where} must be one of {', '.join(allowed)}, got {short(value)}.")
 
 
 def check_known(kind: str, name: str, table: Iterable[str]) -> None:
-    """Raises `ValueError` with the near matches unless `name` is in `table`."""
-    table = list(table)
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(table)}."
+    """Checks that `name` is in `table`.
+
+    Args:
+      kind: what the names stand for, for example ``"data set"``.
+      name: the name to look up.
+      table: all legal names.
+
+    Raises:
+      ValueError: when `name` is not in `table`; the message lists the closest names.
+    """
+    names = list(table)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(names)}."
         raise ValueError(f"unknown {kind} {name!r}; {hint}")
 
 
 def check_callable(where: str, value: Any) -> None:
-    """Raises `ValueError` unless `value` can be called."""
+    """Checks that `value` can be called.
+
+    Args:
+      where: the argument's name in the message.
+      value: the argument.
+
+    Raises:
+      ValueError: when `value` is not callable.
+    """
     if not callable(value):
         raise ValueError(f"{where} must be a function, got {short(value)}.")
 
 
 def check_fields(settings: Any) -> None:
-    """Raises `ValueError` for the first field of a dataclass whose value is not of its type.
+    """Checks every field of a dataclass against its annotation; floats must be finite.
 
-    Types are what its annotations say. Floats must be finite.
+    Args:
+      settings: an instance of a dataclass whose annotations are int, float, str, bool or other
+        classes, `Literal` of strings, ``tuple[kind, ...]``, or one of these or None.
+
+    Raises:
+      ValueError: for the first field whose value has another type.
     """
     hints = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
@@ -107,73 +154,90 @@ def check_fields(settings: Any) -> None:
 
 
 def _check_type(where: str, value: Any, kind: Any) -> None:
-    origin, choices = get_origin(kind), get_args(kind)
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        if type(None) in choices and value is None:
-            return
-        (kind,) = [choice for choice in choices if choice is not type(None)]
-        return _check_type(where, value, kind)
-    if origin is Literal:
-        return check_choice(where, value, choices)
-    if origin is tuple:
+        if value is not None or type(None) not in arguments:
+            (kind,) = [argument for argument in arguments if argument is not type(None)]
+            _check_type(where, value, kind)
+    elif origin is Literal:
+        check_choice(where, value, arguments)
+    elif origin is tuple:
         if not isinstance(value, tuple):
             raise ValueError(f"{where} must be a tuple, got {short(value)}.")
         for index, entry in enumerate(value):
-            _check_type(f"{where}[{index}]", entry, choices[0])
-        return None
-    if kind is int:
-        return check_integer(where, value)
-    if kind is float:
-        return check_number(where, value)
-    if not isinstance(value, kind):
+            _check_type(f"{where}[{index}]", entry, arguments[0])
+    elif kind is int:
+        check_integer(where, value)
+    elif kind is float:
+        check_number(where, value)
+    elif not isinstance(value, kind):
         raise ValueError(f"{where} must be a {kind.__name__}, got {short(value)}.")
-    return None
 
 
 def check_json(where: str, value: Any, kind: Any) -> None:
-    """Raises `ValueError` unless parsed JSON is of a kind, with the path to what is not.
+    """Checks the structure of parsed JSON.
 
     Args:
-      where: how the message calls it.
-      value: what `json.loads` gave.
-      kind: a type (float: any number); ``float | None``, null also; ``[kind]``, a list of such;
-        ``{str: kind}``, an object of such values; ``{"key": kind, ...}``, an object with at least
-        these keys.
+      where: the document's name in the message, which goes on with the path to the wrong value.
+      value: the result of `json.loads`.
+      kind: the required structure. A type stands for itself, and float for any number;
+        ``kind | None`` also allows null; ``[kind]`` is a list of values of that kind;
+        ``{str: kind}`` is an object with values of that kind; ``{"key": kind, ...}`` is an object
+        with at least these keys.
+
+    Raises:
+      ValueError: for the first value that does not fit.
     """
     if isinstance(kind, types.UnionType):
         if value is not None:
             check_json(where, value, get_args(kind)[0])
     elif isinstance(kind, list):
-        _of(where, value, list)
+        _check_json_type(where, value, list)
         for index, entry in enumerate(value):
             check_json(f"{where}[{index}]", entry, kind[0])
     elif isinstance(kind, dict):
-        _of(where, value, dict)
-        named = kind if str not in kind else dict.fromkeys(value, kind[str])
-        for key, inside in named.items():
+        _check_json_type(where, value, dict)
+        kinds = dict.fromkeys(value, kind[str]) if str in kind else kind
+        for key, inner in kinds.items():
             if key not in value:
                 raise ValueError(f"{where} lacks {key!r}.")
-            check_json(f"{where}.{short(key)}", value[key], inside)
+            check_json(f"{where}.{short(key)}", value[key], inner)
     else:
-        _of(where, value, kind)
+        _check_json_type(where, value, kind)
 
 
-def _of(where: str, value: Any, kind: type) -> None:
-    wanted = (int, float) if kind is float else kind
-    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
+def _check_json_type(where: str, value: Any, kind: type) -> None:
+    types_allowed = (int, float) if kind is float else kind
+    bool_by_mistake = isinstance(value, bool) and kind is not bool  # bool is a subclass of int
+    if not isinstance(value, types_allowed) or bool_by_mistake:
         names = {dict: "an object", list: "a list", str: "a string", float: "a number"}
-        wanted = names.get(kind, f"of type {kind.__name__}")
-        raise ValueError(f"{where} must be {wanted}, got {short(value)}.")
+        name = names.get(kind, f"of type {kind.__name__}")
+        raise ValueError(f"{where} must be {name}, got {short(value)}.")
 
 
 def check_file_name(where: str, name: str) -> None:
-    """Raises `ValueError` unless `name` is that of a file in its folder, not a path elsewhere."""
+    """Checks that `name` is a file name without a path.
+
+    Args:
+      where: the argument's name in the message.
+      name: the file name.
+
+    Raises:
+      ValueError: when `name` is empty or could lead to another folder.
+    """
     if name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
         raise ValueError(f"{where} must be the name of a file in this folder, got {short(name)}.")
 
 
 def short(value: Any) -> str:
-    """What messages show of `value`: the start of its `repr`; of an array dtype and shape."""
+    """A short description of `value` for messages.
+
+    Args:
+      value: anything.
+
+    Returns:
+      For an array its dtype and shape; for other values at most 80 characters of their `repr`.
+    """
     if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, numbers.Real):
         return f"{value.dtype}{list(value.shape)}"
     text = repr(value)

@@ -1,4 +1,4 @@
-"""Files that are never seen half-written, files of unknown origin, and where caches are kept."""
+"""Files: atomic writes, locks, reading of untrusted files, and the cache folder."""
 
 import json
 import os
@@ -14,13 +14,18 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt as _msvcrt
 
-    msvcrt: Any = _msvcrt  # type checkers elsewhere know none of its names
+    msvcrt: Any = _msvcrt  # type checkers on other systems know none of its names
 
 LARGEST = 1 << 30  # bytes; far above every file that metaopt writes
 
 
 def write_whole(path: Path, payload: bytes) -> None:
-    """Writes a file so that a process killed at any time leaves the old one or the new one."""
+    """Writes a file atomically: a process killed at any time leaves the old file or the new one.
+
+    Args:
+      path: the file; missing folders are made.
+      payload: its content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(payload)
@@ -29,7 +34,12 @@ def write_whole(path: Path, payload: bytes) -> None:
 
 @contextmanager
 def one_at_a_time(lock: Path) -> Iterator[None]:
-    """Waits until no other process is within it with the same file; a killed one lets go."""
+    """A context that only one process at a time can be in; others wait.
+
+    Args:
+      lock: the lock file; it and missing folders are made. A process that ends, however it ends,
+        releases the lock.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "w") as file:
         hold_lock(file, wait=True)
@@ -37,25 +47,38 @@ def one_at_a_time(lock: Path) -> Iterator[None]:
 
 
 def hold_lock(file: IO[str], *, wait: bool) -> None:
-    """Locks an open file until it is closed, or its process ends, however it ends.
+    """Locks an open file until it is closed or the process ends, however it ends.
 
-    Raises: BlockingIOError: another process holds the lock, and `wait` is False.
+    Args:
+      file: the lock file, open for writing.
+      wait: whether to wait while another process holds the lock.
+
+    Raises:
+      BlockingIOError: when another process holds the lock and `wait` is False.
     """
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         return
     while True:
-        try:  # LK_LOCK gives up after ten seconds
+        try:
             return msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-        except OSError:
+        except OSError:  # LK_LOCK gives up after ten seconds: try again
             if not wait:
                 raise BlockingIOError("another process holds the lock") from None
 
 
 def read_plain(path: Path, most: int = LARGEST) -> bytes:
-    """The bytes of a plain file that anyone may have written.
+    """Reads a regular file from an untrusted source.
 
-    Raises: ValueError: it is missing, a link, a pipe, a device, or larger than `most` bytes.
+    Args:
+      path: the file.
+      most: the largest size that is read, in bytes.
+
+    Returns:
+      Its content.
+
+    Raises:
+      ValueError: when the file is missing, a symbolic link, a pipe, a device, or too large.
     """
     try:
         status = path.lstat()
@@ -71,27 +94,34 @@ def read_plain(path: Path, most: int = LARGEST) -> bytes:
 
 
 def parse_json(payload: bytes) -> Any:
-    """The JSON in UTF-8 that `payload` holds.
+    """Parses JSON in UTF-8.
 
-    Raises: ValueError: it is something else, nested too deeply, or has a key twice.
+    Args:
+      payload: the document.
+
+    Returns:
+      What `json.loads` returns.
+
+    Raises:
+      ValueError: when `payload` is not JSON, is nested too deeply, or has a key twice.
     """
     try:
-        return json.loads(payload.decode(), object_pairs_hook=_object)
+        return json.loads(payload.decode(), object_pairs_hook=_object_without_duplicates)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:80]!r} occurs twice")
-    return found
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in entries:
+            raise ValueError(f"the key {key[:80]!r} occurs twice")
+        entries[key] = value
+    return entries
 
 
 def cache_folder() -> Path:
-    """``METAOPT_CACHE_DIR``, or else ``metaopt`` in the user's cache folder."""
+    """The folder of caches: ``METAOPT_CACHE_DIR``, or else ``metaopt`` in the user's cache."""
     if chosen := os.environ.get("METAOPT_CACHE_DIR"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metaopt"

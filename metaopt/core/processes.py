@@ -1,4 +1,4 @@
-"""Work side by side, in processes that keep to their share of the cores."""
+"""Function calls in parallel processes, each on its own share of the CPU cores."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,27 +8,38 @@ from typing import Any
 
 
 def in_processes(fn: Callable[..., Any], calls: Sequence[tuple[Any, ...]], workers: int) -> None:
-    """Makes the calls, in this process or in `workers` others, each on its share of the cores.
+    """Calls ``fn(*call)`` for each of `calls`, in parallel processes.
 
     XLA runs programs as small as ours on one core, and processes that share cores wait for each
-    other's threads: side by side on cores of their own they are twice as fast as one by one.
+    other's threads. Processes with cores of their own are twice as fast as one process.
+
+    Args:
+      fn: a function that can be imported by name in another process.
+      calls: positional arguments of each call.
+      workers: number of processes; 1 makes the calls in this process, one after the other.
     """
     if workers == 1:
         for call in calls:
             fn(*call)
         return
     context = get_context("spawn")
-    shares = context.SimpleQueue()
-    for worker in range(workers):
-        shares.put(worker)
-    with ProcessPoolExecutor(workers, context, _take_cores, (shares, workers)) as pool:
+    worker_numbers = context.SimpleQueue()
+    for number in range(workers):
+        worker_numbers.put(number)
+    pool = ProcessPoolExecutor(
+        max_workers=workers,
+        mp_context=context,
+        initializer=_take_cores,
+        initargs=(worker_numbers, workers),
+    )
+    with pool:
         for future in [pool.submit(fn, *call) for call in calls]:
             future.result()
 
 
-def _take_cores(shares: Any, workers: int) -> None:
-    """Keeps a worker to its share of the cores, before JAX counts them."""
+def _take_cores(worker_numbers: Any, workers: int) -> None:
+    """Pins this process to its share of the cores. Runs before JAX counts them."""
     if hasattr(os, "sched_setaffinity"):  # Linux
         cores = sorted(os.sched_getaffinity(0))
-        mine = cores[shares.get() :: workers] or cores
-        os.sched_setaffinity(0, mine)
+        share = cores[worker_numbers.get() :: workers]
+        os.sched_setaffinity(0, share or cores)

@@ -1,27 +1,35 @@
-"""What `optax.tree` lacks: finiteness, leaf names, sizes, and a check that two trees fit."""
+"""What `optax.tree` lacks: finiteness, leaf names, sizes, and checks of a tree's structure."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 
-def all_finite(*trees: Any) -> jax.Array:
-    """True iff no leaf of the given trees holds NaN or inf (a scalar bool array).
+def all_finite(*trees: Any) -> Bool[Array, ""]:
+    """Whether no leaf of the given trees contains NaN or inf.
 
-    By minimum and maximum, which propagate both. An element-wise test costs memory: XLA on CPUs
-    stores its bools, for all leaves at once.
+    Tests the minimum and the maximum of each leaf, which propagate both. An element-wise test
+    costs memory: XLA on CPU stores its bools, for all leaves at once.
     """
     leaves = [leaf for leaf in map(jnp.asarray, jax.tree.leaves(trees)) if leaf.size]
+    if not leaves:
+        return jnp.array(True)
     dtype = jnp.result_type(float)
     extremes = [f(leaf).astype(dtype) for leaf in leaves for f in (jnp.min, jnp.max)]
-    return jnp.all(jnp.isfinite(jnp.stack(extremes))) if extremes else jnp.array(True)
+    return jnp.all(jnp.isfinite(jnp.stack(extremes)))
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A tree path as ``"Dense_0/kernel"``; the root of a bare array is ``"params"``.
+    """The name of a leaf, for example ``"Dense_0/kernel"``.
 
-    The ``.value`` of Flax NNX's variables is left out: gradients come without.
+    Args:
+      path: a key path as in `jax.tree_util.tree_leaves_with_path`.
+
+    Returns:
+      The keys joined by ``/``. A bare array, which has no keys, is called ``"params"``. The final
+      ``.value`` of Flax NNX's variables is left out, because their gradients do not have it.
     """
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
@@ -34,40 +42,62 @@ def leaf_names(tree: Any) -> list[str]:
 
 
 def check_float_tree(where: str, tree: Any) -> None:
-    """Raises `ValueError` unless every leaf is a real floating-point array."""
+    """Checks that every leaf is a real floating-point array.
+
+    Args:
+      where: the tree's name in the message.
+      tree: the tree.
+
+    Raises:
+      ValueError: for the first other leaf, by its name.
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = path_name(path)
         try:
             dtype = jnp.asarray(leaf).dtype
         except (TypeError, ValueError):
             raise ValueError(
-                f"{where}: leaf {path_name(path)!r} is a {type(leaf).__name__}, no array."
+                f"{where}: leaf {name!r} is a {type(leaf).__name__}, not an array."
             ) from None
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"{where}: leaf {path_name(path)!r} has dtype {dtype}, but only real "
-                "floating-point leaves can be optimized; leave it out with optax.masked."
+                f"{where}: leaf {name!r} has dtype {dtype}, but only real floating-point leaves "
+                "can be optimized; exclude it with optax.masked."
             )
 
 
 def check_same_structure(where: str, expected: Any, given: Any) -> None:
-    """Raises `ValueError` naming the leaves in which `given` differs from `expected`.
+    """Checks that two trees have the same leaf names and shapes.
 
-    Compared are leaf names and shapes; `expected` may hold anything with a shape.
+    Args:
+      where: the given tree's name in the message.
+      expected: the required tree; its leaves are arrays, or anything else with a shape.
+      given: the tree to check.
+
+    Raises:
+      ValueError: when leaves are missing, unexpected, or of another shape; names them.
     """
-    shapes = [dict(zip(leaf_names(t), jax.tree.leaves(t), strict=True)) for t in (expected, given)]
-    missing = sorted(shapes[0].keys() - shapes[1].keys())
-    extra = sorted(shapes[1].keys() - shapes[0].keys())
-    if missing or extra:
-        parts = [f"missing {missing}"] * bool(missing) + [f"unexpected {extra}"] * bool(extra)
-        raise ValueError(f"{where}: the tree has other leaves than expected: {'; '.join(parts)}.")
-    for name, leaf in shapes[0].items():
-        if jnp.shape(leaf) != jnp.shape(shapes[1][name]):
+    expected_leaves = dict(zip(leaf_names(expected), jax.tree.leaves(expected), strict=True))
+    given_leaves = dict(zip(leaf_names(given), jax.tree.leaves(given), strict=True))
+    missing = sorted(expected_leaves.keys() - given_leaves.keys())
+    unexpected = sorted(given_leaves.keys() - expected_leaves.keys())
+    if missing or unexpected:
+        differences = []
+        if missing:
+            differences.append(f"missing {missing}")
+        if unexpected:
+            differences.append(f"unexpected {unexpected}")
+        raise ValueError(
+            f"{where}: the tree has other leaves than expected: {'; '.join(differences)}."
+        )
+    for name, leaf in expected_leaves.items():
+        expected_shape, given_shape = jnp.shape(leaf), jnp.shape(given_leaves[name])
+        if expected_shape != given_shape:
             raise ValueError(
-                f"{where}: leaf {name!r} has shape {jnp.shape(shapes[1][name])}, "
-                f"expected {jnp.shape(leaf)}."
+                f"{where}: leaf {name!r} has shape {given_shape}, expected {expected_shape}."
             )
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, of a tree."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    """The total size in bytes of a tree of arrays or `jax.ShapeDtypeStruct`."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

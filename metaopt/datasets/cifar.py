@@ -1,4 +1,4 @@
-"""The binary versions of CIFAR-10 and CIFAR-100: rows of one or two labels and 3072 image bytes.
+"""Reader of the binary versions of CIFAR-10 and CIFAR-100: rows of labels and 3072 image bytes.
 
 The "python versions" are pickles, which can run code when they are opened: they are refused.
 """
@@ -9,85 +9,100 @@ from typing import Any
 
 import numpy as np
 
-from metaopt.datasets.examples import Examples, Reading, from_arrays
-from metaopt.datasets.sources import Files, only
-from metaopt.datasets.specs import Spec
+from metaopt.datasets.catalog import Spec
+from metaopt.datasets.sources import Examples, Files, ImageSet, examples_from_arrays, find_one
 
-PARTS = {
+BATCH_FILES = {
     "cifar10": {
         "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
         "test": ("test_batch.bin",),
     },
     "cifar100": {"train": ("train.bin",), "test": ("test.bin",)},
 }
-LABELS = {"cifar10": ("label",), "cifar100": ("coarse_label", "label")}  # bytes before the image
-NAMES = {"cifar10": "batches.meta.txt", "cifar100": "fine_label_names.txt"}
+LABEL_FIELDS = {"cifar10": ("label",), "cifar100": ("coarse_label", "label")}  # bytes before image
+CLASS_NAME_FILES = {"cifar10": "batches.meta.txt", "cifar100": "fine_label_names.txt"}
 PICKLES = ({"data_batch_1", "test_batch"}, {"train", "test", "meta"})
 CHANNELS, SIDE = 3, 32
 
 
-def read(files: Files, spec: Spec) -> Reading | None:
-    """The .bin files; None where there is not one of them.
+def read(files: Files, spec: Spec) -> ImageSet | None:
+    """Reads the .bin files.
 
-    Raises: ValueError: pickles instead, a missing file, a size or a label that cannot be.
+    Args:
+      files: the source.
+      spec: of cifar10 or cifar100.
+
+    Returns:
+      The images, or None when none of the files is there.
+
+    Raises:
+      ValueError: when a file is missing, has an impossible size or label, or when there are
+        pickles instead.
     """
-    parts = PARTS[spec.name]
-    found = {name: only(files, name) for names in parts.values() for name in names}
-    if not any(found.values()):
-        there = {PurePosixPath(name).name for name in files.sizes}
-        if any(pickles <= there for pickles in PICKLES):
+    batch_files = BATCH_FILES[spec.name]
+    paths = {name: find_one(files, name) for names in batch_files.values() for name in names}
+    if not any(paths.values()):
+        names = {PurePosixPath(path).name for path in files.sizes}
+        if any(pickles <= names for pickles in PICKLES):
             raise ValueError(
                 f"{files.where}: the python version of {spec.name} is made of pickles, which can "
-                f"run code; get the binary version ({', '.join(found)})."
+                f"run code; get the binary version ({', '.join(paths)})."
             )
         return None
-    rows: dict[str, list[np.ndarray]] = {split: [] for split in parts}
-    for split, names in parts.items():
+    splits = {}
+    for split, names in batch_files.items():
+        batches = []
         for name in names:
-            path = found[name]
+            path = paths[name]
             if path is None:
                 raise ValueError(
-                    f"{files.where}: {name} is missing; put it beside the others, then give "
+                    f"{files.where}: {name} is missing; put it beside the others, then run "
                     f"`metaopt data prepare {spec.name} --from {files.where}` again."
                 )
-            rows[split].append(_rows(files, path, spec))
-    splits = {split: _examples(np.concatenate(rows[split]), split, spec) for split in parts}
-    return Reading(splits, (SIDE, SIDE, CHANNELS), _class_names(files, spec))
+            batches.append(_read_rows(files, path, spec))
+        splits[split] = _examples(np.concatenate(batches), split, spec)
+    return ImageSet(
+        splits=splits, shape=(SIDE, SIDE, CHANNELS), class_names=_class_names(files, spec)
+    )
 
 
-def _rows(files: Files, path: str, spec: Spec) -> np.ndarray:
+def _read_rows(files: Files, path: str, spec: Spec) -> np.ndarray:
     """uint8 ``[n, labels + 3072]``."""
-    width = len(LABELS[spec.name]) + CHANNELS * SIDE * SIDE
+    num_labels = len(LABEL_FIELDS[spec.name])
+    width = num_labels + CHANNELS * SIDE * SIDE
     size = files.sizes[path]
     if size == 0 or size % width:
         raise ValueError(
-            f"{files.where}/{path}: {size} bytes are no whole number of rows of {width}; it is cut "
-            f"short or not of {spec.name}: get it again."
+            f"{files.where}/{path}: {size} bytes are not a whole number of {width}-byte rows; the "
+            f"file is cut short or not part of {spec.name}: download it again."
         )
     with files.open(path) as file:
         rows = np.frombuffer(file.read(), np.uint8).reshape(-1, width)
-    largest = rows[:, len(LABELS[spec.name]) - 1].max()
+    largest = rows[:, num_labels - 1].max()
     if largest >= spec.num_classes:
         raise ValueError(
             f"{files.where}/{path}: label {largest}, but {spec.name} has {spec.num_classes} "
-            "classes; get it again."
+            "classes; download the file again."
         )
     return rows
 
 
 def _examples(rows: np.ndarray, split: str, spec: Spec) -> Examples:
-    fields = LABELS[spec.name]
-    planes = rows[:, len(fields) :].reshape(-1, CHANNELS, SIDE, SIDE)  # red, green, blue
+    fields = LABEL_FIELDS[spec.name]
+    labels, pixels = rows[:, : len(fields)], rows[:, len(fields) :]
+    images = pixels.reshape(-1, CHANNELS, SIDE, SIDE)  # red, green, blue planes
 
-    def extra(i: int) -> Mapping[str, Any]:
-        labels = {field: int(rows[i, column]) for column, field in enumerate(fields)}
-        return {**labels, "id": f"{split}_{i:05d}"}
+    def extra(index: int) -> Mapping[str, Any]:
+        values = {field: int(labels[index, column]) for column, field in enumerate(fields)}
+        return {**values, "id": f"{split}_{index:05d}"}
 
-    return from_arrays(planes.transpose(0, 2, 3, 1), rows[:, len(fields) - 1], extra)
+    return examples_from_arrays(
+        images=images.transpose(0, 2, 3, 1), labels=labels[:, -1], extra=extra
+    )
 
 
 def _class_names(files: Files, spec: Spec) -> tuple[str, ...]:
-    path = only(files, NAMES[spec.name])
+    path = find_one(files, CLASS_NAME_FILES[spec.name])
     if path is None:
         return tuple(map(str, range(spec.num_classes)))
     with files.open(path) as file:

@@ -1,18 +1,22 @@
-"""Where files are read from: a folder or a zip file, neither of which can lead out of itself.
+"""What readers of data sets take and return: source files, and the labelled images in them.
 
-A zip file is never unpacked: its entries are read in place. Nothing that is read is executed.
+Sources are untrusted. Neither a folder nor a zip file can lead out of itself; zip entries are read
+in place, never unpacked; nothing that is read is executed.
 """
 
 import os
 import stat
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-# Images and arrays shrink by far less than this; an archive that grows more is made to fill memory.
-LARGEST_GROWTH = 100
+import numpy as np
+
+# Real archives of images and arrays expand by far less. One that expands more is built to fill the
+# memory.
+MAX_EXPANSION = 100
 
 
 class Files(NamedTuple):
@@ -20,8 +24,8 @@ class Files(NamedTuple):
 
     Attributes:
       where: the folder or the zip file, for messages.
-      sizes: name relative to `where`, with ``/`` -> bytes; sorted by name.
-      open: name -> binary file, to be closed by the caller.
+      sizes: path relative to `where`, with ``/`` -> size in bytes; sorted by path.
+      open: path -> binary file, which the caller closes.
     """
 
     where: Path
@@ -31,66 +35,151 @@ class Files(NamedTuple):
 
 @contextmanager
 def open_source(path: Path) -> Iterator[Files]:
-    """The files under `path`, a folder or a zip file.
+    """Opens a folder or a zip file of a data set's files.
+
+    Args:
+      path: the folder or the zip file.
+
+    Yields:
+      Its files.
 
     Raises:
-      ValueError: `path` is neither, holds a symbolic link or a name that leads out of it, or is a
-        zip file that would grow beyond reason.
+      ValueError: when `path` is neither, contains a symbolic link or a name that leads out of it,
+        or is a zip file that expands more than `MAX_EXPANSION` times.
     """
     if path.is_dir():
-        yield _folder(path)
+        yield _open_folder(path)
     elif path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            yield _zip(path, archive)
+            yield _open_zip(path, archive)
     elif path.exists():
         raise ValueError(f"{path}: neither a folder nor a zip file; unpack it and give the folder.")
     else:
-        raise ValueError(f"{path}: no such folder or zip file; --from names where the files lie.")
+        raise ValueError(f"{path}: no such folder or zip file; give the path of the files.")
 
 
-def _folder(path: Path) -> Files:
+def _open_folder(path: Path) -> Files:
     sizes = {}
     for folder, folders, names in os.walk(path):
         for name in [*folders, *names]:
             file = Path(folder, name)
-            mode = file.lstat().st_mode
-            if stat.S_ISLNK(mode):
+            status = file.lstat()
+            if stat.S_ISLNK(status.st_mode):
                 raise ValueError(f"{file}: a symbolic link; put the file itself in its place.")
-            if stat.S_ISREG(mode):
-                sizes[file.relative_to(path).as_posix()] = file.lstat().st_size
-    return Files(path, dict(sorted(sizes.items())), lambda name: open(path / name, "rb"))
+            if stat.S_ISREG(status.st_mode):
+                sizes[file.relative_to(path).as_posix()] = status.st_size
+    return Files(
+        where=path, sizes=dict(sorted(sizes.items())), open=lambda name: open(path / name, "rb")
+    )
 
 
-def _zip(path: Path, archive: zipfile.ZipFile) -> Files:
+def _open_zip(path: Path, archive: zipfile.ZipFile) -> Files:
     sizes = {}
     for entry in archive.infolist():
-        name, where = PurePosixPath(entry.filename), f"{path}: entry {entry.filename!r}"
+        name = PurePosixPath(entry.filename)
+        where = f"{path}: entry {entry.filename!r}"
         if name.is_absolute() or ".." in name.parts or "\\" in entry.filename:
-            raise ValueError(f"{where} leads out of the archive; get the archive again.")
+            raise ValueError(f"{where} leads out of the archive; download the archive again.")
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise ValueError(f"{where} is a symbolic link; pack the file itself in its place.")
         if entry.filename in sizes:
-            raise ValueError(f"{where} is there twice; pack each file once.")
+            raise ValueError(f"{where} occurs twice; pack each file once.")
         if not entry.is_dir():
             sizes[entry.filename] = entry.file_size
     expanded, packed = sum(sizes.values()), path.stat().st_size
-    if expanded > LARGEST_GROWTH * packed:
+    if expanded > MAX_EXPANSION * packed:
         raise ValueError(
-            f"{path}: {packed} bytes would expand to {expanded}, more than {LARGEST_GROWTH} times "
-            "as many; that is no archive of images. Get it again, or unpack it and give the folder."
+            f"{path}: {packed} bytes would expand to {expanded}, more than {MAX_EXPANSION} times "
+            "as many, unlike any archive of images; download it again, or give an unpacked folder."
         )
 
     def open_entry(name: str) -> BinaryIO:
         return archive.open(name)  # type: ignore
 
-    return Files(path, dict(sorted(sizes.items())), open_entry)
+    return Files(where=path, sizes=dict(sorted(sizes.items())), open=open_entry)
 
 
-def only(files: Files, *names: str) -> str | None:
-    """The one file whose last part is in `names`, at any depth; None where there is none."""
-    found = [name for name in files.sizes if PurePosixPath(name).name in names]
-    if len(found) > 1:
+def find_one(files: Files, *names: str) -> str | None:
+    """Finds a file by its name, at any depth.
+
+    Args:
+      files: where to look.
+      *names: the file's possible names, without folders.
+
+    Returns:
+      The path of the file, or None when there is none.
+
+    Raises:
+      ValueError: when there are several.
+    """
+    paths = [path for path in files.sizes if PurePosixPath(path).name in names]
+    if len(paths) > 1:
         raise ValueError(
-            f"{files.where}: holds {' and '.join(found)}; give the folder of one of them."
+            f"{files.where}: holds {' and '.join(paths)}; give the folder of one of them."
         )
-    return found[0] if found else None
+    return paths[0] if paths else None
+
+
+class Example(NamedTuple):
+    """A labelled image.
+
+    Attributes:
+      image: uint8 ``[H, W, C]``.
+      label: the number of its class.
+      extra: further fields that TensorFlow Datasets stores for this set.
+    """
+
+    image: np.ndarray
+    label: int
+    extra: Mapping[str, Any] = {}
+
+
+class Examples(NamedTuple):
+    """The examples of one split, read one at a time to save memory.
+
+    Attributes:
+      count: number of examples.
+      iterate: starts a pass over them.
+    """
+
+    count: int
+    iterate: Callable[[], Iterator[Example]]
+
+
+class ImageSet(NamedTuple):
+    """The labelled images that a reader finds in a source.
+
+    Attributes:
+      splits: name of the split in TensorFlow Datasets ("train", "validation", "test") -> examples.
+      shape: of each image, ``(H, W, C)``.
+      class_names: name of each label.
+      note: how far the content was verified, for people; may be empty.
+    """
+
+    splits: dict[str, Examples]
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    note: str = ""
+
+
+def examples_from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray,
+    extra: Callable[[int], Mapping[str, Any]] = lambda index: {},
+) -> Examples:
+    """Examples of arrays in memory.
+
+    Args:
+      images: uint8 ``[n, H, W, C]``.
+      labels: int ``[n]``.
+      extra: index -> further fields of that example.
+
+    Returns:
+      The examples.
+    """
+
+    def iterate() -> Iterator[Example]:
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            yield Example(image=image, label=int(label), extra=extra(index))
+
+    return Examples(count=len(labels), iterate=iterate)

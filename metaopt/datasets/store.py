@@ -1,4 +1,4 @@
-"""Where prepared data sets lie, and how a set gets there whole or not at all."""
+"""The folder of prepared data sets: where it is, how sets are found, locked and published."""
 
 import os
 import re
@@ -10,12 +10,16 @@ from pathlib import Path
 
 from metaopt.core.files import one_at_a_time
 
-INFO = "dataset_info.json"  # TensorFlow Datasets writes it last
+INFO = "dataset_info.json"  # the file that TensorFlow Datasets writes last
 NAME = re.compile(r"[a-z][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")
 
 
 def data_root() -> Path:
-    """``METAOPT_DATA_DIR``, or else ``metaopt/data`` in the user's cache folder."""
+    """The folder of prepared sets.
+
+    Returns:
+      ``METAOPT_DATA_DIR``, or else ``metaopt/data`` in the user's cache folder.
+    """
     if chosen := os.environ.get("METAOPT_DATA_DIR"):
         return Path(chosen)
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -23,7 +27,14 @@ def data_root() -> Path:
 
 
 def check_name(name: str) -> None:
-    """Raises `ValueError` unless `name` can be a folder of the data root."""
+    """Checks that a set of this name can have a folder under the root.
+
+    Args:
+      name: of the set.
+
+    Raises:
+      ValueError: when it cannot.
+    """
     if not NAME.fullmatch(name):
         raise ValueError(
             f"data set {name!r}: use lower-case letters, digits and _, beginning with a letter."
@@ -31,37 +42,62 @@ def check_name(name: str) -> None:
 
 
 def find(root: Path, name: str) -> Path | None:
-    """The prepared folder ``root/NAME/VERSION`` of the newest version, or None."""
+    """Finds a prepared set.
+
+    Args:
+      root: the folder of prepared sets.
+      name: of the set.
+
+    Returns:
+      The folder ``root/NAME/VERSION`` of the newest version, or None.
+    """
     if not NAME.fullmatch(name):
         return None
-    found = [info.parent for info in (root / name).glob(f"[0-9]*/{INFO}") if _version(info.parent)]
-    return max(found, key=_version, default=None)
+    folders = [info.parent for info in (root / name).glob(f"[0-9]*/{INFO}")]
+    return max(filter(_version, folders), key=_version, default=None)
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    whole = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", folder.name)
-    return tuple(map(int, whole.groups())) if whole else ()
+    """The version that a folder is named after; () when its name is not a version."""
+    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", folder.name)
+    return tuple(map(int, match.groups())) if match else ()
 
 
-def prepared(root: Path) -> list[str]:
-    """Names of all sets under `root`, sorted."""
+def list_prepared(root: Path) -> list[str]:
+    """The names of all prepared sets under `root`, sorted."""
     if not root.is_dir():
         return []
     infos = [*root.glob(f"*/[0-9]*/{INFO}"), *root.glob(f"*/*/[0-9]*/{INFO}")]
-    names = {i.parent.parent.relative_to(root).as_posix() for i in infos if _version(i.parent)}
-    return sorted(name for name in names if NAME.fullmatch(name))
+    folders = [info.parent for info in infos if _version(info.parent)]
+    names = {folder.parent.relative_to(root).as_posix() for folder in folders}
+    return sorted(filter(NAME.fullmatch, names))
 
 
 def lock(root: Path, name: str) -> AbstractContextManager[None]:
-    """One process at a time works on a set."""
+    """A context in which only one process at a time works on a set.
+
+    Args:
+      root: the folder of prepared sets.
+      name: of the set.
+
+    Returns:
+      The context.
+    """
     return one_at_a_time(root / f".{_flat(name)}.lock")
 
 
 @contextmanager
-def workplace(root: Path, name: str) -> Iterator[Path]:
-    """A fresh folder beside the prepared ones, removed afterwards; hold the `lock`.
+def staging_folder(root: Path, name: str) -> Iterator[Path]:
+    """A temporary folder on the same disk as the prepared sets, from which a set is published.
 
-    What a killed process left behind is removed first: nobody else can be at work on it.
+    Enter it with the `lock` held: folders that killed processes left behind are removed first.
+
+    Args:
+      root: the folder of prepared sets.
+      name: of the set.
+
+    Yields:
+      The folder, which is removed on exit.
     """
     prefix = f".{_flat(name)}.part-"
     for leftover in root.glob(f"{prefix}*"):
@@ -70,12 +106,18 @@ def workplace(root: Path, name: str) -> Iterator[Path]:
         yield Path(folder)
 
 
-def publish(made: Path, target: Path, aside: Path) -> None:
-    """Renames the whole folder `made` to `target`; an older one is moved to `aside` first."""
+def publish(folder: Path, target: Path, aside: Path) -> None:
+    """Moves a complete folder to its final place, by renaming it.
+
+    Args:
+      folder: the complete folder.
+      target: its final place.
+      aside: where to move an older `target`.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(aside)
-    made.rename(target)
+    folder.rename(target)
 
 
 def _flat(name: str) -> str:

@@ -1,39 +1,53 @@
-"""SVHN's cropped digits as MATLAB files: X ``[32, 32, 3, n]``, y ``[n, 1]`` in 1..10 (10 is 0)."""
+"""Reader of SVHN's cropped digits: MATLAB files with X ``[32, 32, 3, n]`` and y ``[n, 1]``.
+
+Labels are 1..10; 10 stands for the digit 0.
+"""
 
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 
-from metaopt.datasets.examples import Reading, from_arrays
-from metaopt.datasets.sources import Files, only
-from metaopt.datasets.specs import Spec
+from metaopt.datasets.catalog import Spec
+from metaopt.datasets.sources import Files, ImageSet, examples_from_arrays, find_one
 
 SHAPE = (32, 32, 3)
 
 
-def read(files: Files, spec: Spec) -> Reading | None:
-    """train_32x32.mat and test_32x32.mat; None where there is neither.
+def read(files: Files, spec: Spec) -> ImageSet | None:
+    """Reads train_32x32.mat and test_32x32.mat.
 
-    Raises: ValueError: one is missing, damaged, or holds other arrays.
+    Args:
+      files: the source.
+      spec: of svhn_cropped.
+
+    Returns:
+      The images, or None when neither file is there.
+
+    Raises:
+      ValueError: when one file is missing, damaged, or holds other arrays.
     """
-    found = {split: only(files, f"{split}_32x32.mat") for split in ("train", "test")}
-    if not any(found.values()):
+    paths = {split: find_one(files, f"{split}_32x32.mat") for split in ("train", "test")}
+    if not any(paths.values()):
         return None
     splits = {}
-    for split, path in found.items():
+    for split, path in paths.items():
         if path is None:
             raise ValueError(
-                f"{files.where}: {split}_32x32.mat is missing; put it beside the other, then give "
+                f"{files.where}: {split}_32x32.mat is missing; put it beside the other, then run "
                 f"`metaopt data prepare {spec.name} --from {files.where}` again."
             )
-        images, labels = _arrays(files, path)
-        ids = lambda i, split=split: {"id": f"{split}_{i:06d}"}
-        splits[split] = from_arrays(images, labels, ids)
-    return Reading(splits, SHAPE, tuple(map(str, range(10))))
+        images, labels = _read_arrays(files, path)
+        splits[split] = examples_from_arrays(
+            images=images,
+            labels=labels,
+            extra=lambda index, split=split: {"id": f"{split}_{index:06d}"},
+        )
+    return ImageSet(splits=splits, shape=SHAPE, class_names=tuple(map(str, range(10))))
 
 
-def _arrays(files: Files, path: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_arrays(files: Files, path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 ``[n, 32, 32, 3]`` and labels ``[n]`` in 0..9."""
     from scipy.io import loadmat
 
     where = f"{files.where}/{path}"
@@ -41,12 +55,12 @@ def _arrays(files: Files, path: str) -> tuple[np.ndarray, np.ndarray]:
         with files.open(path) as file:
             content: dict[str, Any] = loadmat(BytesIO(file.read()), variable_names=("X", "y"))
         images, labels = content["X"], content["y"].reshape(-1)
-    except Exception as error:  # scipy raises whatever the damaged bytes lead it to
-        raise ValueError(f"{where}: damaged ({error!r}); get it again.") from None
-    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[:3] == SHAPE
-    if not fits or len(labels) != images.shape[3] or not np.isin(labels, range(1, 11)).all():
+    except Exception as error:  # scipy raises errors of many types on damaged bytes
+        raise ValueError(f"{where}: damaged ({error!r}); download it again.") from None
+    images_fit = images.dtype == np.uint8 and images.ndim == 4 and images.shape[:3] == SHAPE
+    if not images_fit or len(labels) != images.shape[3] or not np.isin(labels, range(1, 11)).all():
         raise ValueError(
             f"{where}: expected X uint8 [32, 32, 3, n] and y [n] in 1..10, got X {images.dtype} "
-            f"{list(images.shape)} and {len(labels)} labels; get it again."
+            f"{list(images.shape)} and {len(labels)} labels; download it again."
         )
     return np.moveaxis(images, -1, 0), labels % 10

@@ -1,4 +1,4 @@
-"""Text as characters, in three splits."""
+"""Text as sequences of characters in three splits."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,16 +10,16 @@ import numpy as np
 from metaopt.core.checks import short
 from metaopt.core.types import Split
 
-LEAST = 1000  # characters
+MIN_LENGTH = 1000  # characters
 
 
 class Text(NamedTuple):
-    """A text as numbers.
+    """A text as token numbers, one per character.
 
     Attributes:
-      name: how messages call it.
-      splits: split -> characters ``[n]`` int32, numbers into `vocabulary`. The splits are
-        consecutive parts of the text: 80 / 10 / 10 per cent.
+      name: the name in messages.
+      splits: split -> tokens ``[n]`` int32, indices into `vocabulary`. The splits are consecutive
+        parts of the text: 80 / 10 / 10 per cent.
       vocabulary: the distinct characters, sorted.
     """
 
@@ -29,39 +29,64 @@ class Text(NamedTuple):
 
 
 def from_string(name: str, text: str, vocabulary: str = "") -> Text:
-    """Any text of at least 1000 characters; `vocabulary`, if given, must hold all of them."""
-    if len(text) < LEAST:
-        raise ValueError(f"text {name!r}: needs at least {LEAST} characters, got {len(text)}.")
+    """Encodes a string.
+
+    Args:
+      name: the name in messages.
+      text: at least 1000 characters.
+      vocabulary: the characters that are encoded; default: those that occur in `text`, sorted.
+
+    Returns:
+      The encoded text.
+
+    Raises:
+      ValueError: when `text` is too short, or has characters that `vocabulary` lacks.
+    """
+    if len(text) < MIN_LENGTH:
+        raise ValueError(f"text {name!r}: needs at least {MIN_LENGTH} characters, got {len(text)}.")
     vocabulary = vocabulary or "".join(sorted(set(text)))
     if unknown := sorted(set(text) - set(vocabulary)):
         raise ValueError(
-            f"text {name!r}: holds {short(''.join(unknown))}, not in the vocabulary; leave them "
-            "out or add them."
+            f"text {name!r}: holds {short(''.join(unknown))}, not in the vocabulary; remove them "
+            "from the text or add them to the vocabulary."
         )
-    number = {character: index for index, character in enumerate(vocabulary)}
-    tokens = jnp.asarray(np.array([number[c] for c in text], np.int32))
-    first, second = int(0.8 * len(text)), int(0.9 * len(text))
+    token = {character: index for index, character in enumerate(vocabulary)}
+    tokens = jnp.asarray(np.array([token[character] for character in text], np.int32))
+    train_end, valid_end = int(0.8 * len(text)), int(0.9 * len(text))
     splits: dict[Split, jax.Array] = {
-        "train": tokens[:first],
-        "valid": tokens[first:second],
-        "test": tokens[second:],
+        "train": tokens[:train_end],
+        "valid": tokens[train_end:valid_end],
+        "test": tokens[valid_end:],
     }
-    return Text(name, splits, vocabulary)
+    return Text(name=name, splits=splits, vocabulary=vocabulary)
 
 
 def from_file(path: str | Path) -> Text:
-    """A text file in UTF-8."""
+    """Encodes a text file.
+
+    Args:
+      path: a file in UTF-8 of at least 1000 characters.
+
+    Returns:
+      The encoded text, named after the file.
+
+    Raises:
+      ValueError: when the file is not UTF-8, or too short.
+      OSError: when it cannot be read.
+    """
     try:
-        return from_string(Path(path).name, Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8 ({error}).") from None
+    return from_string(Path(path).name, text)
 
 
 def python_topics() -> Text:
-    """Python's own help topics, about 460 000 characters that come with every Python.
+    """Python's own help topics: about 460 000 characters that come with every Python.
 
-    Only printable ASCII and line ends are kept, so that the vocabulary (96 characters) is the same
-    for every version of Python; the text itself differs a little.
+    Returns:
+      The encoded text. Only printable ASCII and line ends are kept, so that the vocabulary (96
+      characters) is the same for every version of Python; the text itself differs a little.
     """
     from pydoc_data.topics import topics
 

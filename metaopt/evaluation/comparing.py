@@ -187,7 +187,7 @@ def _compare_with_velodrome(record: TaskRecord, name: str, contender: str, curve
 
 
 def _not_prepared(missing: list[str]) -> str:
-    commands = ", ".join(datasets.known()[name].command for name in missing)
+    commands = ", ".join(datasets.specs()[name].command for name in missing)
     return f"not run: {', '.join(missing)} not prepared; give {commands}."
 
 

@@ -1,48 +1,32 @@
-"""IDX files: read exactly; a missing, damaged or foreign file is named with what to do."""
+"""IDX files are read exactly; messages on missing, damaged or other files say what to do."""
 
 import gzip
 import re
 
 import numpy as np
 import pytest
-from dataset_files import digit_images, idx_bytes, write_digits_idx
+from dataset_files import assert_holds, digit_images, idx_bytes, read_all, write_digits_idx
 
 from metaopt.datasets import hold_out, idx, prepare
-from metaopt.datasets.sources import open_source
-from metaopt.datasets.specs import SPECS, own_spec
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
-def read(folder, name="mine"):
-    with open_source(folder) as files:
-        reading = idx.read(files, SPECS.get(name) or own_spec(name))
-        assert reading is not None
-        return reading
-
-
-def stacked(examples):
-    rows = list(examples.rows())
-    assert len(rows) == examples.count
-    return np.stack([row.image for row in rows]), np.array([row.label for row in rows])
-
-
 @pytest.mark.parametrize("gz", [True, False])
 def test_arrays_are_read_as_they_were_written(tmp_path, gz):
-    reading = read(write_digits_idx(tmp_path, gz=gz))
+    image_set, examples = read_all(idx, write_digits_idx(tmp_path, gz=gz))
     x, y = digit_images()
-    for split, part in (("train", slice(0, 300)), ("test", slice(300, 360))):
-        images, labels = stacked(reading.splits[split])
-        np.testing.assert_array_equal(images, x[part])
-        np.testing.assert_array_equal(labels, y[part])
-    assert reading.shape == (8, 8, 1) and reading.class_names == tuple("0123456789")
+    assert_holds(examples["train"], x[:300], y[:300])
+    assert_holds(examples["test"], x[300:360], y[300:360])
+    assert image_set.shape == (8, 8, 1) and image_set.class_names == tuple("0123456789")
 
 
 def test_other_usual_names_are_found_below_the_folder(tmp_path):
     folder = write_digits_idx(tmp_path / "raw", gz=False)
     (folder / IMAGES).rename(folder / "train-images.idx3-ubyte")
     (folder / "t10k-labels-idx1-ubyte").rename(folder / "test-labels.idx1-ubyte")
-    assert read(tmp_path).splits["test"].count == 60
+    _, examples = read_all(idx, tmp_path)
+    assert len(examples["test"]) == 60
 
 
 def flip(payload: bytes, at: int) -> bytes:
@@ -72,9 +56,10 @@ def test_a_file_that_is_not_what_it_says_is_named(tmp_path, name, change, match,
     else:
         path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=re.escape(match)) as caught:
-        read(folder)
-    assert str(path) in str(caught.value)
-    assert "get the file again" in str(caught.value) or "get both files again" in str(caught.value)
+        read_all(idx, folder)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "download the file again" in message or "download both files again" in message
 
 
 @pytest.mark.parametrize(
@@ -84,28 +69,29 @@ def test_a_damaged_gzip_file_is_named(tmp_path, change):
     path = write_digits_idx(tmp_path) / f"{IMAGES}.gz"
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match="damaged or cut short") as caught:
-        read(tmp_path)
+        read_all(idx, tmp_path)
     assert str(path) in str(caught.value) and "metaopt data prepare mine" in str(caught.value)
 
 
-def test_a_missing_file_is_named_with_the_command(tmp_path):
+def test_the_message_on_a_missing_file_gives_the_command(tmp_path):
     folder = write_digits_idx(tmp_path)
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte") as caught:
-        read(folder, "mnist")
+        read_all(idx, folder, "mnist")
     assert f"`metaopt data prepare mnist --from {folder}` again" in str(caught.value)
 
 
-def test_two_files_of_one_name_are_not_guessed_between(tmp_path):
-    write_digits_idx(tmp_path / "a"), write_digits_idx(tmp_path / "b")
+def test_two_files_of_one_name_are_ambiguous(tmp_path):
+    write_digits_idx(tmp_path / "a")
+    write_digits_idx(tmp_path / "b")
     with pytest.raises(ValueError, match=re.escape(f"a/{IMAGES}.gz and b/{IMAGES}.gz")):
-        read(tmp_path)
+        read_all(idx, tmp_path)
 
 
-def test_digits_are_not_taken_for_mnist(tmp_path):
+def test_other_images_are_not_accepted_as_mnist(tmp_path):
     with pytest.raises(ValueError, match="not the official content of mnist") as caught:
         prepare("mnist", write_digits_idx(tmp_path / "from"), root=tmp_path / "root")
-    assert f"{IMAGES}.gz" in str(caught.value) and "get the file again" in str(caught.value)
+    assert f"{IMAGES}.gz" in str(caught.value) and "download the file again" in str(caught.value)
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +110,22 @@ def official_mnist(real_data, tmp_path_factory):
     return folder
 
 
-def test_the_official_content_is_known_by_its_sha256(official_mnist):
-    reading = read(official_mnist, "mnist")
-    assert "sha256" in reading.note
-    assert (reading.splits["train"].count, reading.splits["test"].count) == (60000, 10000)
+def test_the_official_content_is_recognised_by_its_sha256(official_mnist):
+    image_set, examples = read_all(idx, official_mnist, "mnist")
+    assert "sha256" in image_set.note
+    assert len(examples["train"]) == 60000 and len(examples["test"]) == 10000
 
 
-def test_one_flipped_bit_of_the_real_images_is_seen(official_mnist):
+def test_one_flipped_bit_of_the_real_images_is_detected(official_mnist):
     path = official_mnist / "t10k-images-idx3-ubyte"
     whole = path.read_bytes()
     path.write_bytes(flip(whole, 4_000_000))
     with pytest.raises(ValueError, match="not the official content of mnist") as caught:
-        read(official_mnist, "mnist")
+        read_all(idx, official_mnist, "mnist")
     path.write_bytes(whole)
     assert str(path) in str(caught.value)
 
 
 def test_the_files_of_another_set_are_recognised(official_mnist):
-    with pytest.raises(ValueError, match="this is mnist; give `metaopt data prepare mnist"):
-        read(official_mnist, "fashion_mnist")
+    with pytest.raises(ValueError, match="this is mnist; run `metaopt data prepare mnist"):
+        read_all(idx, official_mnist, "fashion_mnist")

@@ -1,4 +1,4 @@
-"""Folders and zip files cannot lead out of themselves, nor fill the memory."""
+"""Folders and zip files cannot lead out of themselves, nor exhaust the memory."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from PIL import Image
 from metaopt.datasets import prepare
 
 
-def attempt(source, tmp_path):
+def prepare_mine(source, tmp_path):
     return prepare("mine", source, root=tmp_path / "root")
 
 
@@ -32,10 +32,10 @@ def test_symbolic_links_are_refused(images, tmp_path, folder):
     link = images / "train" / ("10" if folder else "0/link.png")
     os.symlink(target, link)
     with pytest.raises(ValueError, match=re.escape(f"{link}: a symbolic link")):
-        attempt(images, tmp_path)
+        prepare_mine(images, tmp_path)
 
 
-def zip_with(path, *entries):
+def write_zip(path, *entries):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, payload in entries:
             archive.writestr(name, payload)
@@ -45,46 +45,46 @@ def zip_with(path, *entries):
 @pytest.mark.parametrize("name", ["../train/0/a.png", "/train/0/a.png", "train/../../0/a.png"])
 def test_entries_that_lead_out_of_the_archive_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="leads out of the archive"):
-        attempt(zip_with(tmp_path / "a.zip", (name, b"x")), tmp_path)
+        prepare_mine(write_zip(tmp_path / "a.zip", (name, b"x")), tmp_path)
 
 
 def test_a_link_in_an_archive_is_refused(tmp_path):
     link = zipfile.ZipInfo("train/0/a.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with pytest.raises(ValueError, match="is a symbolic link"):
-        attempt(zip_with(tmp_path / "a.zip", (link, b"/etc/passwd")), tmp_path)
+        prepare_mine(write_zip(tmp_path / "a.zip", (link, b"/etc/passwd")), tmp_path)
 
 
-def test_an_archive_that_grows_without_reason_is_refused(tmp_path):
-    bomb = zip_with(tmp_path / "a.zip", ("train/0/a.png", bytes(20_000_000)))
+def test_an_archive_that_expands_too_much_is_refused(tmp_path):
+    bomb = write_zip(tmp_path / "a.zip", ("train/0/a.png", bytes(20_000_000)))
     with pytest.raises(ValueError, match="would expand to 20000000"):
-        attempt(bomb, tmp_path)
+        prepare_mine(bomb, tmp_path)
 
 
 def test_an_image_of_unexpected_size_is_refused_before_it_is_decoded(images, tmp_path):
     huge = images / "train" / "9" / "zzz.png"
     Image.new("1", (6000, 6000)).save(huge)  # a few kB that would be 36 MB
     with pytest.raises(ValueError, match=r"zzz.png: 6000x6000 pixels, expected 8x8"):
-        attempt(images, tmp_path)
+        prepare_mine(images, tmp_path)
 
 
-@pytest.mark.parametrize("change", [lambda b: b[: len(b) // 2], lambda b: b"GIF89a" + b[6:]])
+@pytest.mark.parametrize("change", [lambda png: png[:60], lambda png: b"GIF89a" + png[6:]])
 def test_an_unreadable_image_is_named(images, tmp_path, change):
     path = next((images / "train" / "3").iterdir())
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=re.escape(f"{path}: no readable image")):
-        attempt(images, tmp_path)
+        prepare_mine(images, tmp_path)
 
 
-def test_what_is_no_folder_and_no_archive_is_named(tmp_path):
+def test_a_source_without_images_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere: no such folder or zip file"):
-        attempt(tmp_path / "nowhere", tmp_path)
+        prepare_mine(tmp_path / "nowhere", tmp_path)
     np.save(tmp_path / "a.npy", np.zeros(3))
     with pytest.raises(ValueError, match=r"a.npy: neither a folder nor a zip file"):
-        attempt(tmp_path / "a.npy", tmp_path)
+        prepare_mine(tmp_path / "a.npy", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: holds nothing that mine can be made of"):
-        attempt(tmp_path / "empty", tmp_path)
+        prepare_mine(tmp_path / "empty", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../mine", "/mine", "Mine", "", "a/b/c", ".mine"])

@@ -1,4 +1,4 @@
-"""Text as numbers and back."""
+"""Texts are encoded without loss; what is not text is refused."""
 
 import numpy as np
 import pytest
@@ -6,26 +6,26 @@ import pytest
 from metaopt import datasets
 
 
-def spell(text):
-    tokens = np.concatenate([text.splits[s] for s in ("train", "valid", "test")])
-    return "".join(text.vocabulary[t] for t in tokens)
+def decode(text):
+    tokens = np.concatenate([text.splits[split] for split in ("train", "valid", "test")])
+    return "".join(text.vocabulary[token] for token in tokens)
 
 
-def test_a_file_becomes_numbers_and_back(tmp_path):
+def test_the_tokens_of_a_file_decode_to_its_text(tmp_path):
     content = "Straße, naïve café\n" * 100
     (tmp_path / "mine.txt").write_text(content, encoding="utf-8")
     text = datasets.text_from_file(tmp_path / "mine.txt")
-    assert spell(text) == content and text.name == "mine.txt"
-    assert [len(text.splits[s]) for s in ("train", "valid", "test")] == [1520, 190, 190]
+    assert decode(text) == content and text.name == "mine.txt"
+    assert [len(text.splits[split]) for split in ("train", "valid", "test")] == [1520, 190, 190]
 
 
-def test_python_s_own_text_is_there_with_a_fixed_vocabulary():
+def test_python_topics_have_a_fixed_vocabulary():
     text = datasets.python_topics()
-    assert len(text.vocabulary) == 96 and len(spell(text)) > 300_000
-    assert 'The "if" statement is used for conditional execution' in spell(text)
+    assert len(text.vocabulary) == 96 and len(decode(text)) > 300_000
+    assert 'The "if" statement is used for conditional execution' in decode(text)
 
 
-def test_what_is_no_text_is_refused(tmp_path):
+def test_short_and_binary_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 1000 characters, got 5"):
         datasets.text_from_string("mine", "short")
     (tmp_path / "image.png").write_bytes(bytes(range(256)) * 10)

@@ -45,7 +45,7 @@ ARCHIVES = {
     ),
     "cifar10: a row cut short": (
         *("cifar10", files(**{**cifar10(), "data_batch_2__bin": b"\0" * 3072})),
-        "data_batch_2.bin: 3072 bytes are no whole number of rows of 3073",
+        "data_batch_2.bin: 3072 bytes are not a whole number of 3073-byte rows",
     ),
     "cifar10: label 11": (
         *("cifar10", files(**cifar10(label=11))),

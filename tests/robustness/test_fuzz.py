@@ -17,8 +17,8 @@ import metaopt
 from metaopt import datasets
 from metaopt.core import checks
 from metaopt.datasets import idx
+from metaopt.datasets.catalog import own_spec
 from metaopt.datasets.sources import open_source
-from metaopt.datasets.specs import own_spec
 from metaopt.jobs.settings import EvaluateJob, TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 from metaopt.report import summary
@@ -123,7 +123,7 @@ def test_a_damaged_idx_file(idx_files, tmp_path, damage, name):
     def same(found):
         # Pixels have no checksum: whatever is read has the sizes that the header announces.
         for examples in found.splits.values():
-            assert examples.count == len(list(examples.rows()))
+            assert examples.count == len(list(examples.iterate()))
 
     same_or_refused(read, same, folder)
 
@@ -195,6 +195,6 @@ def test_random_json_in_a_spec(exported, plain, tmp_path, data):
 @given(name=st.text(max_size=20))
 def test_random_names_of_data_sets(tmp_path, name):
     """None leads out of the data folder."""
-    if name in datasets.known(tmp_path):
+    if name in datasets.specs(tmp_path):
         return
     refused(lambda: datasets.load(name, root=tmp_path), "unknown data set", tmp_path)

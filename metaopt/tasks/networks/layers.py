@@ -1,33 +1,54 @@
 """Layers shared by the networks: PyTorch's initialisation, a convolution that is fast in loops."""
 
 import math
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
 
 Init: TypeAlias = Literal["torch", "flax"]
 Padding: TypeAlias = Literal["VALID", "SAME"]
 
 
-def torch_uniform(fan_in: int):
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for Linear and Conv, biases included.
+def torch_uniform(fan_in: int) -> Callable[..., jax.Array]:
+    """The uniform distribution on ``[-1/sqrt(fan_in), 1/sqrt(fan_in)]``.
 
-    LGL2O, appendix F. The numbers are drawn as one row: the same ones, and on CPU a small matrix
-    of them, batched by `vmap`, compiles ten times as fast.
+    It is PyTorch's default for Linear and Conv, biases included (LGL2O, appendix F).
+
+    Args:
+      fan_in: number of inputs of each unit.
+
+    Returns:
+      An initialiser ``(key, shape, dtype) -> array``.
     """
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+        # Drawn as one row: the numbers are the same, and on CPU a small matrix of them, batched by
+        # `vmap`, compiles ten times as fast.
+        row = jax.random.uniform(key, (math.prod(shape),), dtype, minval=-bound, maxval=bound)
+        return row.reshape(shape)
 
     return init
 
 
-def initializers(init: Init, fan_in: int):
-    """(kernel, bias) initialisers: PyTorch's, or Flax's own (LeCun normal and zeros)."""
+def initializers(init: Init, fan_in: int) -> tuple[Callable[..., jax.Array], ...]:
+    """The initialisers of a layer's kernel and bias.
+
+    Args:
+      init: "torch" for PyTorch's, "flax" for Flax's own (LeCun normal and zeros).
+      fan_in: number of inputs of each unit.
+
+    Returns:
+      The initialiser of the kernel and that of the bias.
+
+    Raises:
+      ValueError: when `init` is anything else.
+    """
     if init == "torch":
         return torch_uniform(fan_in), torch_uniform(fan_in)
     if init == "flax":
@@ -36,23 +57,36 @@ def initializers(init: Init, fan_in: int):
 
 
 def dense(features: int, fan_in: int, init: Init = "torch", name: str | None = None) -> nn.Dense:
-    """A fully connected layer on `fan_in` inputs."""
-    kernel, bias = initializers(init, fan_in)
-    return nn.Dense(features, kernel_init=kernel, bias_init=bias, name=name)
+    """A fully connected layer.
+
+    Args:
+      features: number of units.
+      fan_in: number of inputs.
+      init: PyTorch's initialisation or Flax's.
+      name: of the submodule.
+
+    Returns:
+      The layer.
+    """
+    kernel_init, bias_init = initializers(init, fan_in)
+    return nn.Dense(features, kernel_init=kernel_init, bias_init=bias_init, name=name)
 
 
 class Conv(nn.Module):
     """Square 2-D convolution, ``[n, H, W, C] -> [n, H', W', features]``.
 
-    Inside of a loop, or with a kernel per member of a `vmap`, XLA's convolutions on CPU leave
-    their fast path. There it is written as shifted slices and one matrix product, which has no
-    slow path; elsewhere it is XLA's own. docs/scaling.md has the measurements.
+    Inside a loop, or with one kernel per member of a `vmap`, XLA's convolutions on CPU leave their
+    fast path. The form "slices" writes a convolution as shifted slices and one matrix product,
+    which has no slow path. docs/scaling.md has the measurements.
 
     Attributes:
-      features, kernel, stride, padding: as in `flax.linen.Conv`, one number for both axes.
-      use_bias: whether to add a bias per feature.
+      features: channels of the output.
+      kernel: side of the kernel.
+      stride: step of the kernel, along both axes.
+      padding: "VALID" or "SAME", as in `flax.linen.Conv`.
+      use_bias: whether to add a bias per channel.
       init_style: PyTorch's initialisation or Flax's.
-      form: "slices", "xla", or "auto" (slices on CPU).
+      form: "slices", "xla", or "auto": slices on CPU, XLA elsewhere.
     """
 
     features: int
@@ -65,34 +99,74 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        k, channels = self.kernel, x.shape[-1]
-        kernel_init, bias_init = initializers(self.init_style, k * k * channels)
-        kernel = self.param("kernel", kernel_init, (k, k, channels, self.features))
+        side, channels = self.kernel, x.shape[-1]
+        kernel_init, bias_init = initializers(self.init_style, fan_in=side * side * channels)
+        kernel = self.param("kernel", kernel_init, (side, side, channels, self.features))
         x, kernel = promote_dtype(x, kernel)
-        on_cpu = self.form == "auto" and jax.default_backend() == "cpu"
-        convolve = by_slices if on_cpu or self.form == "slices" else by_xla
+        on_cpu = jax.default_backend() == "cpu"
+        use_slices = self.form == "slices" or (self.form == "auto" and on_cpu)
+        convolve = by_slices if use_slices else by_xla
         x = convolve(x, kernel, self.stride, self.padding)
         if self.use_bias:
             x = x + jnp.asarray(self.param("bias", bias_init, (self.features,)), x.dtype)
         return x
 
 
-def by_xla(x, kernel, stride: int, padding: Padding):
-    """XLA's convolution, ``[n, H, W, C], [k, k, C, F] -> [n, H', W', F]``."""
+def by_xla(
+    x: Float[Array, "n height width channels"],
+    kernel: Float[Array, "side side channels features"],
+    stride: int,
+    padding: Padding,
+) -> Float[Array, "n new_height new_width features"]:
+    """A convolution by XLA's own operation.
+
+    Args:
+      x: images.
+      kernel: weights.
+      stride: step of the kernel, along both axes.
+      padding: "VALID" or "SAME".
+
+    Returns:
+      The convolved images.
+    """
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
-def by_slices(x, kernel, stride: int, padding: Padding):
-    """The same: every shift of the image side by side, times the kernel as one matrix."""
-    k = kernel.shape[0]
-    pads = jax.lax.padtype_to_pads(x.shape[1:3], (k, k), (stride, stride), padding)
+def by_slices(
+    x: Float[Array, "n height width channels"],
+    kernel: Float[Array, "side side channels features"],
+    stride: int,
+    padding: Padding,
+) -> Float[Array, "n new_height new_width features"]:
+    """The same convolution as one matrix product.
+
+    All shifts of the images under the kernel are concatenated along the channels, and multiplied
+    by the kernel as one matrix.
+
+    Args:
+      x: images.
+      kernel: weights.
+      stride: step of the kernel, along both axes.
+      padding: "VALID" or "SAME".
+
+    Returns:
+      The convolved images.
+    """
+    side = kernel.shape[0]
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], (side, side), (stride, stride), padding)
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    height, width = ((n - k) // stride + 1 for n in x.shape[1:3])
-    rows, columns = stride * (height - 1) + 1, stride * (width - 1) + 1
-    shifted = [
-        x[:, i : i + rows : stride, j : j + columns : stride] for i in range(k) for j in range(k)
+    height, width = ((size - side) // stride + 1 for size in x.shape[1:3])
+    row_extent, column_extent = stride * (height - 1) + 1, stride * (width - 1) + 1
+    shifts = [
+        x[:, row : row + row_extent : stride, column : column + column_extent : stride]
+        for row in range(side)
+        for column in range(side)
     ]
-    patches = shifted[0] if k == 1 else jnp.concatenate(shifted, axis=-1)
+    patches = shifts[0] if side == 1 else jnp.concatenate(shifts, axis=-1)
     return patches @ kernel.reshape(-1, kernel.shape[-1])

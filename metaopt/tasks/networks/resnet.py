@@ -13,10 +13,10 @@ Norm: TypeAlias = Literal["batch", "group"]
 
 
 class BatchNorm(nn.Module):
-    """Batch norm by the statistics of the batch that is given, in training and in evaluation.
+    """Batch norm with the statistics of the given batch, in training and in evaluation.
 
-    A task is a pure function of params: there are no running averages. Evaluation batches are
-    large, so that their statistics are good ones.
+    There are no running averages, because a task is a pure function of params. Evaluation batches
+    are large, so their statistics are accurate.
     """
 
     @nn.compact
@@ -29,7 +29,14 @@ class BatchNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut (a 1x1 convolution where shapes change)."""
+    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where shapes change.
+
+    Attributes:
+      channels: of the output.
+      stride: of the first convolution.
+      norm: batch or group norm.
+      init_style: PyTorch's initialisation or Flax's.
+    """
 
     channels: int
     stride: int
@@ -38,14 +45,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        conv = lambda kernel, stride: Conv(
-            self.channels,
-            kernel,
-            stride,
-            padding="SAME",
-            use_bias=False,
-            init_style=self.init_style,
-        )
+        def conv(kernel, stride):
+            return Conv(
+                features=self.channels,
+                kernel=kernel,
+                stride=stride,
+                padding="SAME",
+                use_bias=False,
+                init_style=self.init_style,
+            )
+
         y = nn.relu(normalise(self.norm, conv(3, self.stride)(x)))
         y = normalise(self.norm, conv(3, 1)(y))
         if x.shape != y.shape:
@@ -54,11 +63,13 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, stages of blocks (each but the first halves the image), global mean, read-out.
+    """A stem, stages of blocks, a global mean, and a linear read-out.
+
+    Maps ``[n, H, W, C] -> [n, num_classes]``. Each stage but the first halves the image.
 
     Attributes:
-      num_classes: outputs.
-      blocks: per stage.
+      num_classes: number of outputs.
+      blocks: number of blocks of each stage.
       width: channels of the first stage; they double from stage to stage.
       stem: "imagenet" (7x7, stride 2, then max-pooling) or "cifar" (3x3).
       norm: batch or group norm.
@@ -75,29 +86,34 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = Conv(
-            self.width,
-            kernel,
-            stride,
+        stem = Conv(
+            features=self.width,
+            kernel=kernel,
+            stride=stride,
             padding="SAME",
             use_bias=False,
             init_style=self.init_style,
             name="stem",
-        )(x)
-        x = nn.relu(normalise(self.norm, x))
+        )
+        x = nn.relu(normalise(self.norm, stem(x)))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
-        for stage, number in enumerate(self.blocks):
-            for block in range(number):
-                stride = 2 if stage and not block else 1
-                name = f"stage{stage}_block{block}"
-                x = Block(self.width * 2**stage, stride, self.norm, self.init_style, name=name)(x)
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        for stage, num_blocks in enumerate(self.blocks):
+            for number in range(num_blocks):
+                block = Block(
+                    channels=self.width * 2**stage,
+                    stride=2 if stage > 0 and number == 0 else 1,
+                    norm=self.norm,
+                    init_style=self.init_style,
+                    name=f"stage{stage}_block{number}",
+                )
+                x = block(x)
         x = jnp.mean(x, axis=(1, 2))
         return dense(self.num_classes, x.shape[-1], self.init_style, name="head")(x)
 
 
 def normalise(norm: Norm, x):
-    """Batch norm, or group norm with up to 8 groups; call it inside of a compact module."""
+    """Batch norm, or group norm with up to 8 groups; call it in a compact module."""
     if norm == "batch":
         return BatchNorm()(x)
     if norm == "group":
@@ -106,10 +122,27 @@ def normalise(norm: Norm, x):
 
 
 def resnet34(num_classes: int, *, norm: Norm = "batch") -> ResNet:
-    """ResNet-34, the optimizee of L3RS (110 arrays of parameters)."""
-    return ResNet(num_classes, norm=norm)
+    """ResNet-34, the optimizee of L3RS, which has 110 arrays of parameters.
+
+    Args:
+      num_classes: number of outputs.
+      norm: batch or group norm.
+
+    Returns:
+      The network.
+    """
+    return ResNet(num_classes=num_classes, norm=norm)
 
 
 def small_resnet(num_classes: int, *, norm: Norm = "group", width: int = 8) -> ResNet:
-    """Three stages of one block on small images: a ResNet that two CPU cores can train."""
-    return ResNet(num_classes, (1, 1, 1), width, "cifar", norm)
+    """A ResNet for small images that two CPU cores can train: three stages of one block.
+
+    Args:
+      num_classes: number of outputs.
+      norm: batch or group norm.
+      width: channels of the first stage.
+
+    Returns:
+      The network.
+    """
+    return ResNet(num_classes=num_classes, blocks=(1, 1, 1), width=width, stem="cifar", norm=norm)

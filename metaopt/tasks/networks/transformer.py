@@ -7,12 +7,15 @@ from metaopt.tasks.networks.layers import Init, dense
 
 
 class Transformer(nn.Module):
-    """Next-token logits, ``[n, T] int -> [n, T, vocabulary]``; position t sees tokens 0..t only.
+    """Logits of the next token, ``[n, T] int -> [n, T, vocabulary]``.
+
+    The logits at position t depend on tokens 0..t only.
 
     Attributes:
       vocabulary: number of tokens.
       width: of the residual stream.
-      layers, heads: blocks, and attention heads in each.
+      layers: number of blocks.
+      heads: attention heads of each block.
       max_length: largest T.
       init_style: PyTorch's initialisation or Flax's, for the read-out and the MLPs.
     """
@@ -32,19 +35,18 @@ class Transformer(nn.Module):
                 f"Transformer: {length} tokens, but max_length is {self.max_length}; give shorter "
                 "text or a larger max_length."
             )
-        x = nn.Embed(self.vocabulary, self.width, name="embedding")(tokens)
         position = self.param(
             "position", nn.initializers.normal(0.02), (self.max_length, self.width)
         )
-        x = x + position[:length]
+        x = nn.Embed(self.vocabulary, self.width, name="embedding")(tokens) + position[:length]
         mask = nn.make_causal_mask(tokens)
         for layer in range(self.layers):
+            h = nn.LayerNorm(name=f"norm{layer}_1")(x)
             attention = nn.MultiHeadDotProductAttention(self.heads, name=f"attention{layer}")
-            x = x + attention(nn.LayerNorm(name=f"norm{layer}_1")(x), mask=mask)
+            x = x + attention(h, mask=mask)
             h = nn.LayerNorm(name=f"norm{layer}_2")(x)
-            h = nn.gelu(
-                dense(4 * self.width, self.width, self.init_style, name=f"expand{layer}")(h)
-            )
-            x = x + dense(self.width, 4 * self.width, self.init_style, name=f"contract{layer}")(h)
+            expand = dense(4 * self.width, self.width, self.init_style, name=f"expand{layer}")
+            contract = dense(self.width, 4 * self.width, self.init_style, name=f"contract{layer}")
+            x = x + contract(nn.gelu(expand(h)))
         x = nn.LayerNorm(name="norm")(x)
         return jnp.asarray(dense(self.vocabulary, self.width, self.init_style, name="head")(x))

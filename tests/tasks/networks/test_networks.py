@@ -1,4 +1,4 @@
-"""Networks: sizes of the papers, convolutions against XLA's, causality, initialisation."""
+"""Networks: the papers' sizes, XLA's convolutions, causal attention, PyTorch's initialisation."""
 
 from functools import partial
 
@@ -10,6 +10,7 @@ import pytest
 
 from metaopt.tasks import networks
 from metaopt.tasks.networks.layers import by_slices, by_xla
+from metaopt.tasks.networks.resnet import BatchNorm
 
 
 @pytest.mark.parametrize(
@@ -25,13 +26,12 @@ from metaopt.tasks.networks.layers import by_slices, by_xla
 )
 def test_networks_have_the_papers_number_of_parameters(net, shape, expected):
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros(shape))["params"]
-    assert sum(int(np.prod(s.shape)) for s in jax.tree.leaves(shapes)) == expected
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == expected
 
 
 def test_resnet34_has_the_110_arrays_that_l3rs_embeds():
-    shapes = jax.eval_shape(
-        networks.resnet34(25).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3))
-    )
+    images = jnp.zeros((1, 224, 224, 3))
+    shapes = jax.eval_shape(networks.resnet34(25).init, jax.random.key(0), images)
     assert len(jax.tree.leaves(shapes)) == 110
 
 
@@ -47,24 +47,27 @@ def test_initial_weights_and_biases_are_uniform_within_one_over_sqrt_fan_in():
     "kernel, stride, padding",
     [(1, 2, "VALID"), (3, 1, "SAME"), (3, 2, "SAME"), (5, 2, "VALID"), (5, 3, "SAME")],
 )
-def test_convolution_by_slices_is_xlas(kernel, stride, padding):
+def test_convolution_by_slices_equals_xlas(kernel, stride, padding):
     k_x, k_w = jax.random.split(jax.random.key(0))
     x = jax.random.normal(k_x, (2, 9, 12, 3))
     w = jax.random.normal(k_w, (kernel, kernel, 3, 4))
 
     @partial(jax.jit, static_argnums=0)
-    def value_and_grads(convolve, x, w):
-        y = lambda x, w: convolve(x, w, stride, padding)
-        return y(x, w), *jax.grad(lambda x, w: jnp.sum(jnp.sin(y(x, w))), (0, 1))(x, w)
+    def output_and_grads(convolve, x, w):
+        def loss(x, w):
+            y = convolve(x, w, stride, padding)
+            return jnp.sum(jnp.sin(y)), y
 
-    for ours, theirs in zip(
-        value_and_grads(by_slices, x, w), value_and_grads(by_xla, x, w), strict=True
-    ):
+        grads, y = jax.grad(loss, argnums=(0, 1), has_aux=True)(x, w)
+        return y, *grads
+
+    by_both = zip(output_and_grads(by_slices, x, w), output_and_grads(by_xla, x, w), strict=True)
+    for ours, theirs in by_both:
         assert ours.shape == theirs.shape
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * jnp.abs(theirs).max())
 
 
-def test_convolution_is_flax_s_with_the_same_weights():
+def test_convolution_equals_flaxs_with_the_same_weights():
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     ours = networks.Conv(5, 3, 2, padding="SAME")
     variables = ours.init(jax.random.key(1), x)
@@ -75,8 +78,6 @@ def test_convolution_is_flax_s_with_the_same_weights():
 
 
 def test_batch_norm_normalises_every_channel_over_the_batch():
-    from metaopt.tasks.networks.resnet import BatchNorm
-
     x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (16, 4, 4, 5))
     y, _ = BatchNorm().init_with_output(jax.random.key(0), x)
     expected = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
@@ -85,11 +86,11 @@ def test_batch_norm_normalises_every_channel_over_the_batch():
 
 def test_group_norm_does_not_mix_examples_and_batch_norm_does():
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
-    for norm, alike in (("group", True), ("batch", False)):
+    for norm, independent in (("group", True), ("batch", False)):
         net = networks.small_resnet(3, norm=norm)
         together, variables = jax.jit(net.init_with_output)(jax.random.key(1), x)
         alone = jax.jit(net.apply)(variables, x[:2])
-        assert np.allclose(alone, together[:2], atol=1e-5) == alike
+        assert np.allclose(alone, together[:2], atol=1e-5) == independent
 
 
 def test_a_transformer_sees_only_the_past():
@@ -101,7 +102,7 @@ def test_a_transformer_sees_only_the_past():
     assert jnp.abs(before[0, 4:] - after[0, 4:]).max() > 1e-3
 
 
-def test_what_networks_refuse():
+def test_networks_refuse_long_texts_and_unknown_settings():
     with pytest.raises(ValueError, match="7 tokens, but max_length is 6"):
         networks.Transformer(5, max_length=6).init(jax.random.key(0), jnp.zeros((1, 7), int))
     with pytest.raises(ValueError, match="norm must be 'batch' or 'group', got 'layer'"):
