@@ -1,9 +1,10 @@
-"""A character language model: a small transformer on Python's own help texts, and what it writes.
+"""A character language model: a small transformer learns Python's help texts and writes.
 
     python docs/examples/character_language_model.py [--checkpoint FOLDER] [--text FILE]
 
-Adam trains it; a learned optimizer races Adam and is kept wherever it is ahead. Without a
-checkpoint that is an untrained L3RS. `--text` takes a text of your own.
+A learned optimizer races Adam. At each decision, the params with the lower loss on four
+mini-batches are kept. Without `--checkpoint` the learned optimizer is an untrained L3RS. `--text`
+trains on a text of your own.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from metaopt import datasets, guards, tasks
 from metaopt.tasks.networks import Transformer
 
 LENGTH = 32  # characters that the model sees
-WINDOWS = 15  # decisions of the guard, each after ten steps
+N_T, N_C = 10, 4  # mini-batches of a window that train and that decide
+WINDOWS = 15  # decisions of the guard
 
 
 def learned_optimizer(checkpoint, key, params, num_steps) -> optax.GradientTransformation:
@@ -29,7 +31,7 @@ def learned_optimizer(checkpoint, key, params, num_steps) -> optax.GradientTrans
 
 
 def write(net, params, vocabulary: str, start: str, characters: int, key) -> str:
-    """Draws one character after the other from what the model thinks likely."""
+    """Draws one character after the other from the distribution of the model."""
     seen = jnp.array([[vocabulary.index(c) for c in start.rjust(LENGTH)]])
 
     def draw(seen, key):
@@ -56,8 +58,8 @@ def main(argv=None) -> dict[str, float]:
     params = task.init(k_params)
 
     adam = optax.adam(3e-3)
-    learned = learned_optimizer(args.checkpoint, k_theta, params, 10 * WINDOWS)
-    guard = guards.race(learned, adam, n_t=10, n_c=4)
+    learned = learned_optimizer(args.checkpoint, k_theta, params, N_T * WINDOWS)
+    guard = guards.race(learned, adam, n_t=N_T, n_c=N_C)
     state = guard.init(params)
 
     @jax.jit
@@ -68,8 +70,8 @@ def main(argv=None) -> dict[str, float]:
             state,
             params,
             loss_fn=task.loss,
-            train_batches=task.sample(k_train, (10,)),
-            eval_batches=task.sample(k_eval, (4,)),
+            train_batches=task.sample(k_train, (N_T,)),
+            eval_batches=task.sample(k_eval, (N_C,)),
         )
         return optax.apply_updates(params, updates), state
 

@@ -2,8 +2,8 @@
 
     python docs/examples/finetune_partition.py
 
-A network knows the digits 0 to 4 and shall learn 5 to 9. `optax.partition` gives each part of the
-params its own transformation; the loss reaches the learned one through it as `value=loss`.
+A network that knows the digits 0 to 4 learns the digits 5 to 9. `optax.partition` gives each part
+of the params its own transformation, and passes `value=loss` on to the learned optimizer.
 """
 
 import flax.linen as nn
@@ -34,7 +34,7 @@ def loss_fn(params, batch):
 
 
 def only(examples, classes):
-    """The examples of some classes, numbered from 0."""
+    """The examples of the given classes, with labels that start at 0."""
     kept = (examples["y"] >= classes[0]) & (examples["y"] <= classes[-1])
     return {"x": examples["x"][kept], "y": examples["y"][kept] - classes[0]}
 
@@ -60,9 +60,9 @@ def main() -> dict[str, float]:
     params = NET.init(k_net, data["train"]["x"][:1])["params"]
     adam = optax.with_extra_args_support(optax.adam(1e-2))
     params = train(adam, params, only(data["train"], OLD), k_pretrain)
-    params["head"] = NET.init(k_head, data["train"]["x"][:1])["params"]["head"]  # a fresh one
+    params["head"] = NET.init(k_head, data["train"]["x"][:1])["params"]["head"]  # a new head
 
-    # "none" has no weights of its own per layer: its theta fits any part of any network.
+    # The variant "none" has no weights per layer, so its theta fits any part of any network.
     l3rs = metaopt.optimizers.l3rs(variant="none")
     theta = l3rs.init(k_theta, params["head"])  # or metaopt.load(FOLDER).theta
     tx = optax.partition(

@@ -1,10 +1,10 @@
-"""Flax NNX: a learned optimizer in `nnx.Optimizer`, then the same with Adam as its safety net.
+"""Flax NNX: a learned optimizer in `nnx.Optimizer`, then the same with Adam as its fallback.
 
     python docs/examples/flax_nnx.py
 
-`nnx.Optimizer.update` hands extra arguments on, so that a learned optimizer gets the loss as
+`nnx.Optimizer.update` passes extra arguments on, so a learned optimizer gets the loss as
 `value=loss`. A guard needs the loss as a function of the params instead: split the model once, and
-merge it inside of that function.
+merge it inside this function.
 """
 
 import jax
@@ -16,7 +16,7 @@ import metaopt
 from metaopt import guards
 from metaopt.datasets import moons
 
-STEPS = 300
+STEPS = 300  # mini-batches; under the guard, half of them train and half decide
 
 
 class Net(nnx.Module):
@@ -34,7 +34,7 @@ def loss_fn(model: Net, batch):
 
 
 def train(tx: optax.GradientTransformation, batches):
-    """The usual loop; `value=loss` is all that is new."""
+    """The usual loop; only `value=loss` is new."""
     model = Net(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
@@ -50,7 +50,7 @@ def train(tx: optax.GradientTransformation, batches):
 
 
 def train_guarded(tx: optax.GradientTransformation, batches):
-    """A guard compares losses at points of its own: it is given `value_fn`, not gradients."""
+    """A guard computes losses at its own points, so it takes `value_fn` instead of gradients."""
     graph, params = nnx.split(Net(nnx.Rngs(0)), nnx.Param)
     state = tx.init(params)
 
@@ -74,16 +74,18 @@ def main() -> dict[str, float]:
     batches = [jax.tree.map(lambda leaf, i=i: leaf[i], data["train"]) for i in index]
 
     params = nnx.state(Net(nnx.Rngs(0)), nnx.Param)
-    # "none" has no weights per layer, so that its theta fits any network. It is untrained here;
-    # metaopt.load(FOLDER) gives a trained one.
+    # The variant "none" has no weights per layer, so its theta fits any network. It is untrained
+    # here; metaopt.load(FOLDER) gives a trained one.
     l3rs = metaopt.optimizers.l3rs(variant="none")
-    learned = l3rs.apply(l3rs.init(jax.random.key(1), params), num_steps=STEPS)
+    theta = l3rs.init(jax.random.key(1), params)
+    learned = l3rs.apply(theta, num_steps=STEPS)
+    half = l3rs.apply(theta, num_steps=STEPS // 2)  # the mini-batches that train under the guard
 
     runs = {
         "untrained": lambda: Net(nnx.Rngs(0)),
         "learned": lambda: train(learned, batches),
         "guarded": lambda: train_guarded(
-            guards.streaming(guards.race(learned, optax.adam(1e-2))), batches
+            guards.streaming(guards.race(half, optax.adam(1e-2))), batches
         ),
     }
     losses = {name: float(jnp.asarray(loss_fn(run(), data["test"]))) for name, run in runs.items()}

@@ -1,10 +1,11 @@
-"""Flax Linen with a TrainState: what changes for an optimizer that wants to know the loss.
+"""Flax Linen with a TrainState: two lines change for an optimizer that needs the loss.
 
     python docs/examples/flax_train_state.py [--checkpoint FOLDER]
 
-Two lines: `metaopt.TrainState` in place of Flax's own, and `value=loss` for `apply_gradients`.
-Without a checkpoint the learned optimizer is an untrained L3RS: each layer steps 0.01 along the
-mean of SGD's and Adam's directions. `metaopt train` makes better ones (specialise_own_job.py).
+Use `metaopt.TrainState` instead of Flax's own, and pass `value=loss` to `apply_gradients`. Without
+`--checkpoint` the learned optimizer is an untrained L3RS: each layer takes a step of length 0.01
+along the mean of SGD's and Adam's directions. `metaopt train` makes better ones
+(specialise_own_job.py).
 """
 
 import argparse
@@ -40,7 +41,7 @@ def train_step(state: metaopt.TrainState, batch):
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
-    return state.apply_gradients(grads=grads, value=loss), loss  # Flax's own takes grads alone
+    return state.apply_gradients(grads=grads, value=loss), loss  # Flax's own takes only grads
 
 
 @jax.jit

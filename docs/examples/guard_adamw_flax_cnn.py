@@ -1,14 +1,14 @@
-"""A Flax CNN on digits, trained by AdamW in an ordinary loop; three changed lines guard it.
+"""Three changed lines add a guarded learned optimizer to a loop in which AdamW trains a Flax CNN.
 
     python docs/examples/guard_adamw_flax_cnn.py [--checkpoint FOLDER] [--unguarded] [--steps N]
 
-Without a checkpoint the learned optimizer is an untrained LSTM: of no use, so that what you see is
-the guard at work. The held-out loss is AdamW's, as if nothing had been added. `--checkpoint` takes
-what `metaopt train` wrote; then AdamW is the safety net of a learned optimizer.
+The guard is a race. Of every 20 mini-batches, ten train: AdamW takes ten steps of its own run, and
+the learned optimizer takes ten steps from your params. The other ten mini-batches decide, and
+train neither: your params become those with the lower loss on them. AdamW's run is bit for bit the
+run that AdamW alone would make on the mini-batches that train.
 
-The guard is a race. AdamW runs on its own, bit for bit the run you would have had (of the
-mini-batches given to it: half of them serve the comparison); your params are the learned
-optimizer's wherever it is ahead.
+Without `--checkpoint` the learned optimizer is an untrained LSTM. It is of no use, so the held-out
+loss is that of AdamW's run. `--checkpoint` takes a folder that `metaopt train` wrote.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from metaopt.tasks.networks import CNN
 def main(argv=None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", help="a folder written by `metaopt train`")
-    parser.add_argument("--unguarded", action="store_true", help="leave the safety net away")
+    parser.add_argument("--unguarded", action="store_true", help="the learned optimizer alone")
     parser.add_argument("--steps", type=int, default=400, help="mini-batches")
     args = parser.parse_args(argv)
 
@@ -39,7 +39,8 @@ def main(argv=None) -> dict[str, float]:
 
     k_net, k_theta, k_data = jax.random.split(jax.random.key(0), 3)
     params = net.init(k_net, data.splits["train"]["x"][:1] * data.scale)["params"]
-    learned = learned_optimizer(args.checkpoint, k_theta, params, args.steps)
+    num_steps = args.steps if args.unguarded else args.steps // 2  # half of them only decide
+    learned = learned_optimizer(args.checkpoint, k_theta, params, num_steps)
 
     tx = optax.adamw(1e-3)
     tx = guards.streaming(guards.race(learned, tx))  # changed line 1: the guard around AdamW
@@ -77,7 +78,7 @@ def batches(key, examples, num_steps: int, batch_size: int = 64):
 
 
 def report(state) -> str:
-    """Diagnostics are fields of the state."""
+    """How often each optimizer won, from the state of the guard."""
     wins = optax.tree_utils.tree_get(state, "wins")
     return "" if wins is None else f"; windows won by learned, AdamW: {wins.tolist()}"
 

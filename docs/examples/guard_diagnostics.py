@@ -1,11 +1,11 @@
-"""Reading a guard's diagnostics: is the learned optimizer of any use, and what does the guard cost?
+"""Read a guard's diagnostics: is the learned optimizer of use, and what does the guard cost?
 
     python docs/examples/guard_diagnostics.py
 
-Diagnostics are fields of the guard's state, so that they survive `jit`, `vmap` and checkpoints.
-`optax.tree_utils.tree_get(state, name)` finds them however deep the guard lies in a chain. The
-learned optimizer here is good for 100 steps and then goes wrong: its steps double every 20 steps.
-The race notices, and goes on with Adam's own run.
+Diagnostics are fields of the guard's state, so they work under `jit` and `vmap` and are saved in
+checkpoints. `optax.tree_utils.tree_get(state, name)` finds them at any depth of a chain. The
+learned optimizer here is good for 100 steps; then its steps double every 20 steps. The race
+detects this and continues with Adam's own run.
 """
 
 import jax
@@ -20,7 +20,7 @@ TRAIN, HELD_OUT = slice(0, N_T), slice(N_T, N_T + N_C)
 
 
 def going_wrong(learned: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`learned`, but from step 100 on its steps double every 20 steps."""
+    """`learned` with steps that double every 20 steps from step 100 on."""
     growing = optax.scale_by_schedule(lambda count: 2.0 ** (jax.nn.relu(count - 100) / 20))
     return optax.chain(learned, growing)
 

@@ -1,9 +1,9 @@
-"""Plain JAX, no framework: params are a dict, and a guard in window form trains them.
+"""Plain JAX without a framework: params are a dict, and a guard in window form trains them.
 
     python docs/examples/plain_jax.py
 
-A window is one decision: ten mini-batches to train on, ten to decide on. `metaopt.windows` cuts a
-stream of mini-batches into them, and one compiled call takes a whole window.
+A window is one decision: ten mini-batches train, ten decide. `metaopt.windows` cuts a stream of
+mini-batches into windows, and one compiled call processes a whole window.
 """
 
 import jax
@@ -14,7 +14,7 @@ import metaopt
 from metaopt import guards
 from metaopt.datasets import spirals
 
-STEPS = 1000  # mini-batches; half of them train
+STEPS = 1000  # mini-batches; half of them train, half of them only decide
 
 
 def init(key, sizes=(2, 32, 32, 2)):
@@ -45,7 +45,7 @@ def main() -> dict[str, float]:
     params = init(k_net)
     losses = {"start": float(loss_fn(params, data["test"]))}
 
-    lstm = metaopt.optimizers.lstm()  # untrained: useless, which is what a guard is for
+    lstm = metaopt.optimizers.lstm()  # untrained and of no use: the guard keeps Adam's run
     learned = lstm.apply(lstm.init(k_theta, params))
     guard = guards.race(learned, optax.adam(1e-2))
     state, update = guard.init(params), jax.jit(guard.update, static_argnames="loss_fn")

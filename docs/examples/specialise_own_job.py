@@ -1,15 +1,17 @@
 """Specialise a learned optimizer to your own job: a Flax model, arrays, a batch size.
 
-The job is `make_task`. From the folder of this file,
+The job is the function `make_task`. In the folder of this file, the command
 
     metaopt train --task specialise_own_job:make_task --learned l3rs --minutes 30 --out runs/own
 
-meta-trains L3RS on it by evolution strategies and exports the best theta to runs/own/export.
+meta-trains L3RS on it by evolution strategies and exports the best theta to runs/own/export. The
+script
 
     python specialise_own_job.py [--out FOLDER]
 
-gives the same command with a budget of seconds, then trains the model with what was exported, and
-with Adam at three learning rates, on images that the meta-training never saw.
+runs this command for a few seconds. Then it trains the model with the exported optimizer and with
+Adam at three learning rates, and compares the losses on test images, which the meta-training did
+not see.
 """
 
 import argparse
@@ -26,11 +28,11 @@ import metaopt
 from metaopt.cli import main as command_line
 from metaopt.datasets import split_in_three
 
-STEPS = 30  # of a run of the model's own training
+STEPS = 30  # of one training of the model
 
 
 class Scaled(nn.Module):
-    """One hidden layer behind a scale per feature, which is a parameter of its own."""
+    """One hidden layer behind a learned scale per feature."""
 
     classes: int
 
@@ -41,16 +43,20 @@ class Scaled(nn.Module):
 
 
 def make_task() -> metaopt.Task:
-    """What `--task` names: any function without arguments that returns a task."""
+    """The function that `--task` names; it has no arguments and returns a task."""
     x, y = load_digits(return_X_y=True)  # here: 1797 images as rows of 64 numbers
     data = split_in_three("my digits", x.astype("float32"), y, 10, scale=1 / 16)
     return metaopt.tasks.classification(Scaled(10), data, batch_size=64)
 
 
 def test_losses(task: metaopt.Task, optimizer, settings, seeds: int = 8) -> jax.Array:
-    """Trains the model with `optimizer(setting)` for each setting; test losses [settings, seeds].
+    """Trains the model with `optimizer(setting)` for each setting.
 
-    Every setting sees the same params and the same mini-batches. One compiled program trains all.
+    Every setting starts from the same params and sees the same mini-batches. One compiled program
+    trains all of them.
+
+    Returns:
+      Test losses ``[settings, seeds]``.
     """
 
     def run(setting_and_key):
