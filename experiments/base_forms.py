@@ -2,7 +2,7 @@
 
     python -m experiments.base_forms     # writes docs/results/bench-bases.json
 
-`metaopt.optimizers.bases` computes both directions differently from optax, to save time in
+`metaopt.core.cpu` computes both directions differently from optax, to save time in
 populations on CPU. If the ratios are near 1, optax's own are fast enough and the forms can go.
 """
 
@@ -23,7 +23,7 @@ from metaopt.evaluation.records import write_json
 from metaopt.jobs.evaluate import environment
 from metaopt.meta import devices
 from metaopt.optimizers import BASES, Base, l3rs
-from metaopt.optimizers.bases import ROOT, constants
+from metaopt.optimizers.bases import constants
 
 RESULT = Path("docs/results/bench-bases.json")
 WORKLOADS = {"2 candidates": Workload(), "16 candidates": Workload(population=16, tasks=4)}
@@ -33,7 +33,7 @@ OPTAX_SGD = Base("sgd", hyper={}, make=lambda hyper: optax.sgd(1.0))
 OPTAX_ADAM = Base(
     "adam",
     hyper=BASES["adam"].hyper,
-    make=lambda hyper: optax.adam(1.0, **constants(hyper), eps_root=ROOT),
+    make=lambda hyper: optax.adam(1.0, **constants(hyper), eps_root=cpu.ADAM_EPS_ROOT),
 )
 FORMS: dict[str, Sequence[str | Base]] = {
     "metaopt": ("sgd", "adam"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metaopt.core import cpu
 from metaopt.core.checks import short
 
 
@@ -81,78 +82,25 @@ def constants(hyper: Mapping[str, jax.Array]) -> dict[str, Any]:
     return constants
 
 
-# A constant under Adam's root. sqrt has no derivative at 0, where the second moment of a
-# coordinate is whose gradient was always 0 (a dead pixel): back-propagation to b2 would be NaN. The
-# constant is far below eps^2 and changes no step.
-ROOT = 1e-30
-
-
-def _negated_gradient() -> optax.GradientTransformation:
-    """``optax.sgd(1.0)`` as a negation.
-
-    optax multiplies by -1. Of a negation XLA sees that its norm, which L3RS needs, is that of the
-    gradient, and computes it once.
-    """
-    return optax.stateless(lambda updates, params: jax.tree.map(jnp.negative, updates))
-
-
 def _negated_params() -> optax.GradientTransformation:
     """Steps from the params towards zero."""
     return optax.stateless(lambda updates, params: optax.tree.scale(-1.0, params))
 
 
-def _scale_by_adam(
-    b1: jax.Array, b2: jax.Array, eps: jax.Array
-) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_adam` that skips steps itself and divides once per coordinate.
-
-    It differs in three ways, which save time in populations on CPU:
-
-    - It skips a step whose loss or gradient is not finite (see `Base`), so that the moments are
-      written once instead of held twice.
-    - It divides once per coordinate. XLA makes one division of optax's three too, but not in
-      programs of several devices.
-    - It squares by ``g * g``. Of ``g**2``, which L3RS computes for the norm of the gradient too,
-      XLA would keep one copy in memory for both.
-    """
-
-    def init_fn(params):
-        return optax.ScaleByAdamState(
-            count=jnp.zeros([], jnp.int32),
-            mu=optax.tree.zeros_like(params),
-            nu=optax.tree.zeros_like(params),
-        )
-
-    def update_fn(updates, state, params=None, *, finite=True, **extra_args):
-        del params, extra_args
-        count = optax.safe_increment(state.count)
-        correction1, correction2 = 1 / (1 - b1**count), 1 / (1 - b2**count)
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = jax.tree.map(lambda g, v: (1 - b2) * g * g + b2 * v, updates, state.nu)
-        state = optax.tree.where(finite, optax.ScaleByAdamState(count, mu, nu), state)
-
-        def direction(m, v):
-            return m * correction1 / (jnp.sqrt(v * correction2 + ROOT) + eps)
-
-        return jax.tree.map(direction, state.mu, state.nu), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
 def _adam(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
-    return optax.chain(_scale_by_adam(**constants(hyper)), optax.scale(-1.0))
+    return optax.chain(cpu.scale_by_adam(**constants(hyper)), optax.scale(-1.0))
 
 
 def _lamb(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
     return optax.chain(
-        _scale_by_adam(**constants(hyper)), optax.scale_by_trust_ratio(), optax.scale(-1.0)
+        cpu.scale_by_adam(**constants(hyper)), optax.scale_by_trust_ratio(), optax.scale(-1.0)
     )
 
 
 # Initial constants are optax's defaults. The weight decay inside LAMB and Lion is 0, since weight
 # decay is a base of its own.
 BASES: dict[str, Base] = {
-    "sgd": Base("sgd", hyper={}, make=lambda hyper: _negated_gradient()),
+    "sgd": Base("sgd", hyper={}, make=lambda hyper: cpu.negated_gradient()),
     "adam": Base("adam", hyper=_hyper(0.9, 0.999, 1e-8), make=_adam, skips=True),
     "adamax": Base(
         "adamax",
