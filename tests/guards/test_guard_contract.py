@@ -1,4 +1,4 @@
-"""The contract of every guard in windows; test_contract.py has that of every optimizer."""
+"""The contract of every guard in windows; test_optimizer_contract.py has that of every optimizer."""
 
 import jax
 import jax.numpy as jnp
