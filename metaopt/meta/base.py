@@ -11,6 +11,7 @@ from metaopt.core.rollouts import mean_loss, unroll_sampled
 from metaopt.core.trees import nbytes
 from metaopt.core.types import (
     Key,
+    Keys,
     LearnedOptimizer,
     Params,
     Split,
@@ -145,7 +146,7 @@ def check_theta(
             ) from None
 
 
-def starts(family: TaskFamily, keys: Key) -> Start:
+def starts(family: TaskFamily, keys: Keys) -> Start:
     """One `Start` per key, with leading axes of the shape of `keys`.
 
     Uses `lax.map`: random bits under `vmap` take XLA several times longer to compile.

@@ -1,4 +1,4 @@
-"""The contract of every guard in windows; test_contract.py has that of every optimizer."""
+"""The contract of every guard in windows; for optimizers see test_optimizer_contract.py."""
 
 import jax
 import jax.numpy as jnp

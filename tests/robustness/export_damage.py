@@ -1,4 +1,4 @@
-"""Ways to damage an export folder; each gives or is a function of the folder."""
+"""Ways to damage an export folder: functions of the folder, and functions that return such."""
 
 import hashlib
 import io
@@ -24,7 +24,7 @@ def text(payload):
 
 
 def spec(**changes):
-    """Sets fields of the spec; "a__b" is a field inside of another, None takes it away."""
+    """Sets fields of the spec; ``a__b`` is field b of field a, and None removes a field."""
 
     def spoil(folder):
         content = json.loads((folder / SPEC).read_text())
@@ -42,12 +42,12 @@ def spec(**changes):
 
 
 def weights(change):
-    """Puts ``change(bytes)`` in place of the weights; the checksum is the old one."""
+    """Replaces the weights by ``change(bytes)``; the checksum stays the old one."""
     return lambda folder: (folder / WEIGHTS).write_bytes(change((folder / WEIGHTS).read_bytes()))
 
 
 def signed(change):
-    """As `weights`, with a checksum that fits."""
+    """Replaces the weights by ``change(bytes)``, and the checksum by that of the new bytes."""
 
     def spoil(folder):
         payload = change((folder / WEIGHTS).read_bytes())
@@ -58,11 +58,11 @@ def signed(change):
 
 
 def leaves(change, **described):
-    """Puts ``change(leaves)`` in place of the weights; the spec describes the leaves as told."""
+    """Replaces the weights by ``change(leaves)``; `described` are fields of the spec."""
 
     def spoil(folder):
-        made = change(load_file(folder / WEIGHTS))
-        signed(lambda _: save_bytes(made))(folder)
+        changed = change(load_file(folder / WEIGHTS))
+        signed(lambda _: save_bytes(changed))(folder)
         spec(**described)(folder)
 
     return spoil
@@ -87,14 +87,14 @@ def header(change):
         size = struct.unpack("<Q", payload[:8])[0]
         content = json.loads(payload[8 : 8 + size])
         change(content)
-        made = json.dumps(content).encode()
-        return struct.pack("<Q", len(made)) + made + payload[8 + size :]
+        changed = json.dumps(content).encode()
+        return struct.pack("<Q", len(changed)) + changed + payload[8 + size :]
 
     return signed(rewrite)
 
 
 def replaced(name, make):
-    """Puts what ``make(path)`` makes in place of a file."""
+    """Removes a file and calls ``make(path)`` in its place."""
 
     def spoil(folder):
         (folder / name).unlink()
@@ -123,7 +123,10 @@ def sparse(size):
 def pickled(name, sign=False):
     def spoil(folder):
         payload = bomb(folder.parent / MARKER)
-        (signed(lambda _: payload) if sign else lambda f: (f / name).write_bytes(payload))(folder)
+        if sign:
+            signed(lambda _: payload)(folder)
+        else:
+            (folder / name).write_bytes(payload)
 
     return spoil
 

@@ -1,4 +1,4 @@
-"""What bad arguments are put in the place of: parts that fit together."""
+"""Arguments that fit together; tests replace one of them by a bad one."""
 
 import math
 

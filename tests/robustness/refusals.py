@@ -20,11 +20,14 @@ import pytest
 import metaopt
 
 LIBRARY = Path(metaopt.__file__).parent
-SECONDS = 30  # a refusal takes milliseconds; what comes near this hangs
+SECONDS = 30  # a refusal takes milliseconds; a call that takes this long hangs
 
 
 def bad_inputs(table: dict[str, tuple]) -> pytest.MarkDecorator:
-    """Parametrises a test by a table: name -> arguments (the last one is what the message says)."""
+    """Parametrises a test by a table ``{name: (..., bad, match)}``.
+
+    `match` is a regular expression for the message.
+    """
     count = len(next(iter(table.values())))
     names = ("bad", "match") if count == 2 else ("target", "bad", "match")
     return pytest.mark.parametrize(names, table.values(), ids=table)
@@ -60,17 +63,17 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Every path below `folder` -> what it holds, links by their targets."""
-    found = {}
+    """The content of every file below `folder`, by path; links by their targets."""
+    contents = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            found[name] = f"link to {path.readlink()}"
+            contents[name] = f"link to {path.readlink()}"
         elif path.is_file() and path.stat().st_size < 1 << 24:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            contents[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         else:
-            found[name] = f"mode {path.stat().st_mode}, size {path.stat().st_size}"
-    return found
+            contents[name] = f"mode {path.stat().st_mode}, size {path.stat().st_size}"
+    return contents
 
 
 class Bomb:

@@ -40,15 +40,18 @@ GOOD_X, GOOD_Y = np.zeros((32, 32, 3, 2), np.uint8), np.array([[1], [10]])
 SVHN = {"train_32x32__mat": mat(X=GOOD_X, y=GOOD_Y)}
 ARCHIVES = {
     "cifar10: one batch missing": (
-        *("cifar10", files(**{k: v for k, v in cifar10().items() if "3" not in k})),
+        "cifar10",
+        files(**{k: v for k, v in cifar10().items() if "3" not in k}),
         "data_batch_3.bin is missing",
     ),
     "cifar10: a row cut short": (
-        *("cifar10", files(**{**cifar10(), "data_batch_2__bin": b"\0" * 3072})),
+        "cifar10",
+        files(**{**cifar10(), "data_batch_2__bin": b"\0" * 3072}),
         "data_batch_2.bin: 3072 bytes are not a whole number of 3073-byte rows",
     ),
     "cifar10: label 11": (
-        *("cifar10", files(**cifar10(label=11))),
+        "cifar10",
+        files(**cifar10(label=11)),
         "data_batch_1.bin: label 11, but cifar10 has 10 classes",
     ),
     "cifar10: the pickles": (
@@ -62,11 +65,13 @@ ARCHIVES = {
         "pickles, which can run code; get the binary version",
     ),
     "svhn: only a training file": (
-        *("svhn_cropped", files(**SVHN)),
+        "svhn_cropped",
+        files(**SVHN),
         "test_32x32.mat is missing",
     ),
     "svhn: no MATLAB file": (
-        *("svhn_cropped", files(**SVHN, test_32x32__mat=b"hello" * 50)),
+        "svhn_cropped",
+        files(**SVHN, test_32x32__mat=b"hello" * 50),
         "test_32x32.mat: damaged",
     ),
     "svhn: a pickle": (
@@ -80,23 +85,28 @@ ARCHIVES = {
         "test_32x32.mat: damaged",
     ),
     "svhn: no y": (
-        *("svhn_cropped", files(**SVHN, test_32x32__mat=mat(X=GOOD_X))),
+        "svhn_cropped",
+        files(**SVHN, test_32x32__mat=mat(X=GOOD_X)),
         "test_32x32.mat: damaged",
     ),
     "svhn: floats": (
-        *("svhn_cropped", files(**SVHN, test_32x32__mat=mat(X=GOOD_X * 1.0, y=GOOD_Y))),
+        "svhn_cropped",
+        files(**SVHN, test_32x32__mat=mat(X=GOOD_X * 1.0, y=GOOD_Y)),
         "expected X uint8",
     ),
     "svhn: label 0": (
-        *("svhn_cropped", files(**SVHN, test_32x32__mat=mat(X=GOOD_X, y=GOOD_Y - 1))),
+        "svhn_cropped",
+        files(**SVHN, test_32x32__mat=mat(X=GOOD_X, y=GOOD_Y - 1)),
         r"y \[n\] in 1..10",
     ),
     "svhn: fewer labels": (
-        *("svhn_cropped", files(**SVHN, test_32x32__mat=mat(X=GOOD_X, y=GOOD_Y[:1]))),
+        "svhn_cropped",
+        files(**SVHN, test_32x32__mat=mat(X=GOOD_X, y=GOOD_Y[:1])),
         "and 1 labels",
     ),
     "mnist: other content": (
-        *("mnist", lambda folder: write_digits_idx(folder)),
+        "mnist",
+        lambda folder: write_digits_idx(folder),
         "not the official content of mnist",
     ),
 }

@@ -1,4 +1,4 @@
-"""Random damage: always a metaopt error, or what the undamaged files hold."""
+"""Random damage: the result is an error of metaopt's, or what the undamaged files hold."""
 
 import dataclasses
 import json
@@ -48,10 +48,10 @@ def damages(draw):
             return payload[:at] + payload[at + change :]
         if kind == "double":
             return payload[: at + change] + payload[at:]
-        made = bytearray(payload)
+        damaged = bytearray(payload)
         for place, mask in places:
-            made[int(place * (len(made) - 1))] ^= mask
-        return bytes(made)
+            damaged[int(place * (len(damaged) - 1))] ^= mask
+        return bytes(damaged)
 
     return damage
 
@@ -82,16 +82,16 @@ def evaluation(tmp_path_factory):
 
 
 def same_or_refused(read, same, folder):
-    """`read` gives what `same` accepts, or is refused; both leave the folder as it was."""
+    """`read` is refused, or `same` accepts its result; the folder is unchanged in both cases."""
     before = fingerprint(folder)
     with within(30):
         try:
-            found = read()
+            result = read()
         except ValueError:
             refused(read, ".", folder)
             return
     assert fingerprint(folder) == before
-    same(found)
+    same(result)
 
 
 @fuzzed
@@ -100,10 +100,10 @@ def test_a_damaged_export(exported, plain, tmp_path, damage, name):
     folder = shutil.copytree(exported, tmp_path / "x", dirs_exist_ok=True)
     (folder / name).write_bytes(damage((exported / name).read_bytes()))
 
-    def same(found):
-        # Of the spec only what is free text can change and still be read.
-        jax.tree.map(np.testing.assert_array_equal, found.theta, plain.theta)
-        assert (found.name, found.sha256) == (plain.name, plain.sha256)
+    def same(export):
+        # Only the free text of a spec can change so that the export can still be read.
+        jax.tree.map(np.testing.assert_array_equal, export.theta, plain.theta)
+        assert (export.name, export.sha256) == (plain.name, plain.sha256)
 
     same_or_refused(lambda: metaopt.load(folder), same, folder)
 
@@ -120,9 +120,9 @@ def test_a_damaged_idx_file(idx_files, tmp_path, damage, name):
         with open_source(folder) as files:
             return idx.read(files, own_spec("mine"))
 
-    def same(found):
-        # Pixels have no checksum: whatever is read has the sizes that the header announces.
-        for examples in found.splits.values():
+    def same(dataset):
+        # Pixels have no checksum. The number of examples is the one in the header.
+        for examples in dataset.splits.values():
             assert examples.count == len(list(examples.iterate()))
 
     same_or_refused(read, same, folder)
@@ -137,36 +137,41 @@ def test_a_damaged_evaluation(evaluation, tmp_path, damage, name):
     folder = shutil.copytree(evaluation, tmp_path / "x", dirs_exist_ok=True)
     (folder / name).write_bytes(damage((evaluation / name).read_bytes()))
 
-    def same(found):
-        for row in summary.rows(found.tasks[0]):
+    def same(evaluation):
+        for row in summary.rows(evaluation.tasks[0]):
             assert isinstance(row.optimizer, str)
 
     same_or_refused(lambda: summary.load(folder), same, folder)
 
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
-    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=3), st.integers()),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=3), st.integers()),
+)
 
 
 @pytest.mark.parametrize("config", [NESConfig, PESConfig, TBPTTConfig, TrainJob, EvaluateJob])
 @fuzzed
 @given(data=st.data())
 def test_random_settings(config, data):
-    """Refused, or kept as they are with the type that was promised."""
+    """They are refused, or the settings hold them unchanged, with the annotated types."""
     names = [field.name for field in dataclasses.fields(config)]
     chosen = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
     fields = {name: data.draw(VALUES) for name in chosen}
     with within(30):
         try:
-            made = config(**fields)
+            job = config(**fields)
         except ValueError:
             refused(lambda: config(**fields), ".")
             return
-    checks.check_fields(made)
+    checks.check_fields(job)
     for name, value in fields.items():
-        assert value is None or getattr(made, name) == value
+        assert value is None or getattr(job, name) == value
 
 
 JSON = st.recursive(
@@ -186,15 +191,17 @@ def test_random_json_in_a_spec(exported, plain, tmp_path, data):
     names = data.draw(st.lists(st.sampled_from(sorted(spec)), min_size=1, max_size=2))
     spec |= {name: data.draw(JSON) for name in names}
     (folder / "spec.json").write_text(json.dumps(spec))
-    theta = plain.theta
-    same = lambda found: jax.tree.map(np.testing.assert_array_equal, found.theta, theta)
+
+    def same(export):
+        jax.tree.map(np.testing.assert_array_equal, export.theta, plain.theta)
+
     same_or_refused(lambda: metaopt.load(folder), same, folder)
 
 
 @fuzzed
 @given(name=st.text(max_size=20))
 def test_random_names_of_data_sets(tmp_path, name):
-    """None leads out of the data folder."""
+    """No name leads out of the data folder."""
     if name in datasets.specs(tmp_path):
         return
     refused(lambda: datasets.load(name, root=tmp_path), "unknown data set", tmp_path)

@@ -1,7 +1,8 @@
-"""Processes of a test, forked from one that has the library imported, so that a start is cheap.
+"""Child processes for tests, and a small meta-training that they run.
 
-What they share: a small NES on quadratics whose optimizer learns one step size per coordinate, so
-that it is traced and compiled in a moment.
+Children are forked from a server process that has the library imported, so that they start quickly.
+The meta-training is NES on quadratics. Its optimizer learns one step size per coordinate, so that
+tracing and compilation take little time.
 """
 
 import json
@@ -27,7 +28,7 @@ CONTEXT.set_forkserver_preload(["metaopt.meta.loop", "metaopt.meta", "metaopt.ta
 
 
 def step_sizes() -> LearnedOptimizer:
-    """SGD whose theta are the logarithms of its step sizes, one per coordinate."""
+    """SGD; theta are the logarithms of its step sizes, one per coordinate."""
 
     def apply(theta, *, num_steps=None):
         del num_steps
@@ -50,7 +51,7 @@ def small_nes(spread=None, population=8, tasks_per_generation=4):
 
 
 def small_windows(method: str, mesh=None):
-    """The same optimizer by "pes" or "tbptt", 8 pairs or 8 tasks: (trainer, theta, validate)."""
+    """(trainer, theta, validate) of the same optimizer by "pes" (8 pairs) or "tbptt" (8 tasks)."""
     _, theta, validate = small_nes()
     lopt, family = step_sizes(), single(tasks.quadratic(DIM))
     lengths = {"rollout": 6, "truncation": 2}
@@ -62,7 +63,7 @@ def small_windows(method: str, mesh=None):
 
 
 def train_small(out: Path, steps: int, *, spread=None, method="nes", **settings):
-    """Trains it in folder `out`; the best theta."""
+    """Trains it in folder `out`; returns the best theta and its validation loss."""
     mesh = spread.mesh if spread else None
     trainer, theta, validate = small_nes(spread) if method == "nes" else small_windows(method, mesh)
     given = {"config": {"a": 1}, "validate_every": 3, "checkpoint_every": 3, **settings}
@@ -72,7 +73,7 @@ def train_small(out: Path, steps: int, *, spread=None, method="nes", **settings)
 
 
 def prepare(cache: Path | None, num_devices: int = 1) -> None:
-    """Sets this process up, before it computes anything."""
+    """Configures JAX in a child; must be called before it computes anything."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     jax.config.update("jax_num_cpu_devices", num_devices)
     if cache is not None:
@@ -85,7 +86,7 @@ def all_devices(chunk: int = 0) -> devices.Spread:
 
 
 def run_small(out: Path, steps: int, cache: Path, num_devices: int = 1, **settings):
-    """A child's whole life: `train_small` on all its devices; leaves ``best.npy`` in `out`."""
+    """The main function of a child: `train_small` on all its devices; writes ``best.npy``."""
     prepare(cache, num_devices)
     best, _ = train_small(out, steps, spread=all_devices() if num_devices > 1 else None, **settings)
     np.save(out / "best.npy", log_lr(best))
@@ -94,41 +95,41 @@ def run_small(out: Path, steps: int, cache: Path, num_devices: int = 1, **settin
 def run_host(
     out: Path, steps: int, cache: Path, port: int, count: int, index: int, method: str = "nes"
 ):
-    """A child's whole life: one of `count` processes of one training."""
+    """The main function of a child that is one of `count` processes of one training."""
     prepare(cache)
     devices.initialise(f"localhost:{port}", count, index)
     best, _ = train_small(out, steps, spread=all_devices(), method=method)
     if index == 0:
         np.save(out / "best.npy", log_lr(best))
     out.with_name(f"{out.name}.process-{index}").write_text(f"{len(jax.devices())} devices")
-    # JAX does this at the exit of an interpreter, which these children leave in another way: a
-    # process 0 that is gone before the others ends them.
+    # JAX does this at the exit of the interpreter, which children of `multiprocessing` skip. If
+    # process 0 ended before the others, they would be terminated.
     jax.distributed.shutdown()
 
 
 def quietly(target, error_file: Path, *args, **kwargs):
-    """Calls `target`, with what it writes to stderr in a file."""
+    """Calls `target` with its stderr redirected to a file."""
     descriptor = os.open(error_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, sys.stderr.fileno())
     target(*args, **kwargs)
 
 
 def start(target, *args, **kwargs):
-    """A started child that runs ``target(*args, **kwargs)``."""
+    """Starts a child that runs ``target(*args, **kwargs)``."""
     child = CONTEXT.Process(target=target, args=args, kwargs=kwargs)
     child.start()
     return child
 
 
 def finish(*children, timeout: float = 300.0) -> list[int | None]:
-    """Waits for children and gives their exit codes."""
+    """Waits for children; returns their exit codes."""
     for child in children:
         child.join(timeout)
     return [child.exitcode for child in children]
 
 
 def final_checksum(out: Path) -> tuple[int, str]:
-    """(step, SHA-256 of the whole state) of the newest checkpoint, as its own record says."""
+    """(step, SHA-256 of the whole state) of the newest checkpoint, as it records them."""
     newest = max(int(p.name) for p in (out / loop.STATES).iterdir() if p.name.isdigit())
     facts = json.loads((out / loop.STATES / str(newest) / "facts" / "metadata").read_text())
     return newest, facts["sha256"]

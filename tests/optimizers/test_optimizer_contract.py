@@ -1,6 +1,6 @@
 """What every optimizer must do: be an optax transformation, and a pure function of theta.
 
-Guards, in windows, have theirs in guards/test_guard_contract.py.
+The contract of guards is tested in tests/guards/test_guard_contract.py.
 """
 
 from functools import cache
