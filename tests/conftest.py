@@ -13,7 +13,12 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
+
+# Check the dtypes and shapes of arrays in metaopt. The option `--jaxtyping-packages` would do the
+# same, but before jaxtyping 0.3.7 only for packages that no conftest.py imports.
+jaxtyping.install_import_hook("metaopt", "typechecking.check_arrays")
 
 import metaopt
 from metaopt import datasets

@@ -1,4 +1,4 @@
-"""The type checker that jaxtyping's import hook uses in tests (see `addopts` in pyproject.toml).
+"""The type checker that jaxtyping's import hook uses in tests (conftest.py installs the hook).
 
 It is beartype, restricted to the dtypes and shapes of arrays. Arguments of all other types are left
 to the library's own checks, whose messages are tested in tests/robustness.

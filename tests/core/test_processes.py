@@ -4,18 +4,9 @@ import json
 import os
 
 import pytest
+from process_calls import fail, report
 
 from metaopt.core.processes import in_processes
-
-
-def report(folder, name):
-    """Writes down in which process and on which cores it runs."""
-    facts = {"process": os.getpid(), "cores": sorted(os.sched_getaffinity(0))}
-    (folder / name).write_text(json.dumps(facts))
-
-
-def fail(*arguments):
-    raise ValueError("the call's own error")
 
 
 def test_one_worker_is_this_process(tmp_path):

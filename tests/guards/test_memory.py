@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from metaopt.core.compilation import option
 
 from metaopt import guards
+from metaopt.core.cpu import option
 from metaopt.core.rollouts import windowed
 from metaopt.core.types import LearnedOptimizer
 from metaopt.tasks.networks import MLP
