@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer, check_known, check_number
-from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import (
     MetaTrainer,
     Start,
@@ -204,7 +204,7 @@ def _losses(
     spread: Spread,
     family: TaskFamily,
     population: Theta,
-    keys: Key,
+    keys: Keys,
     num_steps: Int[Array, ""],
 ) -> Float[Array, "population tasks"]:
     """Losses of all candidates on the tasks of one family, one task per key."""

@@ -15,7 +15,7 @@ from metaopt.core import cpu
 from metaopt.core.checks import check_number
 from metaopt.core.rollouts import unroll_sampled
 from metaopt.core.trees import all_finite, nbytes
-from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
 from metaopt.meta.base import MetaTrainer, Start, as_groups, check_theta, starts
 from metaopt.meta.devices import EVERYTHING_HERE, Spread
@@ -167,7 +167,7 @@ def pes(
             clip_difference=config.clip_difference,
         )
 
-    def start_keys(key: Key) -> Key:
+    def start_keys(key: Key) -> Keys:
         """A key for every start, [groups, pairs, tasks]; both particles of a pair share theirs."""
         return jax.random.split(key, (len(groups), pairs, config.tasks))
 
@@ -245,7 +245,7 @@ def _window(
     chunk: int,
     family: TaskFamily,
     thetas: Theta,
-    keys: Key,
+    keys: Keys,
     runs: InnerRun,
     phase: Phase,
     fresh: jax.Array,

@@ -15,7 +15,7 @@ from metaopt.core import cpu
 from metaopt.core.checks import check_number
 from metaopt.core.rollouts import unroll
 from metaopt.core.trees import all_finite, nbytes
-from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
 from metaopt.meta.base import MetaTrainer, Start, as_groups, check_theta, starts
 from metaopt.meta.devices import EVERYTHING_HERE, Spread
@@ -147,7 +147,7 @@ def tbptt(
         max_consecutive_errors=jnp.iinfo(jnp.int32).max,
     )
 
-    def start_keys(key: Key) -> Key:
+    def start_keys(key: Key) -> Keys:
         return jax.random.split(key, (len(groups), config.tasks))
 
     def init(groups: Sequence[TaskFamily], key: Key, theta: Theta) -> TBPTTState:
@@ -243,7 +243,7 @@ def _window(
     chunk: int,
     family: TaskFamily,
     theta: Theta,
-    keys: Key,
+    keys: Keys,
     runs: InnerRun,
     phases: Phase,
     update: Int[Array, ""],
