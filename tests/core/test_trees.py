@@ -39,7 +39,7 @@ def test_leaves_are_named_by_their_paths():
     [
         (jnp.arange(3), "f: leaf 'a/w' has dtype int32, but only real .* optax.masked"),
         (jnp.ones(3, complex), "f: leaf 'a/w' has dtype complex64, but"),
-        ("text", "f: leaf 'a/w' is a str, no array."),
+        ("text", "f: leaf 'a/w' is a str, not an array."),
     ],
 )
 def test_a_leaf_that_cannot_be_optimized_is_named(leaf, message):
