@@ -314,14 +314,17 @@ def longer_meta_training_pays(panel: str) -> Claim:
 
 L2O_AND_GL2O_DIVERGE = every(diverges("L2O"), diverges(GL2O_CNN))
 LGL2O_IS_SGD = level(LGL2O_CNN, SGD_CNN)
-TUNED = "its decay is tuned for the length of the run; so it passes"
+TUNED = "SGD's decay is tuned for the length of the run, and SGD leaves the local optimum"
 CLAIMS = (
     Claim(
         figure="3",
         text="L2O is the fastest at first",
         panel="fig03-start",
         check=every(below("L2O", SGD, "Adam", step=50), below("L2O", SGD, "Adam", step=100)),
-        reason="Adam's rate is tuned on this task; L2O is ahead of it up to step 60, of SGD up to 150",
+        reason=(
+            "Adam is tuned on this task; L2O is ahead of it up to step 60, and ahead of SGD up "
+            "to step 150"
+        ),
     ),
     Claim(
         figure="3",
@@ -331,7 +334,10 @@ CLAIMS = (
     ),
     Claim(
         figure="ours",
-        text="so is LGL2O around it, and later level with the better of both",
+        text=(
+            "LGL2O around L2O-300 is the fastest too, and later level with the better of "
+            "L2O-300 and SGD"
+        ),
         panel="fig03-start",
         check=every(
             *below_at((20, 50, 100, 200, 300), LGL2O_300, SGD, "Adam"),
@@ -340,13 +346,13 @@ CLAIMS = (
     ),
     Claim(
         figure="3",
-        text="early on L2O < GL2O < SGD in loss",
+        text="early on, the losses are in the order L2O < GL2O < SGD",
         panel="fig03-start",
         check=every(below("L2O", GL2O, step=100), below(GL2O, SGD, step=100)),
     ),
     Claim(
         figure="3",
-        text="L2O turns around at about step 1000",
+        text="the loss of L2O rises again from about step 1000",
         panel="fig03",
         check=rises("L2O"),
     ),
@@ -355,32 +361,38 @@ CLAIMS = (
         text="LGL2O is never above the better of L2O and SGD",
         panel="fig03",
         check=best_of(LGL2O, "L2O", SGD),
-        reason="it falls behind SGD's own run, as on FashionMNIST below; race does not",
+        reason="LGL2O falls behind SGD's own run, as on FashionMNIST below; race does not",
     ),
     Claim(
         figure="3",
-        text="LGL2O uses L2O first, later both",
+        text="LGL2O uses L2O at first, and both later",
         panel="fig03",
         check=switches(LGL2O),
-        reason="L2O is ahead of tuned SGD for 150 steps, 15 of the first 40 windows",
+        reason="L2O is ahead of tuned SGD for 150 steps, which are 15 of the first 40 windows",
     ),
     Claim(
         figure="3",
-        text="around L2O-300 LGL2O is never above the better of both",
+        text="LGL2O around L2O-300 is never above the better of L2O-300 and SGD",
         panel="fig03",
         check=best_of(LGL2O_300, "L2O-300", SGD),
-        reason="below both at steps 500 and 1000; later it falls behind SGD's own run, 5% at the end",
+        reason=(
+            "LGL2O is below both at steps 500 and 1000; later it falls behind SGD's own run, by"
+            " 5% at the end"
+        ),
     ),
     Claim(
         figure="3",
-        text="there it uses L2O-300 first, later both",
+        text="LGL2O around L2O-300 uses L2O-300 at first, and both later",
         panel="fig03",
         check=switches(LGL2O_300),
-        reason="L2O-300 wins all windows of the first 40 steps, half at step 200, none from 2000 on",
+        reason=(
+            "L2O-300 wins all windows of the first 40 steps, half of them at step 200, and none"
+            " from step 2000 on"
+        ),
     ),
     Claim(
         figure="ours",
-        text="GL2O around it is never above the better of both",
+        text="GL2O around L2O-300 is never above the better of L2O-300 and SGD",
         panel="fig03",
         check=best_of(GL2O_300, "L2O-300", SGD),
     ),
@@ -393,74 +405,74 @@ CLAIMS = (
     race_is_safe("fig03"),
     Claim(
         figure="ours",
-        text="nor above L2O's",
+        text="race is never above L2O",
         panel="fig03",
         check=best_of(RACE, "L2O"),
     ),
     Claim(
         figure="ours",
-        text="on FashionMNIST LGL2O falls behind SGD's own run, race does not",
+        text="on FashionMNIST LGL2O falls behind SGD's own run; race does not",
         panel="behind",
         check=every(below(SGD, LGL2O), best_of(RACE, SGD)),
     ),
     Claim(
         figure="ours",
-        text="so they do around L2O-300, which is the better optimizer",
+        text="the same holds around L2O-300, which ends below L2O",
         panel="behind",
         check=every(below(SGD, LGL2O_300), best_of(RACE_300, SGD), below("L2O-300", "L2O")),
     ),
     Claim(
         figure="4",
-        text="early on LGL2O is as fast as L2O, GL2O slower",
+        text="early on, LGL2O is as fast as L2O, and GL2O is slower",
         panel="fig04",
         check=every(level(LGL2O, "L2O", step=500), below("L2O", GL2O, step=500)),
     ),
     Claim(
         figure="4",
-        text="L2O turns around later; GL2O does not diverge",
+        text="the loss of L2O rises later; GL2O does not diverge",
         panel="fig04",
         check=every(rises("L2O"), never_diverges(GL2O)),
     ),
     Claim(
         figure="4",
-        text="LGL2O starts to rise after some 20 000 steps",
+        text="the loss of LGL2O rises after some 20 000 steps",
         panel="fig04",
         check=rises(LGL2O),
     ),
     Claim(
         figure="ours",
-        text="L2O-300 starts more slowly there, and ends below",
+        text="L2O-300 is slower than L2O at first, and ends below it",
         panel="fig04",
         check=every(below("L2O", "L2O-300", step=600), below("L2O-300", "L2O")),
     ),
     Claim(
         figure="ours",
-        text="on spirals it is behind L2O throughout",
+        text="on spirals L2O-300 is behind L2O throughout",
         panel="fig05",
         check=every(*below_at((1_000, 5_000, 50_000), "L2O", "L2O-300")),
     ),
     Claim(
         figure="5",
-        text="SGD stays at a local optimum for ever",
+        text="SGD never leaves a local optimum",
         panel="fig05",
         check=stuck(SGD),
         reason=TUNED,
     ),
     Claim(
         figure="5",
-        text="all variants of L2O leave it sooner",
+        text="L2O, LGL2O and GL2O leave the local optimum sooner than SGD",
         panel="fig05",
         check=every(*(below(name, SGD, step=3_000) for name in ("L2O", LGL2O, GL2O))),
     ),
     Claim(
         figure="5",
-        text="LGL2O is as fast as L2O, GL2O slower",
+        text="LGL2O is as fast as L2O, and GL2O is slower",
         panel="fig05",
         check=every(level(LGL2O, "L2O", step=5_000), below("L2O", GL2O, step=5_000)),
     ),
     Claim(
         figure="5",
-        text="in the end LGL2O is below both L2O and SGD",
+        text="LGL2O ends below both L2O and SGD",
         panel="fig05",
         check=below(LGL2O, "L2O", SGD),
     ),
@@ -472,7 +484,7 @@ CLAIMS = (
     ),
     Claim(
         figure="9",
-        text="tuned Adam wins in the long run, LGL2O early",
+        text="tuned Adam is ahead of LGL2O in the long run, and behind it early on",
         panel="fig05",
         check=every(below("Adam", LGL2O), below(LGL2O, "Adam", step=1_000)),
     ),
@@ -481,14 +493,17 @@ CLAIMS = (
         text="L2O and GL2O diverge quickly on a CNN",
         panel="fig06",
         check=L2O_AND_GL2O_DIVERGE,
-        reason="ours turns around after 200 steps, and stays far below its start",
+        reason="the loss of our L2O rises after 200 steps, and stays far below its start",
     ),
     Claim(
         figure="6",
-        text="there LGL2O is SGD",
+        text="on a CNN LGL2O is equal to SGD",
         panel="fig06",
         check=LGL2O_IS_SGD,
-        reason="it follows L2O, whose windows win while SGD's run, far ahead, is lost; race keeps it",
+        reason=(
+            "LGL2O follows L2O, whose windows win; SGD's own run, which is far ahead, is lost. "
+            "race keeps it"
+        ),
     ),
     longer_meta_training_pays("fig06"),
     race_is_safe("fig06", race=RACE_CNN, sgd=SGD_CNN),
@@ -497,41 +512,46 @@ CLAIMS = (
         text="L2O and GL2O diverge to a high loss",
         panel="fig07",
         check=L2O_AND_GL2O_DIVERGE,
-        reason="as in figure 6: ours turns around after 200 steps; GL2O is SGD from the start",
+        reason="as in figure 6: our L2O rises after 200 steps; GL2O is equal to SGD from the start",
     ),
     Claim(
         figure="7",
-        text="LGL2O is SGD from the start",
+        text="LGL2O is equal to SGD from the start",
         panel="fig07",
         check=LGL2O_IS_SGD,
-        reason="it follows L2O, which is ahead of SGD up to step 200, and then is lost with it",
+        reason="LGL2O follows L2O, which is ahead of SGD up to step 200, and then fails with it",
     ),
     longer_meta_training_pays("fig07"),
     race_is_safe("fig07", race=RACE_CNN, sgd=SGD_CNN),
     Claim(
         figure="12",
-        text="L2O is stable for long, LGL2O reaches a better loss",
+        text="L2O is stable for a long time, and LGL2O reaches a lower loss",
         panel="fig12",
         check=every(never_diverges("L2O"), below(LGL2O, "L2O")),
-        reason="our CNN's optimizer fails on this MLP from the start; the paper's lasts 100 000 steps",
+        reason=(
+            "our CNN's optimizer fails on this MLP from the start; the paper's is stable for "
+            "100 000 steps"
+        ),
     ),
     Claim(
         figure="13",
-        text="L2O diverges on the other data, GL2O counters it",
+        text="L2O diverges on the other data, and GL2O prevents it",
         panel="fig13",
         check=every(diverges("L2O"), never_diverges(GL2O_CNN)),
     ),
     Claim(
         figure="13",
-        text="LGL2O is far below both of its parts",
+        text="LGL2O ends far below both L2O and SGD",
         panel="fig13",
         check=below(LGL2O_CNN, "L2O", SGD_CNN),
-        reason="it falls to chance, as in figure 16",
+        reason="LGL2O falls to chance, as in figure 16",
     ),
     Claim(
         figure="ours",
-        text="L2O-300 is ahead of SGD and Adam on the other data too, at steps 200 and 300, "
-        "and does not diverge",
+        text=(
+            "on the other data too, L2O-300 is ahead of SGD and Adam at steps 200 and 300, and "
+            "does not diverge"
+        ),
         panel="fig13",
         check=every(
             *below_at((200, 300), "L2O-300", SGD_CNN, "Adam"),
@@ -540,7 +560,9 @@ CLAIMS = (
     ),
     Claim(
         figure="13",
-        text="around L2O-300 LGL2O is never above the better of both, and ends below both",
+        text=(
+            "LGL2O around L2O-300 is never above the better of L2O-300 and SGD, and ends below both"
+        ),
         panel="fig13",
         check=every(
             best_of(LGL2O_CNN_300, "L2O-300", SGD_CNN), below(LGL2O_CNN_300, "L2O-300", SGD_CNN)
@@ -549,42 +571,47 @@ CLAIMS = (
     race_is_safe("fig13", race=RACE_CNN, sgd=SGD_CNN),
     Claim(
         figure="14",
-        text="SGD and GL2O are stuck",
+        text="SGD and GL2O never leave a local optimum",
         panel="fig14",
         check=every(stuck(SGD), stuck(GL2O)),
         reason=TUNED,
     ),
     Claim(
         figure="14",
-        text="L2O and LGL2O pass",
+        text="L2O and LGL2O leave it",
         panel="fig14",
         check=every(below("L2O", SGD, GL2O, step=3_000), below(LGL2O, SGD, GL2O, step=3_000)),
     ),
     Claim(
         figure="14",
-        text="L2O stops on a plateau, LGL2O ends below it",
+        text="L2O stops on a plateau, and LGL2O ends below it",
         panel="fig14",
         check=below(LGL2O, "L2O"),
     ),
     race_is_safe("fig14"),
     Claim(
         figure="15",
-        text="all learned ones are faster than SGD, GL2O the slowest of them",
+        text="all learned optimizers are faster than SGD, and GL2O is the slowest of them",
         panel="fig15",
         check=every(below(GL2O, SGD, step=1_000), below("L2O", GL2O, step=1_000)),
     ),
     race_is_safe("fig15"),
     Claim(
         figure="16",
-        text="LGL2O is the best and does not become unstable",
+        text="LGL2O is the best, and stays stable",
         panel="fig16",
         check=every(below(LGL2O_CNN, "L2O", SGD_CNN), never_diverges(LGL2O_CNN)),
-        reason="it falls to chance, as in Meta Guard's figure 1 a; the paper's SGD has a rate of 1e-4",
+        reason=(
+            "LGL2O falls to chance, as in figure 1 a of Meta Guard; the paper's SGD has a rate "
+            "of 1e-4"
+        ),
     ),
     Claim(
         figure="ours",
-        text="L2O-300, from the MLP's and on longer runs, is below SGD to the end, level with "
-        "Adam to step 300",
+        text=(
+            "L2O-300, which starts from the MLP's and is meta-trained on longer runs, is below "
+            "SGD to the end, and level with Adam up to step 300"
+        ),
         panel="fig16",
         check=every(
             *below_at((100, 300, 500, 1_000), "L2O-300", SGD_CNN),
@@ -593,20 +620,20 @@ CLAIMS = (
     ),
     Claim(
         figure="ours",
-        text="around it LGL2O is never above the better of both, nor unstable",
+        text="LGL2O around L2O-300 is never above the better of L2O-300 and SGD, and stays stable",
         panel="fig16",
         check=every(best_of(LGL2O_CNN_300, "L2O-300", SGD_CNN), never_diverges(LGL2O_CNN_300)),
     ),
     race_is_safe("fig16", race=RACE_CNN, sgd=SGD_CNN),
     Claim(
         figure="17",
-        text="with windows of 100 steps LGL2O does not rise late",
+        text="with windows of 100 steps the loss of LGL2O does not rise late",
         panel="fig17-100",
         check=negated(rises(LGL2O)),
     ),
     Claim(
         figure="17",
-        text="nor with windows that grow when the losses cannot be told apart",
+        text="nor does it with windows that grow when the two losses cannot be told apart",
         panel="fig17-growing",
         check=every(
             negated(rises("LGL2O, growing (std)")), negated(rises("LGL2O, growing (paired)"))
@@ -614,13 +641,16 @@ CLAIMS = (
     ),
     Claim(
         figure="ours",
-        text="growing windows end as low as those of 10 and of 100",
+        text="growing windows end as low as windows of 10 and of 100",
         panel="fig17-growing",
         check=every(
             level("LGL2O, growing (paired)", "LGL2O, windows of 100"),
             level("LGL2O, growing (paired)", "LGL2O, windows of 10"),
         ),
-        reason="they grow within 2000 steps; of such windows L2O wins 1%, of those of 10 a fifth",
+        reason=(
+            "they grow within 2000 steps; L2O wins 1% of the grown windows, and a fifth of "
+            "those of 10"
+        ),
     ),
 )
 

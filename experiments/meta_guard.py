@@ -2,8 +2,8 @@
 
 The paper's claims: the unguarded L2O is ahead of SGD for some 200 steps, and stalls or worsens
 later. LGL2O, with and without keeping the memory of won windows, is efficient early and slow after
-1000 steps. SGD keeps improving. SMG improves throughout, slower than SGD. AMG ends lowest in most
-panels.
+1000 steps. SGD keeps improving. SMG improves throughout, and more slowly than SGD. AMG ends lowest
+in most panels.
 
     make reproduce-meta-guard     # or: python -m experiments.meta_guard [--only a] [--full]
 
@@ -52,18 +52,18 @@ LGL2O_FRESH = "LGL2O without update"
 
 # Claims on every panel.
 L2O_IS_FAST = "L2O is below SGD in the first 200 steps"
-LGL2O_IS_FAST = "LGL2O is early as fast as L2O"
-SMG_IMPROVES = "SMG improves throughout, slower than SGD"
+LGL2O_IS_FAST = "early on, LGL2O is as fast as L2O"
+SMG_IMPROVES = "SMG improves throughout, and more slowly than SGD"
 AMG_IS_LOWEST = "AMG ends lowest"
 GUARDS_ARE_STABLE = "no guard diverges"
 
 # Reasons that several panels share.
-CHANCE_EARLY = "without update it is at chance by then: see the last line"
-LATE_SGD = "at the paper's rate SGD learns late: SMG is ahead of it"
-TURNS = "it turns around: like LGL2O it keeps one of two, though both be worse than before"
-SGD_IS_TUNED = "SGD's rate, with which LGL2O falls back too, is tuned for each panel"
-STAYS = "its learned steps win 5% of the later windows or fewer; often it stands still for long"
-STABLE_L2O = "L2O is stable here, and the lowest: no guard can add to it"
+CHANCE_EARLY = "LGL2O without update is at chance by then: see the last line"
+LATE_SGD = "at the paper's rate SGD learns late, and SMG is ahead of it"
+RISES = "its loss rises again: like LGL2O it keeps one of two, even if both are worse than before"
+SGD_IS_TUNED = "SGD, to which LGL2O falls back too, is tuned for each panel"
+STAYS = "its learned steps win 5% of the later windows or fewer; often it does not move for long"
+STABLE_L2O = "L2O is stable here and ends lowest: no guard can improve on it"
 CHANCE = "SMG or LGL2O without update falls to chance"
 
 # L2O of the CNN-3 with sigmoids.
@@ -111,8 +111,8 @@ SETUPS = (
         l2o="lstm-cnn-fmnist",
         reasons={
             LGL2O_IS_FAST: CHANCE_EARLY,
-            SMG_IMPROVES: TURNS,
-            AMG_IS_LOWEST: f"{SGD_IS_TUNED}; AMG is below SMG and L2O in all panels",
+            SMG_IMPROVES: RISES,
+            AMG_IS_LOWEST: f"{SGD_IS_TUNED}; AMG ends below SMG and L2O in all panels",
             GUARDS_ARE_STABLE: CHANCE,
         },
     ),
@@ -124,9 +124,11 @@ SETUPS = (
         l2o="lstm-cnn-fmnist-300",
         reasons={
             AMG_IS_LOWEST: (
-                "LGL2O with update is the lowest: L2O ends below tuned SGD, and it below both"
+                "LGL2O with update ends lowest: L2O ends below tuned SGD, and LGL2O below both"
             ),
-            GUARDS_ARE_STABLE: "SMG falls to chance in 1 of 10 runs; with this L2O LGL2O does not",
+            GUARDS_ARE_STABLE: (
+                "SMG falls to chance in 1 of 10 runs; LGL2O around this L2O does not"
+            ),
         },
     ),
     Setup(
@@ -136,9 +138,9 @@ SETUPS = (
         task="fashion-mlp20",
         l2o="lstm-cnn-fmnist",
         reasons={
-            L2O_IS_FAST: "SGD's rate is tuned for this network, and L2O was trained on the CNN",
-            SMG_IMPROVES: TURNS,
-            AMG_IS_LOWEST: f"{SGD_IS_TUNED}; AMG is below SMG and L2O in all panels",
+            L2O_IS_FAST: "SGD is tuned for this network, and L2O was meta-trained on the CNN",
+            SMG_IMPROVES: RISES,
+            AMG_IS_LOWEST: f"{SGD_IS_TUNED}; AMG ends below SMG and L2O in all panels",
             GUARDS_ARE_STABLE: CHANCE,
         },
     ),
@@ -150,8 +152,8 @@ SETUPS = (
         l2o="lstm-cnn-fmnist",
         reasons={
             LGL2O_IS_FAST: CHANCE_EARLY,
-            SMG_IMPROVES: TURNS,
-            AMG_IS_LOWEST: f"{SGD_IS_TUNED}; AMG is below SMG and L2O in all panels",
+            SMG_IMPROVES: RISES,
+            AMG_IS_LOWEST: f"{SGD_IS_TUNED}; AMG ends below SMG and L2O in all panels",
             GUARDS_ARE_STABLE: CHANCE,
         },
     ),
@@ -162,8 +164,8 @@ SETUPS = (
         task="fashion-cnn3",
         l2o="lstm-mlp-mnist",
         reasons={
-            SMG_IMPROVES: TURNS,
-            AMG_IS_LOWEST: f"{SGD_IS_TUNED}; of the learned ones AMG is the lowest",
+            SMG_IMPROVES: RISES,
+            AMG_IS_LOWEST: f"{SGD_IS_TUNED}; AMG ends lowest of the learned optimizers",
             GUARDS_ARE_STABLE: CHANCE,
         },
     ),
@@ -175,7 +177,7 @@ SETUPS = (
         l2o="lstm-mlp-mnist-300",
         reasons={
             AMG_IS_LOWEST: (
-                f"{SGD_IS_TUNED}; LGL2O with update is the lowest but for SGD, AMG the next"
+                f"{SGD_IS_TUNED}; of the learned optimizers LGL2O with update ends lowest, then AMG"
             ),
         },
     ),
@@ -186,12 +188,12 @@ SETUPS = (
         task="fashion-cnn3-sigmoid",
         l2o=L2O_SIGMOID,
         reasons={
-            SMG_IMPROVES: TURNS,
+            SMG_IMPROVES: RISES,
             AMG_IS_LOWEST: (
-                "L2O is stable here, and below tuned SGD to the end: no guard can add to it"
+                "L2O is stable here, and below tuned SGD to the end: no guard can improve on it"
             ),
             GUARDS_ARE_STABLE: (
-                "SMG does, in 2 of 10 runs; without ReLUs, which can die, LGL2O does not"
+                "SMG does, in 2 of 10 runs; LGL2O does not, since sigmoids do not die as ReLUs can"
             ),
         },
     ),
@@ -212,10 +214,10 @@ SETUPS = (
         l2o=L2O_SIGMOID,
         sgd=SGD_AT_3,
         reasons={
-            L2O_IS_FAST: "L2O was trained on the CNN, and is slow at first on this network",
-            LGL2O_IS_FAST: "it is SGD's run, which is ahead of this L2O",
+            L2O_IS_FAST: "L2O was meta-trained on the CNN, and is slow at first on this network",
+            LGL2O_IS_FAST: "LGL2O is equal to SGD, which is ahead of this L2O",
             AMG_IS_LOWEST: STAYS,
-            GUARDS_ARE_STABLE: "SMG falls to chance in 1 of 10 runs, AMG ends high in 5",
+            GUARDS_ARE_STABLE: "SMG falls to chance in 1 of 10 runs; AMG ends high in 5",
         },
     ),
     Setup(
@@ -226,9 +228,9 @@ SETUPS = (
         l2o=L2O_SIGMOID,
         sgd=SGD_AT_3,
         reasons={
-            SMG_IMPROVES: f"{TURNS}; SGD stays at chance in 8 of 10 runs",
+            SMG_IMPROVES: f"{RISES}; SGD stays at chance in 8 of 10 runs",
             AMG_IS_LOWEST: STABLE_L2O,
-            GUARDS_ARE_STABLE: "SMG ends at chance or above it in 3 of 10 runs, AMG high in 1",
+            GUARDS_ARE_STABLE: "SMG ends at chance or above it in 3 of 10 runs; AMG ends high in 1",
         },
     ),
     Setup(
@@ -383,7 +385,7 @@ CLAIMS = (
     *(claim for setup in SETUPS for claim in claims(setup)),
     Claim(
         figure="ours",
-        text="LGL2O can lose all: neither of its two candidates need be as good as where it stood",
+        text="LGL2O can lose what it had: both candidates of a window may be worse than its start",
         panel="a",
         check=trapped(LGL2O_FRESH),
     ),

@@ -1,27 +1,33 @@
 """The command line as people use it: train, evaluate, report; and one line for each mistake."""
 
+import subprocess
 import sys
 
 import pytest
 
-from metaopt.cli import main
+from metaopt.cli import main, parse
+from metaopt.jobs.train import TrainJob
+from metaopt.meta import PESConfig
+from metaopt.optimizers import L3RS, LSTM
 
-TRAIN = ["train", "--task", "moons", "--learned", "l3rs", "--steps", "2", "--nes.population", "2"]
-TRAIN += ["--nes.tasks", "1", "--nes.min-steps", "4", "--nes.max-steps", "4"]
+TRAIN = ["train", "--task", "moons", "--steps", "2", "learned:l3rs", "method:nes"]
+TRAIN += ["--method.population", "2", "--method.tasks", "1"]
+TRAIN += ["--method.min-steps", "4", "--method.max-steps", "4"]
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "Expected one of {train, evaluate, report, data, zoo, bench}"),
-        (["trian"], "trian"),
-        (["train", "--stepz", "4"], "--stepz"),
+        ([], "give a command: train, evaluate, report, data, zoo, bench"),
+        (["trian"], "unknown command 'trian'; did you mean train?"),
+        (["train", "--stepz", "4"], "--stepz, 4; perhaps you meant --steps"),
         (["train", "--steps", "many"], "invalid literal for int"),
         (["train", "--steps", "0"], "steps must be at least 1, got 0"),
-        (["train", "--learned", "sgd"], "sgd"),
-        (["train", "--nes.population", "3"], "population must be even (antithetic pairs), got 3"),
-        (["train", "--tbptt.rollout", "7"], "multiple of truncation"),
-        (["train", "--base", "adam,adamm"], "unknown base 'adamm'"),
+        (["train", "learned:sgd"], "learned:sgd; available subcommands: learned:l3rs, learned:ls"),
+        (["train", "--method.population", "3"], "population must be even (antithetic pairs)"),
+        (["train", "--nes.population", "4"], "you meant --method.population of method:nes"),
+        (["train", "method:pes", "--method.rollout", "7"], "multiple of truncation"),
+        (["train", "--learned.base", "adam,adamm"], "unknown base 'adamm'"),
         (["train", "--task", "digitz"], "did you mean digits"),
         (["train", "--task", "nowhere:task"], "No module named 'nowhere'"),
         (["train", "--task", "json:dumpz"], "dumpz"),
@@ -52,8 +58,57 @@ def test_help_lists_the_commands(capsys):
         main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("train", "evaluate", "report", "data", "bench"):
+    for command in ("train", "evaluate", "report", "data", "zoo", "bench"):
         assert command in shown
+
+
+def test_help_of_train_lists_the_rows_of_both_tables(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for name in ("learned:l3rs", "learned:lstm", "learned:velo"):
+        assert f"• {name} " in shown
+    for name in ("method:nes", "method:pes", "method:tbptt"):
+        assert f"• {name} " in shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--task moons learned:lstm --learned.p 7 method:pes --method.population 4",
+        "method:pes learned:lstm --learned.p 7 --task moons --method.population 4",
+        "learned:lstm --task moons method:pes --method.population 4 --learned.p 7.0",
+    ],
+)
+def test_subcommands_and_flags_come_in_any_order(words):
+    job = parse(TrainJob, words.split(), "metaopt train")
+    expected = TrainJob(task="moons", learned=LSTM(p=7.0), method=PESConfig(population=4))
+    assert job == expected
+
+
+def test_lists_of_settings_are_separated_by_commas():
+    words = ["--learned.base", "sgd, lion", "--learned.hidden", "8", "--learned.ema", "0.5,0.9"]
+    job = parse(TrainJob, words, "metaopt train")
+    assert job.learned == L3RS(base=("sgd", "lion"), hidden=(8,), ema=(0.5, 0.9))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["report", "nowhere"], ["zoo", "list"], ["bench", "everything"]]
+)
+def test_commands_that_need_no_jax_do_not_import_it(arguments, tmp_path):
+    code = (
+        "import sys; from metaopt.cli import main; "
+        f"main({arguments}); sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+def test_benchmarks_outside_of_a_clone(tmp_path, monkeypatch, capsys):
+    """As a user of the wheel has it: `benchmarks` cannot be imported."""
+    monkeypatch.setitem(sys.modules, "benchmarks", None)
+    assert main(["bench", "step"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "python -m benchmarks step" in line
 
 
 def test_data_list_and_show(capsys):
@@ -77,5 +132,5 @@ def test_a_users_own_task_is_trained_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("lr, kept", [("0.01", False), ("1e9", True)])
 def test_training_says_when_no_update_helped(tmp_path, capsys, lr, kept):
-    main([*TRAIN, "--seed", "1", "--nes.lr", lr, "--out", str(tmp_path / "run")])
+    main([*TRAIN, "--seed", "1", "--method.lr", lr, "--out", str(tmp_path / "run")])
     assert ("export, the theta that it began with" in capsys.readouterr().out) == kept

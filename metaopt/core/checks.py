@@ -4,13 +4,14 @@ Each check raises a one-line `ValueError` that names the argument, the requireme
 given. Checks need concrete values, so they run before any tracing.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import numbers
 import operator
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -157,8 +158,8 @@ def _check_type(where: str, value: Any, kind: Any) -> None:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         if value is not None or type(None) not in arguments:
-            (kind,) = [argument for argument in arguments if argument is not type(None)]
-            _check_type(where, value, kind)
+            kinds = [argument for argument in arguments if argument is not type(None)]
+            _check_any_type(where, value, kinds)
     elif origin is Literal:
         check_choice(where, value, arguments)
     elif origin is tuple:
@@ -172,6 +173,20 @@ def _check_type(where: str, value: Any, kind: Any) -> None:
         check_number(where, value)
     elif not isinstance(value, kind):
         raise ValueError(f"{where} must be a {kind.__name__}, got {short(value)}.")
+
+
+def _check_any_type(where: str, value: Any, kinds: Sequence[Any]) -> None:
+    """Checks that `value` is of one of several types."""
+    if len(kinds) == 1:
+        return _check_type(where, value, kinds[0])
+    for kind in kinds:
+        with contextlib.suppress(ValueError):
+            return _check_type(where, value, kind)
+    names: list[str] = []
+    for kind in kinds:
+        origin = get_origin(kind)
+        names += map(str, get_args(kind)) if origin is Literal else [(origin or kind).__name__]
+    raise ValueError(f"{where} must be one of {', '.join(names)}, got {short(value)}.")
 
 
 def check_json(where: str, value: Any, kind: Any) -> None:

@@ -81,6 +81,8 @@ def _decode(root: Path, name: str, folder: Path, fix: str) -> None:
                 for split, examples in image_set.splits.items():
                     for example in examples.iterate():
                         write_example(split, example)
+        except ImportError:
+            raise  # a missing package says nothing about the records
         except Exception as error:  # libraries raise errors of many types on damaged bytes
             raise ValueError(f"{folder}: cannot be read: {error}; {fix}") from error
         decoded_arrays.write_manifest(staging, records=folder, image_set=image_set)

@@ -8,7 +8,7 @@ from metaopt import guards
 from metaopt.core.rollouts import windowed
 from metaopt.core.types import LearnedOptimizer, Theta
 from metaopt.evaluation.records import Kind
-from metaopt.optimizers import ADVERSARIES
+from metaopt.optimizers import ADVERSARIES, L3RS
 from metaopt.zoo.exports import Exported
 
 Make = Callable[[int], Any]  # num_steps -> transformation
@@ -97,10 +97,15 @@ def guarded(learned: Learned, guard: str, fallback: str, make: Make, window: int
 
 def from_export(name: str, export: Exported) -> Learned:
     """An exported optimizer; of an L3RS, what its lambda and alpha stand for."""
-    if export.name != "l3rs":
+    if not isinstance(export.settings, L3RS):
         return Learned(name, export.optimizer, export.theta)
-    bases = tuple(str(base) for base in export.config["base"])
-    return Learned(name, export.optimizer, export.theta, ("lambda_", "alpha"), bases)
+    return Learned(
+        name,
+        export.optimizer,
+        export.theta,
+        fields=("lambda_", "alpha"),
+        bases=export.settings.base,
+    )
 
 
 def adversary(name: str) -> Learned:

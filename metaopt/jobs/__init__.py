@@ -1,6 +1,4 @@
-"""The jobs behind the command line: meta-train and export; evaluate a suite and keep records."""
+"""One module per command: its frozen settings, and `run`, which does what it says.
 
-from metaopt.core.processes import in_processes as in_processes
-from metaopt.jobs.evaluate import evaluate_suite as evaluate_suite
-from metaopt.jobs.train import ended_as_begun as ended_as_begun
-from metaopt.jobs.train import meta_train as meta_train
+`metaopt.cli` imports the module of the command that is given, and no other.
+"""

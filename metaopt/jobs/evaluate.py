@@ -1,4 +1,7 @@
-"""Run a suite and keep records: each curve is written once it is whole, and never run again."""
+"""`metaopt evaluate`: run a suite of tasks and keep records.
+
+A curve is written when it is complete, and is not run again.
+"""
 
 import dataclasses
 import json
@@ -6,13 +9,16 @@ import platform
 import shlex
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import tyro
 
+from metaopt import report
 from metaopt._version import __version__
-from metaopt.core.checks import check_known
+from metaopt.core.checks import check_fields, check_known
 from metaopt.core.processes import in_processes
 from metaopt.evaluation import contenders
 from metaopt.evaluation.baselines import BASELINES
@@ -20,37 +26,103 @@ from metaopt.evaluation.comparing import Settings, compare, task_id
 from metaopt.evaluation.contenders import Contender, Learned
 from metaopt.evaluation.records import FORMAT, INDEX, read_json, write_json
 from metaopt.evaluation.suites import SUITES, SuiteTask, fitted
-from metaopt.jobs.settings import EvaluateJob, names
 from metaopt.meta.loop import METRICS, training_curves
 from metaopt.zoo import exports
 
 RUN_ONLY = ("out", "overwrite", "workers")  # what a resumed evaluation may change
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """Run checkpoints, guarded checkpoints and tuned baselines on a suite.
+
+    Attributes:
+      checkpoints: export or run folders; the folder's name is the optimizer's name in tables.
+      suite: which tasks; it also sets the defaults of baselines, guards, fallback and seeds.
+      baselines: tuned hand-crafted optimizers, separated by commas.
+      guards: guards put around each checkpoint, separated by commas; empty: none.
+      fallback: the baseline that guards fall back to.
+      seeds: runs per optimizer and task.
+      tuning_seeds: runs per point of a baseline's grid.
+      num_steps: steps per run, instead of the suite's.
+      window: steps per window of guards, and mini-batches they decide on.
+      workers: processes that share the tasks of the suite.
+      out: folder of the records; what is already there is not run again.
+      overwrite: run everything again.
+    """
+
+    checkpoints: tyro.conf.Positional[tuple[Path, ...]] = ()
+    suite: str = "digits"
+    baselines: str | None = None
+    guards: str | None = None
+    fallback: str | None = None
+    seeds: int | None = None
+    tuning_seeds: int = 3
+    num_steps: int | None = None
+    window: int = 10
+    workers: int = 1
+    out: Path = Path("runs/evaluation")
+    overwrite: bool = False
+
+    def __post_init__(self):
+        check_fields(self)
+        check_known("suite", self.suite, SUITES)
+        for name in ("baselines", "guards", "fallback", "seeds"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(SUITES[self.suite], name))
+        for name in _names(self.baselines):
+            check_known("baseline", name, BASELINES)
+        if _names(self.guards) and self.fallback not in _names(self.baselines):
+            raise ValueError(
+                f"EvaluateJob.fallback must be one of the baselines ({self.baselines}), "
+                f"got {self.fallback!r}."
+            )
+        for name in ("seeds", "tuning_seeds", "num_steps", "window", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"EvaluateJob.{name} must be at least 1, got {value}.")
+        for task in SUITES[self.suite].tasks:
+            fitted(task, self.num_steps, self.window)
+
+
+def run(job: EvaluateJob) -> None:
+    """Runs an `EvaluateJob`, writes its report and prints its summary."""
+    report.print_summary(report.report(evaluate_suite(job)))
+
+
 def evaluate_suite(job: EvaluateJob) -> Path:
     """Runs an `EvaluateJob` and returns the folder of its records.
 
-    The tasks of the suite are shared by `job.workers` processes.
+    `job.workers` processes share the tasks of the suite.
     """
-    loaded = load_all(job)
-    for name in names(job.guards):
+    exported = load_all(job)
+    for name in _names(job.guards):
         check_known("guard", name, contenders.GUARDS)
-    identity = {k: v for k, v in dataclasses.asdict(job).items() if k not in RUN_ONLY}
-    identity |= {"weights": {name: export.sha256 for name, export in loaded.items()}}
+    settings = {k: v for k, v in dataclasses.asdict(job).items() if k not in RUN_ONLY}
+    settings["weights"] = {name: export.sha256 for name, export in exported.items()}
     tasks = [task_id(number, task) for number, task in enumerate(suite_tasks(job))]
-    index = {"format": FORMAT, "job": json.loads(json.dumps(identity, default=str))}
-    index |= {"tasks": tasks}
+    identity = {
+        "format": FORMAT,
+        "job": json.loads(json.dumps(settings, default=str)),
+        "tasks": tasks,
+    }
     if job.overwrite and job.out.exists():
         shutil.rmtree(job.out)
     if (job.out / INDEX).exists():
-        there = read_json(job.out / INDEX)
-        if {key: there.get(key) for key in index} != index:
+        recorded = read_json(job.out / INDEX)
+        if {key: recorded.get(key) for key in identity} != identity:
             raise ValueError(
                 f"{job.out} holds records of another evaluation; choose another folder, or run "
                 "it again with --overwrite True."
             )
-    index |= {"environment": environment(_command(job)), "training": _meta_training(job, loaded)}
-    write_json(job.out / INDEX, index)
+    write_json(
+        job.out / INDEX,
+        {
+            **identity,
+            "environment": environment(_command(job)),
+            "training": _meta_training(job, exported),
+        },
+    )
     in_processes(_evaluate_task, [(job, number) for number in range(len(tasks))], job.workers)
     return job.out
 
@@ -61,22 +133,31 @@ def suite_tasks(job: EvaluateJob) -> list[SuiteTask]:
 
 
 def load_all(job: EvaluateJob) -> dict[str, exports.Exported]:
-    """Exports by the names of their folders, which must differ."""
-    loaded = {contenders.folder_name(path): exports.load(path) for path in job.checkpoints}
-    if len(loaded) < len(job.checkpoints):
+    """The exports of the job by the names of their folders.
+
+    Raises:
+      ValueError: when two folders have the same name.
+    """
+    exported = {contenders.folder_name(path): exports.load(path) for path in job.checkpoints}
+    if len(exported) < len(job.checkpoints):
         raise ValueError(
             f"checkpoints must have different folder names, got {list(job.checkpoints)}."
         )
-    return loaded
+    return exported
+
+
+def _names(text: str | None) -> list[str]:
+    """``"a, b"`` -> ``["a", "b"]``."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
 def _evaluate_task(job: EvaluateJob, number: int) -> None:
-    """All contenders on one task of the suite; the task's folder holds its record and curves."""
+    """Runs all contenders on one task of the suite and writes the folder of its records."""
     task = suite_tasks(job)[number]
     compare(
         job.out / task_id(number, task),
         task,
-        names(job.baselines),
+        _names(job.baselines),
         lambda makes: _contenders(job, makes),
         Settings(job.seeds or 1, job.tuning_seeds, job.window),
     )
@@ -84,25 +165,23 @@ def _evaluate_task(job: EvaluateJob, number: int) -> None:
 
 def _contenders(job: EvaluateJob, makes: Mapping[str, contenders.Make]) -> list[Contender]:
     """Tuned baselines, checkpoints, guarded checkpoints, guarded adversaries, in this order."""
-    found = [contenders.baseline(BASELINES[name].label, make) for name, make in makes.items()]
-    guards = names(job.guards)
-    exports = [contenders.from_export(name, export) for name, export in load_all(job).items()]
-    adversaries = [contenders.adversary(name) for name in SUITES[job.suite].adversaries]
+    guards, fallback = _names(job.guards), str(job.fallback)
 
-    def guarded(learned: Learned, guard: str) -> Contender:
-        fallback = str(job.fallback)
-        label = BASELINES[fallback].label
-        return contenders.guarded(learned, guard, label, makes[fallback], job.window)
+    def guarded(learned: Learned) -> list[Contender]:
+        label, make = BASELINES[fallback].label, makes[fallback]
+        return [contenders.guarded(learned, guard, label, make, job.window) for guard in guards]
 
-    for learned in exports:
-        found += [contenders.plain(learned), *(guarded(learned, guard) for guard in guards)]
-    for learned in adversaries:
-        found += [guarded(learned, guard) for guard in guards]
-    return found
+    compared = [contenders.baseline(BASELINES[name].label, make) for name, make in makes.items()]
+    for name, export in load_all(job).items():
+        learned = contenders.from_export(name, export)
+        compared += [contenders.plain(learned), *guarded(learned)]
+    for name in SUITES[job.suite].adversaries:
+        compared += guarded(contenders.adversary(name))
+    return compared
 
 
 def environment(command: str) -> dict[str, str]:
-    """What records were made with; `command` makes them again."""
+    """Versions and device that records are made with; `command` makes the records again."""
     device = jax.devices()[0]
     return {
         "metaopt": __version__,
@@ -122,13 +201,13 @@ def _command(job: EvaluateJob) -> str:
     return shlex.join(words)
 
 
-def _meta_training(job: EvaluateJob, loaded: dict[str, exports.Exported]) -> dict[str, Any]:
-    """Metrics of every checkpoint that is a run folder, and of the run it started from."""
-    found = {}
-    for path, (name, export) in zip(job.checkpoints, loaded.items(), strict=True):
-        run = path.parent if path.name == "export" else path
+def _meta_training(job: EvaluateJob, exported: dict[str, exports.Exported]) -> dict[str, Any]:
+    """Training curves of the checkpoints that are run folders, and of the runs they start from."""
+    curves = {}
+    for path, (name, export) in zip(job.checkpoints, exported.items(), strict=True):
+        folder = path.parent if path.name == "export" else path
         start = Path(export.trained.get("warm_start") or "/")
-        for label, source in ((f"{name}: warm start", start), (name, run)):
-            if (source / METRICS).exists():
-                found[label] = training_curves(source)
-    return found
+        for label, run_folder in ((f"{name}: warm start", start), (name, folder)):
+            if (run_folder / METRICS).exists():
+                curves[label] = training_curves(run_folder)
+    return curves

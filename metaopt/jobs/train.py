@@ -1,51 +1,176 @@
-"""Meta-train a learned optimizer and export it."""
+"""`metaopt train`: meta-train a learned optimizer and export it."""
 
+import dataclasses
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
-from jax.sharding import Mesh
 
 from metaopt import meta
-from metaopt.core.types import LearnedOptimizer, TaskFamily, Theta
-from metaopt.jobs.settings import TrainJob
-from metaopt.meta import devices
+from metaopt.core.checks import check_fields, check_integer, check_number
+from metaopt.core.types import Theta
+from metaopt.jobs.subcommands import subcommands
+from metaopt.meta import METHODS, NESConfig, devices
 from metaopt.meta.loop import read_metrics, train
+from metaopt.optimizers import L3RS, OPTIMIZERS, Settings
 from metaopt.tasks import catalog
 from metaopt.zoo import exports
+
+LARGEST_SEED = 2**32 - 1
+UNBOUNDED = 10**9  # meta-updates of a run that only its minutes end
+# Fields of a `TrainJob` that may change when its run is resumed.
+WHERE_AND_HOW = (
+    "out",
+    "overwrite",
+    "resume_changed",
+    "tensorboard",
+    "checkpoint_every",
+    "minutes",
+    "population_chunk",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "cpu_devices",
+)
+
+if TYPE_CHECKING:
+    Learned: TypeAlias = Settings
+    Method: TypeAlias = meta.Method
+else:
+    Learned = subcommands(OPTIMIZERS)
+    Method = subcommands(METHODS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Meta-train a learned optimizer and export it.
+
+    Attributes:
+      task: a built-in task, or your own as package.module:function (returns a metaopt.Task or
+        TaskFamily); several, separated by commas, are trained on together.
+      learned: which optimizer, and its settings.
+      method: which meta-training method, and its settings; docs/meta-training.md compares them.
+      steps: meta-updates of the whole run; by default 300, or with minutes as many as fit.
+      minutes: the run ends after this time, which includes its earlier parts; 0: no bound.
+      validate_every: meta-updates between two validations; the best theta is exported.
+      validate_on: what is best: the held-out loss at the end of runs of the longest length (final)
+        or the mean training loss along them (trajectory), to which a fast start counts too.
+      checkpoint_every: meta-updates between two checkpoints, i.e. what a killed run may lose.
+      warm_start: export or run folder whose theta is the start; empty: a fresh one.
+      seed: fixes all randomness.
+      out: folder of the run; an interrupted run goes on when the command is given again.
+      overwrite: start afresh where the folder holds a run.
+      resume_changed: go on with a run whose configuration was another one.
+      tensorboard: write TensorBoard event files too (extra: metaopt-jax[tensorboard]).
+      population_chunk: candidates of nes that a device evaluates at a time, which bounds its
+        memory; 0: all of its share, or on CPU as many as it is fastest with.
+      coordinator: auto joins the processes that Slurm, Open MPI or a TPU pod started; host:port
+        of process 0 joins those that are given it; none joins nothing.
+      num_processes: with host:port: how many processes there are.
+      process_id: with host:port: which one this is, from 0.
+      cpu_devices: devices that this process divides the CPU into, which share the work; 0: one
+        per core.
+    """
+
+    task: str = "digits"
+    learned: Learned = field(default_factory=L3RS)
+    method: Method = field(default_factory=NESConfig)
+    steps: int | None = None
+    minutes: float = 0.0
+    validate_every: int = 25
+    validate_on: Literal["final", "trajectory"] = "final"
+    checkpoint_every: int = 25
+    warm_start: str = ""
+    seed: int = 0
+    out: Path = Path("runs/train")
+    overwrite: bool = False
+    resume_changed: bool = False
+    tensorboard: bool = False
+    population_chunk: int = 0
+    coordinator: str = "auto"
+    num_processes: int | None = None
+    process_id: int | None = None
+    cpu_devices: int = 0
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("steps", "validate_every", "checkpoint_every"):
+            if (value := getattr(self, name)) is not None:
+                check_integer(f"TrainJob.{name}", value, 1)
+        for name in ("minutes", "population_chunk", "cpu_devices"):
+            check_number(f"TrainJob.{name}", getattr(self, name), least=0)
+        check_number("TrainJob.seed", self.seed, least=0, most=LARGEST_SEED)
+        if not self.tasks:
+            raise ValueError("TrainJob.task must name at least one task, got none.")
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names in `task`."""
+        return [name.strip() for name in self.task.split(",") if name.strip()]
+
+    @property
+    def max_steps(self) -> int:
+        """`steps`, or its default if it is None."""
+        return self.steps or (UNBOUNDED if self.minutes else 300)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide which theta a run gives, as plain JSON data.
+
+        A resumed run must have the same ones.
+        """
+        settings = dataclasses.asdict(self)
+        settings["steps"] = self.max_steps
+        for name in ("learned", "method"):
+            settings[name] = {"name": getattr(self, name).name, **settings[name]}
+        for name in WHERE_AND_HOW:
+            del settings[name]
+        return json.loads(json.dumps(settings))
+
+
+def run(job: TrainJob) -> None:
+    """Runs a `TrainJob` and prints the folder of the exported optimizer."""
+    folder = meta_train(job)
+    if jax.process_index() > 0:  # process 0 exports; the others do not wait for it
+        return
+    print(f"exported {folder}", end="")
+    if exports_initial_theta(job):
+        print(", the theta that it began with: no update was better on held-out runs", end="")
+    print()
 
 
 def meta_train(job: TrainJob) -> Path:
     """Runs a `TrainJob` and returns the folder of the exported optimizer.
 
-    Of several processes each calls it with the same job, but for `process_id`.
+    With several processes, each calls it with the same job except for `process_id`.
     """
     devices.initialise(job.coordinator, job.num_processes, job.process_id, job.cpu_devices)
-    lopt = exports.build(job.learned, job.optimizer_config, where="--learned")
-    warm = _warm_start(job)
+    lopt = job.learned.build()
+    warm_theta = _warm_start(job)
     families = [catalog.family(name) for name in job.tasks]
     k_theta, k_task, k_params = jax.random.split(jax.random.key(job.seed), 3)
     params = families[0].task(families[0].sample(k_task)).init(k_params)
     theta = lopt.init(k_theta, params)
-    if warm is not None:
-        exports.check_same_structure(f"warm_start: {job.warm_start}", theta, warm)
-        theta = warm
-    spread = devices.Spread(_mesh(job), job.population_chunk)
+    if warm_theta is not None:
+        exports.check_same_structure(f"warm_start: {job.warm_start}", theta, warm_theta)
+        theta = warm_theta
+    spread = devices.Spread(job.method.mesh(), job.population_chunk)
     theta, loss = train(
-        _trainer(job, lopt, families, spread),
+        job.method.trainer(lopt, families, spread),
         theta,
         steps=job.max_steps,
         minutes=job.minutes,
         seed=job.seed,
         out=job.out,
-        config=_plain(job.identity),
+        config=job.identity,
         validate=meta.validation(
-            lopt, families, job.horizon[1], on=job.validate_on, mesh=spread.mesh
+            lopt, families, job.method.horizon[1], on=job.validate_on, mesh=spread.mesh
         ),
         validate_every=job.validate_every,
         checkpoint_every=job.checkpoint_every,
-        label=f"{job.learned} by {job.method} on {job.task}",
+        label=f"{job.learned.name} by {job.method.name} on {job.task}",
         overwrite=job.overwrite,
         resume_changed=job.resume_changed,
         tensorboard=job.tensorboard,
@@ -53,60 +178,24 @@ def meta_train(job: TrainJob) -> Path:
     )
     if jax.process_index() > 0:  # process 0 exports
         return job.out / "export"
-    trained = {**_plain(job.identity), "num_steps": list(job.horizon), "validation_loss": loss}
-    return exports.save(job.out / "export", job.learned, job.optimizer_config, theta, trained)
+    trained = {**job.identity, "num_steps": list(job.method.horizon), "validation_loss": loss}
+    return exports.save(job.out / "export", job.learned, theta, trained)
 
 
-def ended_as_begun(job: TrainJob) -> bool:
-    """Whether a finished run exported its initial theta, since none was better on held-out runs."""
-    held_out = read_metrics(job.out).get("validation_loss", ())
-    return exports.load(job.out).trained["validation_loss"] not in held_out
-
-
-def _mesh(job: TrainJob) -> Mesh | None:
-    """All devices, or as many of this one process as share its runs evenly; None for one."""
-    count = jax.device_count()
-    if count == 1:
-        return None
-    if job.method == "nes":
-        return devices.mesh_for(job.nes.population, job.nes.tasks)
-    flag, whole, each = (
-        ("--pes.population", job.pes.population, 2)  # its pairs are shared out
-        if job.method == "pes"
-        else ("--tbptt.tasks", job.tbptt.tasks, 1)
-    )
-    runs = whole // each
-    if jax.process_count() > 1 and runs % count:
-        raise ValueError(f"{flag} must be a multiple of {each * count} on {count} devices.")
-    used = max(n for n in range(1, count + 1) if runs % n == 0)
-    return devices.mesh_for(runs, 1, jax.devices()[:used]) if used > 1 else None
-
-
-def _trainer(
-    job: TrainJob,
-    lopt: LearnedOptimizer,
-    families: list[TaskFamily],
-    spread: devices.Spread,
-) -> meta.MetaTrainer:
-    if job.method == "nes":
-        return meta.nes(lopt, families, job.nes, spread)
-    if job.method == "pes":
-        return meta.pes(lopt, families, job.pes, spread)
-    return meta.tbptt(lopt, families, job.tbptt, spread)
+def exports_initial_theta(job: TrainJob) -> bool:
+    """Whether a finished run exported its initial theta: no update was better on held-out runs."""
+    losses = read_metrics(job.out).get("validation_loss", ())
+    return exports.load(job.out).trained["validation_loss"] not in losses
 
 
 def _warm_start(job: TrainJob) -> Theta | None:
-    """The theta to start from, if one is named."""
+    """The theta to start from, or None if the job names no export."""
     if not job.warm_start:
         return None
-    given = exports.load(job.warm_start)
-    if (given.name, given.config) != (job.learned, job.optimizer_config):
+    export = exports.load(job.warm_start)
+    if export.settings != job.learned:
         raise ValueError(
-            f"warm_start: {job.warm_start} holds {given.name} {given.config}, but this run trains "
-            f"{job.learned} {job.optimizer_config}."
+            f"warm_start: {job.warm_start} holds {export.settings}, but this run trains "
+            f"{job.learned}."
         )
-    return given.theta
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    return json.loads(json.dumps(settings, default=str))
+    return export.theta

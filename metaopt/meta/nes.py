@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer, check_known, check_number
-from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import (
     MetaTrainer,
     Start,
@@ -21,7 +22,7 @@ from metaopt.meta.base import (
     loss_unit,
     starts,
 )
-from metaopt.meta.devices import EVERYTHING_HERE, Spread
+from metaopt.meta.devices import EVERYTHING_HERE, Spread, mesh_for
 from metaopt.meta.population import evaluate
 from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT, Strategy, strategy
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
@@ -29,7 +30,7 @@ from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, populat
 
 @dataclass(frozen=True, kw_only=True)
 class NESConfig:
-    """Settings of NES.
+    """NES: evolution strategies on whole inner runs.
 
     Attributes:
       strategy: how candidates are drawn and theta moves, by its name in evosax. Open_ES is NES
@@ -42,13 +43,15 @@ class NESConfig:
       optimizer: what the estimated gradient is given to: adam or sgd.
       half_life: generations after which sigma and lr are halved (smoothly); 0 keeps them.
       weight_decay: decoupled weight decay of the meta-parameters, times lr.
-      min_steps, max_steps: an inner run takes K steps, drawn uniformly once per generation.
+      min_steps: the smallest number K of steps of an inner run.
+      max_steps: the largest one. A generation draws its K uniformly between the two.
       objective: "final": the loss on held-out mini-batches after K steps; "trajectory": the mean
         training loss over the K steps; "normalised": the final loss divided by the loss before
         the first step, so that the tasks of a mixture weigh alike.
       eval_batches: held-out mini-batches per evaluation of the final loss.
     """
 
+    name: ClassVar[str] = "nes"
     strategy: str = "Open_ES"
     population: int = 32
     tasks: int = 4
@@ -86,6 +89,24 @@ class NESConfig:
                 f"NESConfig.max_steps ({self.max_steps}) must not be below "
                 f"min_steps ({self.min_steps})."
             )
+
+    @property
+    def horizon(self) -> tuple[int, int]:
+        """Steps of the shortest and of the longest inner run."""
+        return self.min_steps, self.max_steps
+
+    def mesh(self) -> Mesh | None:
+        """The devices that share a generation; their shares need not be even."""
+        return mesh_for(self.population, self.tasks) if jax.device_count() > 1 else None
+
+    def trainer(
+        self,
+        lopt: LearnedOptimizer,
+        families: TaskFamily | Sequence[TaskFamily],
+        spread: Spread = EVERYTHING_HERE,
+    ) -> MetaTrainer:
+        """See `nes`."""
+        return nes(lopt, families, self, spread)
 
 
 class NESState(NamedTuple):
@@ -183,7 +204,7 @@ def _losses(
     spread: Spread,
     family: TaskFamily,
     population: Theta,
-    keys: Key,
+    keys: Keys,
     num_steps: Int[Array, ""],
 ) -> Float[Array, "population tasks"]:
     """Losses of all candidates on the tasks of one family, one task per key."""

@@ -3,21 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from metaopt.core import cpu
 from metaopt.core.checks import check_number
 from metaopt.core.rollouts import unroll_sampled
 from metaopt.core.trees import all_finite, nbytes
-from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
 from metaopt.meta.base import MetaTrainer, Start, as_groups, check_theta, starts
 from metaopt.meta.devices import EVERYTHING_HERE, Spread
+from metaopt.meta.sharing import even_mesh
 from metaopt.meta.strategies import Persistent, persistent
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
 from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
@@ -25,7 +27,7 @@ from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phas
 
 @dataclass(frozen=True, kw_only=True)
 class PESConfig(WindowsConfig):
-    """Settings of persistent evolution strategies; those of its windows are in `WindowsConfig`.
+    """PES: evolution strategies on windows of longer inner runs, without bias.
 
     Attributes:
       population: particles, in antithetic pairs; each pair is somewhere else in its own run.
@@ -41,6 +43,7 @@ class PESConfig(WindowsConfig):
         less variance, but blind to what happens after the window.
     """
 
+    name: ClassVar[str] = "pes"
     population: int = 32
     sigma: float = 0.05
     lr: float = 1e-2
@@ -61,6 +64,25 @@ class PESConfig(WindowsConfig):
             check_number(f"PESConfig.{name}", getattr(self, name), above=0)
         for name in ("half_life", "weight_decay", "clip", "clip_difference"):
             check_number(f"PESConfig.{name}", getattr(self, name), least=0)
+
+    @property
+    def horizon(self) -> tuple[int, int]:
+        """Steps of the shortest and of the longest inner run."""
+        shortest = self.rollout if self.lengths == "fixed" else self.min_rollout
+        return shortest, self.rollout
+
+    def mesh(self) -> Mesh | None:
+        """The devices that share the antithetic pairs evenly; None for a single device."""
+        return even_mesh("PESConfig.population", self.population, unit=2)
+
+    def trainer(
+        self,
+        lopt: LearnedOptimizer,
+        families: TaskFamily | Sequence[TaskFamily],
+        spread: Spread = EVERYTHING_HERE,
+    ) -> MetaTrainer:
+        """See `pes`."""
+        return pes(lopt, families, self, spread)
 
 
 class PESState(NamedTuple):
@@ -145,7 +167,7 @@ def pes(
             clip_difference=config.clip_difference,
         )
 
-    def start_keys(key: Key) -> Key:
+    def start_keys(key: Key) -> Keys:
         """A key for every start, [groups, pairs, tasks]; both particles of a pair share theirs."""
         return jax.random.split(key, (len(groups), pairs, config.tasks))
 
@@ -223,7 +245,7 @@ def _window(
     chunk: int,
     family: TaskFamily,
     thetas: Theta,
-    keys: Key,
+    keys: Keys,
     runs: InnerRun,
     phase: Phase,
     fresh: jax.Array,

@@ -3,28 +3,30 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from metaopt.core import cpu
 from metaopt.core.checks import check_number
 from metaopt.core.rollouts import unroll
 from metaopt.core.trees import all_finite, nbytes
-from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
 from metaopt.meta.base import MetaTrainer, Start, as_groups, check_theta, starts
 from metaopt.meta.devices import EVERYTHING_HERE, Spread
+from metaopt.meta.sharing import even_mesh
 from metaopt.meta.updates import decayed, meta_optimizer, population_metrics
 from metaopt.meta.windows import InnerRun, Phase, WindowsConfig, begin, new_phase
 
 
 @dataclass(frozen=True, kw_only=True)
 class TBPTTConfig(WindowsConfig):
-    """Settings of truncated back-propagation; those of its windows are in `WindowsConfig`.
+    """TBPTT: truncated back-propagation through inner runs.
 
     Attributes:
       lr: learning rate of Adam on theta at meta-update 0.
@@ -38,6 +40,7 @@ class TBPTTConfig(WindowsConfig):
       second_order: differentiate through the gradients that the optimizer sees.
     """
 
+    name: ClassVar[str] = "tbptt"
     lr: float = 1e-3
     half_life: int = 0
     clip: float = 0.0
@@ -50,6 +53,25 @@ class TBPTTConfig(WindowsConfig):
         for name in ("lr", "half_life", "clip"):
             check_number(f"TBPTTConfig.{name}", getattr(self, name), least=0)
         check_number("TBPTTConfig.average", self.average, least=0, below=1)
+
+    @property
+    def horizon(self) -> tuple[int, int]:
+        """Steps of the shortest and of the longest inner run."""
+        shortest = self.rollout if self.lengths == "fixed" else self.min_rollout
+        return shortest, self.rollout
+
+    def mesh(self) -> Mesh | None:
+        """The devices that share the inner runs evenly; None for a single device."""
+        return even_mesh("TBPTTConfig.tasks", self.tasks)
+
+    def trainer(
+        self,
+        lopt: LearnedOptimizer,
+        families: TaskFamily | Sequence[TaskFamily],
+        spread: Spread = EVERYTHING_HERE,
+    ) -> MetaTrainer:
+        """See `tbptt`."""
+        return tbptt(lopt, families, self, spread)
 
 
 class TBPTTState(NamedTuple):
@@ -125,7 +147,7 @@ def tbptt(
         max_consecutive_errors=jnp.iinfo(jnp.int32).max,
     )
 
-    def start_keys(key: Key) -> Key:
+    def start_keys(key: Key) -> Keys:
         return jax.random.split(key, (len(groups), config.tasks))
 
     def init(groups: Sequence[TaskFamily], key: Key, theta: Theta) -> TBPTTState:
@@ -221,7 +243,7 @@ def _window(
     chunk: int,
     family: TaskFamily,
     theta: Theta,
-    keys: Key,
+    keys: Keys,
     runs: InnerRun,
     phases: Phase,
     update: Int[Array, ""],

@@ -1,8 +1,9 @@
 """L3RS: a small network mixes the directions of base optimizers, layer by layer."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from metaopt.core.checks import check_callable, check_integer, check_number
+from metaopt.core.checks import check_callable, check_fields, check_integer, check_number
 from metaopt.core.trees import all_finite, check_float_tree, check_same_structure, leaf_names
 from metaopt.core.types import LearnedOptimizer, Theta, transformation
 from metaopt.optimizers.bases import Base, resolve
@@ -33,6 +34,51 @@ EMA_SETS: dict[str, tuple[float, ...]] = {
 }
 TIME_POINTS = tuple(j / 10 for j in range(11))
 TIME_SCALES = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class L3RS:
+    """L3RS: a small network mixes the directions of base optimizers, layer by layer.
+
+    Attributes:
+      base: names of the base optimizers (`metaopt.optimizers.BASES`).
+      variant: embedding fits networks with the same layers only; none and global fit any network.
+      ema: the averages of its features: three (decays 0.5, 0.9, 0.99), one (0.9), raw (the values),
+        none, or the decays themselves.
+      hidden: units of the hidden layers.
+      embedding_dim: size of a layer's embedding.
+      lambda_0: step norm before meta-training.
+    """
+
+    name: ClassVar[str] = "l3rs"
+    base: tuple[str, ...] = ("sgd", "adam")
+    variant: Variant = "embedding"
+    ema: Literal["three", "one", "raw", "none"] | tuple[float, ...] = "three"
+    hidden: tuple[int, ...] = (32, 32)
+    embedding_dim: int = 16
+    lambda_0: float = 1e-2
+
+    def __post_init__(self):
+        check_fields(self)
+        resolve(self.base)
+        _decays(self.ema)
+        _check_settings(
+            "L3RS.",
+            hidden=self.hidden,
+            embedding_dim=self.embedding_dim,
+            lambda_0=self.lambda_0,
+        )
+
+    def build(self) -> LearnedOptimizer:
+        """The optimizer with these settings."""
+        return l3rs(
+            self.base,
+            variant=self.variant,
+            ema=self.ema,
+            hidden=self.hidden,
+            embedding_dim=self.embedding_dim,
+            lambda_0=self.lambda_0,
+        )
 
 
 class L3RSState(NamedTuple):
@@ -119,12 +165,7 @@ def l3rs(
             f"l3rs: variant must be embedding, none, per_layer or global, got {variant!r}."
         )
     decays = _decays(ema)
-    if not isinstance(hidden, list | tuple):
-        raise ValueError(f"l3rs: hidden must be a sequence of layer sizes, got {hidden!r}.")
-    for units in hidden:
-        check_integer("l3rs: each entry of hidden", units, 1)
-    check_integer("l3rs: embedding_dim", embedding_dim, 1)
-    check_number("l3rs: lambda_0", lambda_0, above=0)
+    _check_settings("l3rs: ", hidden=hidden, embedding_dim=embedding_dim, lambda_0=lambda_0)
     check_callable("l3rs: layer_names", layer_names)
     gammas = jnp.asarray(decays, jnp.float32)
     net = LayerNet(tuple(hidden), num_outputs=1 + len(bases))
@@ -320,6 +361,15 @@ class LayerNet(nn.Module):
         for units in self.hidden:
             x = nn.relu(nn.Dense(units)(x))
         return nn.Dense(self.num_outputs, kernel_init=nn.initializers.zeros)(x)
+
+
+def _check_settings(where: str, *, hidden: Any, embedding_dim: Any, lambda_0: Any) -> None:
+    if not isinstance(hidden, list | tuple):
+        raise ValueError(f"{where}hidden must be a sequence of layer sizes, got {hidden!r}.")
+    for units in hidden:
+        check_integer(f"{where}hidden: each entry", units, 1)
+    check_integer(f"{where}embedding_dim", embedding_dim, 1)
+    check_number(f"{where}lambda_0", lambda_0, above=0)
 
 
 def _decays(ema: str | Sequence[float]) -> tuple[float, ...]:

@@ -1,8 +1,9 @@
 """The coordinate-wise LSTM optimizer (L2O)."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -11,10 +12,36 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
-from metaopt.core.checks import check_integer, check_number
+from metaopt.core.checks import check_fields, check_integer, check_number
 from metaopt.core.trees import all_finite, check_float_tree, check_same_structure
 from metaopt.core.types import LearnedOptimizer, transformation
 from metaopt.optimizers.features import log_sign
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTM:
+    """LSTM: one small recurrent network steps every parameter on its own.
+
+    Attributes:
+      hidden: units per layer.
+      layers: number of LSTM layers.
+      p: gradients are read down to e^-p by their logarithm, smaller ones linearly.
+      scale: factor on the output.
+    """
+
+    name: ClassVar[str] = "lstm"
+    hidden: int = 20
+    layers: int = 2
+    p: float = 10.0
+    scale: float = 0.1
+
+    def __post_init__(self):
+        check_fields(self)
+        _check_settings("LSTM.", hidden=self.hidden, layers=self.layers, p=self.p, scale=self.scale)
+
+    def build(self) -> LearnedOptimizer:
+        """The optimizer with these settings."""
+        return lstm(self.hidden, layers=self.layers, p=self.p, scale=self.scale)
 
 
 class LSTMState(NamedTuple):
@@ -76,10 +103,7 @@ def lstm(
 
       docs/optimizers/lstm.md lists where the sources disagree and what we chose.
     """
-    check_integer("lstm: hidden", hidden, 1)
-    check_integer("lstm: layers", layers, 1)
-    check_number("lstm: p", p, above=0)
-    check_number("lstm: scale", scale)
+    _check_settings("lstm: ", hidden=hidden, layers=layers, p=p, scale=scale)
     net = CoordinateLSTM(hidden)
 
     def init(key, params):
@@ -136,6 +160,13 @@ def lstm(
         return {**theta, "memory": mean}
 
     return LearnedOptimizer(init, apply, absorb)
+
+
+def _check_settings(where: str, *, hidden: Any, layers: Any, p: Any, scale: Any) -> None:
+    check_integer(f"{where}hidden", hidden, 1)
+    check_integer(f"{where}layers", layers, 1)
+    check_number(f"{where}p", p, above=0)
+    check_number(f"{where}scale", scale)
 
 
 class CoordinateLSTM(nn.Module):

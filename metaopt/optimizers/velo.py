@@ -2,14 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from metaopt.core.checks import check_integer
+from metaopt.core.checks import check_fields, check_integer
 from metaopt.core.trees import check_float_tree, check_same_structure
 from metaopt.core.types import LearnedOptimizer, Theta, transformation
 from metaopt.optimizers import velo_features as features
@@ -25,6 +26,30 @@ from metaopt.optimizers.velo_networks import (
 
 _STEP_SCALE = 0.001
 _CLIP = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VeLO:
+    """VeLO: an LSTM per tensor writes a small network that steps each of its parameters.
+
+    Attributes:
+      hidden: units of the LSTM.
+      bank: number of parameter sets that the LSTM mixes.
+      warn_past_horizon: warn when a run goes past its horizon.
+    """
+
+    name: ClassVar[str] = "velo"
+    hidden: int = 512
+    bank: int = 256
+    warn_past_horizon: bool = True
+
+    def __post_init__(self):
+        check_fields(self)
+        _check_settings("VeLO.", hidden=self.hidden, bank=self.bank)
+
+    def build(self) -> LearnedOptimizer:
+        """The optimizer with these settings."""
+        return velo(self.hidden, self.bank, warn_past_horizon=self.warn_past_horizon)
 
 
 class VeloState(NamedTuple):
@@ -96,8 +121,7 @@ def velo(hidden: int = 512, bank: int = 256, *, warn_past_horizon: bool = True) 
 
       docs/optimizers/velo.md has every formula, and lists what differs from the published code.
     """
-    check_integer("velo: hidden", hidden, 1)
-    check_integer("velo: bank", bank, 1)
+    _check_settings("velo: ", hidden=hidden, bank=bank)
 
     def init(key, params):
         del params  # one theta serves trees of any structure
@@ -149,6 +173,11 @@ def _check_call(value, params):
         raise ValueError(f"velo: update needs the loss as the extra argument `value`: {call}.")
     if jnp.shape(value) != ():
         raise ValueError(f"velo: `value` must be one number, got shape {jnp.shape(value)}: {call}.")
+
+
+def _check_settings(where: str, *, hidden: Any, bank: Any) -> None:
+    check_integer(f"{where}hidden", hidden, 1)
+    check_integer(f"{where}bank", bank, 1)
 
 
 def _warn_past_horizon(t, num_steps):

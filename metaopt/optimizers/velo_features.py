@@ -219,9 +219,8 @@ def tensor_features(statistics: Float[Array, "n_tensors 9"], ranks: Sequence[int
     def log_size(x):
         return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
 
-    mean_rms = log_size(scale * mean_v)
-    var_m = log_size(scale**2 * var_m)
-    var_rms = log_size(scale**2 * around_m)
+    sizes = (scale * mean_v, scale**2 * var_m, scale**2 * around_m)
+    mean_rms, var_m, var_rms = (log_size(size) for size in sizes)
     return jnp.concatenate([mean_rms, rank, var_m, var_rms], axis=1)
 
 

@@ -1,10 +1,11 @@
 """An exported learned optimizer: one folder with weights (safetensors) and a JSON spec.
 
-The spec holds everything else: which optimizer with which configuration, theta's tree with
-dtypes and shapes, what it was trained on, and the checksum of the weights. Nothing that is read
+The spec holds everything else: the optimizer's name and settings, theta's tree with dtypes and
+shapes, what is known of its meta-training, and the checksum of the weights. Nothing that is read
 is executed, and no name in a file leads to another file.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,9 +29,9 @@ from metaopt.core.checks import short
 from metaopt.core.files import parse_json, read_plain
 from metaopt.core.trees import check_same_structure as check_same_structure
 from metaopt.core.types import LearnedOptimizer, Theta
-from metaopt.optimizers import LEARNED
+from metaopt.optimizers import OPTIMIZERS, Settings
 
-FORMAT = 1
+FORMAT = 2
 SPEC, WEIGHTS = "spec.json", "theta.safetensors"
 
 
@@ -43,20 +44,23 @@ class Exported:
     """A learned optimizer with its meta-parameters.
 
     Attributes:
-      name: the optimizer's name in `metaopt.optimizers.LEARNED`.
-      config: keyword arguments of its constructor.
-      optimizer: the `LearnedOptimizer`.
+      settings: the optimizer's settings, of a class in `metaopt.optimizers.OPTIMIZERS`.
+      optimizer: the `LearnedOptimizer` with these settings.
       theta: its meta-parameters.
       trained: what is known of its meta-training (task, horizon, method, ...).
       sha256: checksum of the weights file.
     """
 
-    name: str
-    config: dict[str, Any]
+    settings: Settings
     optimizer: LearnedOptimizer
     theta: Theta
     trained: dict[str, Any]
     sha256: str
+
+    @property
+    def name(self) -> str:
+        """The optimizer's name in `metaopt.optimizers.OPTIMIZERS`."""
+        return self.settings.name
 
     def apply(self, *, num_steps: Any = None) -> optax.GradientTransformationExtraArgs:
         """The optax transformation for a run of `num_steps` steps."""
@@ -65,27 +69,46 @@ class Exported:
 
 def save(
     path: str | os.PathLike[str],
-    name: str,
-    config: Mapping[str, Any],
+    settings: Settings,
     theta: Theta,
     trained: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes an export folder; an older one at `path` is replaced only once this one is whole.
+    """Writes an export folder; an older one at `path` is replaced only once this one is complete.
 
     Args:
       path: the folder.
-      name, config: `LEARNED[name](**config)` is the optimizer; config must be plain JSON data.
+      settings: the optimizer's settings, of a class in `metaopt.optimizers.OPTIMIZERS`.
       theta: its meta-parameters: nested dicts and tuples of float arrays.
       trained: free-form JSON data on the meta-training.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: when `settings` is of another class, or `trained` is no JSON data.
+
+    Examples:
+      >>> import tempfile
+      >>> from metaopt.optimizers import LSTM
+      >>> settings = LSTM(hidden=4)
+      >>> theta = settings.build().init(jax.random.key(0), {"w": jnp.ones(3)})
+      >>> folder = save(f"{tempfile.mkdtemp()}/mine", settings, theta)
+      >>> tx = load(folder).apply(num_steps=100)  # an optax transformation
     """
-    build(name, config, where="save")
+    if type(settings) not in OPTIMIZERS.values():
+        known = ", ".join(settings.__name__ for settings in OPTIMIZERS.values())
+        raise ValueError(
+            f"save: settings must be one of {known} of metaopt.optimizers, got {short(settings)}. "
+            "Optimizers built from your own transformations cannot be exported; keep their code "
+            "beside theta."
+        )
     leaves = dict(_named_leaves(theta))
     payload = save_safetensors({k: np.asarray(v) for k, v in leaves.items()})
     spec = {
         "format": FORMAT,
         "metaopt": __version__,
-        "optimizer": name,
-        "config": dict(config),
+        "optimizer": settings.name,
+        "settings": dataclasses.asdict(settings),
         "trained": dict(trained or {}),
         "theta": _describe(theta),
         "sha256": hashlib.sha256(payload).hexdigest(),
@@ -93,10 +116,7 @@ def save(
     try:
         text = json.dumps(spec, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"save: config and trained must be plain JSON data ({error}). Optimizers built from "
-            "your own transformations cannot be exported by name; keep their code beside theta."
-        ) from None
+        raise ValueError(f"save: settings and trained must be plain JSON data ({error}).") from None
     return write_folder(Path(path), {WEIGHTS: payload, SPEC: text.encode()})
 
 
@@ -105,13 +125,11 @@ def load(path: str | os.PathLike[str]) -> Exported:
 
     A name of `metaopt.zoo.names()` is that entry unless a folder of this name is there.
 
-    Raises: CheckpointError: a missing, truncated, foreign or newer folder.
+    Args:
+      path: the folder, or the name.
 
-    Examples:
-      >>> import tempfile
-      >>> theta = LEARNED["lstm"](hidden=4).init(jax.random.key(0), {"w": jnp.ones(3)})
-      >>> folder = save(f"{tempfile.mkdtemp()}/mine", "lstm", {"hidden": 4}, theta)
-      >>> tx = load(folder).apply(num_steps=100)  # an optax transformation
+    Raises:
+      CheckpointError: when the folder is missing, truncated, foreign, or of another format.
     """
     folder = _export_folder(path)
     spec = _read_spec(folder / SPEC)
@@ -125,36 +143,55 @@ def load(path: str | os.PathLike[str]) -> Exported:
         leaves = load_safetensors(payload)
     except Exception as error:
         raise CheckpointError(f"{folder / WEIGHTS}: not a safetensors file ({error}).") from None
-    optimizer = build(spec["optimizer"], spec["config"], where=str(folder / SPEC))
+    settings = _settings(spec["optimizer"], spec["settings"], folder / SPEC)
+    optimizer = settings.build()
     try:
         theta = _rebuild(spec["theta"], leaves, folder / WEIGHTS)
-        optimizer.apply(theta, num_steps=1)  # says whether it is a theta of this optimizer
+        optimizer.apply(theta, num_steps=1)  # raises unless it is a theta of this optimizer
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{folder / WEIGHTS}: theta does not fit {spec['optimizer']!r} as {SPEC} configures "
-            f"it: {error}"
+            f"{folder / WEIGHTS}: theta does not fit the settings of {settings.name!r} in {SPEC}: "
+            f"{error}"
         ) from None
     return Exported(
-        spec["optimizer"], spec["config"], optimizer, theta, spec["trained"], spec["sha256"]
+        settings=settings,
+        optimizer=optimizer,
+        theta=theta,
+        trained=spec["trained"],
+        sha256=spec["sha256"],
     )
 
 
-def build(name: str, config: Mapping[str, Any], *, where: str) -> LearnedOptimizer:
-    """`LEARNED[name](**config)` with errors that say where name and config came from."""
-    if name not in LEARNED:
+def _settings(name: str, values: Mapping[str, Any], spec: Path) -> Settings:
+    """The settings in a spec; a setting that it lacks has its default."""
+    if name not in OPTIMIZERS:
         raise CheckpointError(
-            f"{where}: unknown optimizer {short(name)}; this version knows {', '.join(LEARNED)}."
+            f"{spec}: unknown optimizer {short(name)}; this version knows {', '.join(OPTIMIZERS)}."
         )
+    known = [field.name for field in dataclasses.fields(OPTIMIZERS[name])]
+    if unknown := [key for key in values if key not in known]:
+        raise CheckpointError(
+            f"{spec}: {name!r} has no setting {short(unknown[0])}; it has {', '.join(known)}."
+        )
+    tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     try:
-        return LEARNED[name](**config)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{where}: configuration of {name!r} is wrong: {error}") from None
+        return OPTIMIZERS[name](**tuples)
+    except ValueError as error:
+        raise CheckpointError(f"{spec}: {error}") from None
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """Writes a folder as a whole: at no time does `folder` hold only a part of `files`."""
+    """Writes a folder at once: `folder` never holds only a part of `files`.
+
+    Args:
+      folder: the folder; an older one is replaced.
+      files: name of a file -> its content.
+
+    Returns:
+      `folder`.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     fresh.mkdir()
@@ -177,7 +214,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def _named_leaves(tree: Any, prefix: str = ""):
-    """(name, array) pairs; a dict key or tuple index per level, joined by '/'."""
+    """Yields (name, array); the name is the dict keys and tuple indices on the way, by '/'."""
     if isinstance(tree, Mapping):
         for key in sorted(tree):
             yield from _named_leaves(tree[key], f"{prefix}{key}/")
@@ -199,6 +236,7 @@ def _describe(tree: Any) -> Any:
 
 
 def _rebuild(described: Any, leaves: Mapping[str, np.ndarray], where: Path) -> Theta:
+    """The tree that `_describe` described, with the arrays of the weights file `where`."""
     used = set()
 
     def walk(node: Any, prefix: str) -> Any:
@@ -209,11 +247,15 @@ def _rebuild(described: Any, leaves: Mapping[str, np.ndarray], where: Path) -> T
         name = prefix.rstrip("/")
         if name not in leaves:
             raise CheckpointError(f"{where}: leaf {name!r} of the spec is missing.")
-        if (found := _describe(leaves[name])) != node:
-            raise CheckpointError(f"{where}: leaf {name!r} is {found}, but the spec says {node}.")
+        description = _describe(leaves[name])
+        if description != node:
+            raise CheckpointError(
+                f"{where}: leaf {name!r} is {description}, but the spec says {node}."
+            )
         if not jnp.issubdtype(leaves[name].dtype, jnp.floating):
             raise CheckpointError(
-                f"{where}: leaf {name!r} of theta is {found}; theta holds floating-point numbers."
+                f"{where}: leaf {name!r} of theta is {description}; theta holds floating-point "
+                "numbers."
             )
         if not np.isfinite(leaves[name]).all():
             raise CheckpointError(f"{where}: leaf {name!r} holds NaN or inf.")
@@ -233,12 +275,12 @@ def _export_folder(path: str | os.PathLike[str]) -> Path:
     try:
         if not (folder / SPEC).exists() and (folder / "export" / SPEC).exists():
             return folder / "export"
-        found = folder.is_dir()
+        exists = folder.is_dir()
     except OSError:  # a name that no folder can have
-        found = False
-    if not found and str(path) in zoo.names():
+        exists = False
+    if not exists and str(path) in zoo.names():
         return zoo.folder(str(path))
-    if not found:
+    if not exists:
         raise CheckpointError(
             f"{str(folder)[:300]}: there is no such folder. Give one written by `metaopt train` or "
             f"`metaopt.save`, or a name of the zoo ({', '.join(zoo.names())})."
@@ -264,12 +306,18 @@ def _read_spec(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not the spec of a metaopt export (no format number).")
     if spec["format"] < 1:
         raise CheckpointError(f"{path}: there is no format {spec['format']}; formats begin at 1.")
+    if spec["format"] < FORMAT:
+        raise CheckpointError(
+            f"{path}: format {spec['format']} was written by metaopt {short(spec.get('metaopt'))}; "
+            f"this version reads format {FORMAT}. Load it with that version, and save theta again "
+            "with this one."
+        )
     if spec["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: format {short(spec['format'])} is newer than this version reads ({FORMAT}); "
             f"it was written by metaopt {short(spec.get('metaopt'))}. Upgrade metaopt-jax."
         )
-    kinds = {"optimizer": str, "config": dict, "trained": dict, "theta": dict, "sha256": str}
+    kinds = {"optimizer": str, "settings": dict, "trained": dict, "theta": dict, "sha256": str}
     for field, kind in kinds.items():
         if not isinstance(spec.get(field), kind):
             raise CheckpointError(f"{path}: field {field!r} is missing or not a {kind.__name__}.")
@@ -277,5 +325,5 @@ def _read_spec(path: Path) -> dict[str, Any]:
 
 
 def theta_size(theta: Theta) -> int:
-    """Number of floats in theta."""
+    """The number of floats in theta."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(theta))

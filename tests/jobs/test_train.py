@@ -1,38 +1,45 @@
 """Meta-training jobs: mixtures of tasks by name, horizons, and what identifies a run."""
 
+import dataclasses
 import json
+from typing import get_args, get_type_hints
 
+import jax
 import numpy as np
 import pytest
 
 import metaopt
-from metaopt.jobs import meta_train
-from metaopt.jobs.settings import TrainJob
-from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
+from metaopt.jobs.train import TrainJob, meta_train
+from metaopt.meta import METHODS, NESConfig, PESConfig, TBPTTConfig
 from metaopt.meta.loop import read_metrics
+from metaopt.optimizers import L3RS, LSTM, OPTIMIZERS, VeLO
 
-SMALL = {"learned": "l3rs", "base": "sgd", "steps": 1, "validate_every": 1}
+SMALL = {"learned": L3RS(base=("sgd",)), "steps": 1, "validate_every": 1}
 
 SHORT = NESConfig(population=2, tasks=1, min_steps=20, max_steps=20)
 
 
-def test_a_job_knows_its_tasks_and_horizon_and_only_its_own_method():
+def test_a_job_knows_its_tasks_and_horizon_and_its_method():
     windows = {"rollout": 40, "truncation": 10}
     log_uniform = {**windows, "lengths": "log_uniform", "min_rollout": 20}
-    nes = TrainJob(task="digits, spirals", nes=NESConfig(min_steps=3, max_steps=7))
-    pes = TrainJob(method="pes", pes=PESConfig(**log_uniform))
-    tbptt = TrainJob(method="tbptt", tbptt=TBPTTConfig(**windows))
+    nes = TrainJob(task="digits, spirals", method=NESConfig(min_steps=3, max_steps=7))
+    pes = TrainJob(method=PESConfig(**log_uniform))
+    tbptt = TrainJob(method=TBPTTConfig(**windows))
     assert nes.tasks == ["digits", "spirals"]
-    assert [job.horizon for job in (nes, pes, tbptt)] == [(3, 7), (20, 40), (40, 40)]
-    for job, own in ((nes, "nes"), (pes, "pes"), (tbptt, "tbptt")):
-        assert {"nes", "pes", "tbptt"} & job.identity.keys() == {own}
+    assert [job.method.horizon for job in (nes, pes, tbptt)] == [(3, 7), (20, 40), (40, 40)]
+    for job in (nes, pes, tbptt):
+        fields = {field.name for field in dataclasses.fields(job.method)}
+        assert job.identity["method"].keys() == {"name"} | fields
+        assert METHODS[job.identity["method"]["name"]] is type(job.method)
     with pytest.raises(ValueError, match="at least one task"):
         TrainJob(task=" , ")
 
 
 def test_what_is_kept_may_be_judged_on_the_whole_run(tmp_path):
     def validation_loss(on):
-        job = TrainJob(task="digits-linear", out=tmp_path / on, validate_on=on, nes=SHORT, **SMALL)
+        job = TrainJob(
+            task="digits-linear", out=tmp_path / on, validate_on=on, method=SHORT, **SMALL
+        )
         meta_train(job)
         return read_metrics(tmp_path / on)["validation_loss"]
 
@@ -43,9 +50,10 @@ def test_what_is_kept_may_be_judged_on_the_whole_run(tmp_path):
 def test_a_mixture_of_networks_is_trained_by_one_theta(tmp_path):
     settings = NESConfig(population=2, tasks=1, min_steps=2, max_steps=2, objective="normalised")
     task = "quadratic,digits-linear"
-    job = TrainJob(task=task, nes=settings, out=tmp_path, **{**SMALL, "learned": "lstm", "p": 7.0})
+    job = TrainJob(task=task, method=settings, out=tmp_path, **{**SMALL, "learned": LSTM(p=7.0)})
     loaded = metaopt.load(meta_train(job))
-    assert loaded.config == {"p": 7.0}
+    assert loaded.settings == LSTM(p=7.0)
+    assert loaded.trained["learned"] == {"name": "lstm", **dataclasses.asdict(LSTM(p=7.0))}
     assert loaded.trained["task"] == task
     assert loaded.trained["num_steps"] == [2, 2]
     metrics = read_metrics(tmp_path)
@@ -58,4 +66,31 @@ def test_a_mixture_of_networks_is_trained_by_one_theta(tmp_path):
 def test_embeddings_of_one_network_are_refused_for_another(tmp_path):
     job = TrainJob(task="digits-linear,moons", out=tmp_path, **SMALL)
     with pytest.raises(ValueError, match=r"task group 2 of 2.*Dense_1.*variant"):
+        meta_train(job)
+
+
+def test_the_tables_are_the_unions_of_a_job():
+    assert OPTIMIZERS == {"l3rs": L3RS, "lstm": LSTM, "velo": VeLO}
+    assert METHODS == {"nes": NESConfig, "pes": PESConfig, "tbptt": TBPTTConfig}
+    hints = get_type_hints(TrainJob)
+    assert get_args(hints["learned"]) == tuple(OPTIMIZERS.values())
+    assert get_args(hints["method"]) == tuple(METHODS.values())
+
+
+def test_a_resumed_run_names_the_setting_that_changed(tmp_path):
+    method = NESConfig(population=2, tasks=1, min_steps=2, max_steps=2)
+    job = TrainJob(task="digits-linear", method=method, out=tmp_path, **SMALL)
+    meta_train(job)
+    other = dataclasses.replace(method, sigma=0.2)
+    with pytest.raises(ValueError, match=r"\(method\.sigma: 0\.05 -> 0\.2\)"):
+        meta_train(dataclasses.replace(job, method=other))
+    with pytest.raises(ValueError, match=r"\(learned\.name: 'l3rs' -> 'lstm'\)"):
+        meta_train(dataclasses.replace(job, learned=LSTM()))
+
+
+def test_a_warm_start_must_have_the_same_settings(tmp_path):
+    theta = LSTM(hidden=2).build().init(jax.random.key(0), {})
+    metaopt.save(tmp_path / "first", LSTM(hidden=2), theta)
+    job = TrainJob(learned=LSTM(hidden=3), warm_start=str(tmp_path / "first"), out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds LSTM\(hidden=2.*but this run.*LSTM\(hidden=3"):
         meta_train(job)

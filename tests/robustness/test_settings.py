@@ -9,8 +9,10 @@ import pytest
 from refusals import bad_inputs, refused
 
 from metaopt.guards import Adaptive
-from metaopt.jobs.settings import EvaluateJob, TrainJob
+from metaopt.jobs.evaluate import EvaluateJob
+from metaopt.jobs.train import TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
+from metaopt.optimizers import L3RS, LSTM, VeLO
 
 NAN, INF = math.nan, math.inf
 # Field -> values that it must not have.
@@ -32,6 +34,25 @@ ESTIMATE: dict[str, list[Any]] = {
     "weight_decay": [-1.0, NAN, INF, "0", None],
 }
 BAD: dict[Any, dict[str, list[Any]]] = {
+    L3RS: {
+        "base": ["sgd", None, ["sgd"], (), ("sgdd",), ("sgd", "sgd"), (3,)],
+        "variant": ["both", "", None],
+        "ema": ["two", "", 0.9, [0.9], (1.0,), (NAN,), None],
+        "hidden": [32, (0,), (8.0,), ("8",), [32], None],
+        "embedding_dim": [0, -1, 8.0, "8", None],
+        "lambda_0": [0, -1.0, NAN, INF, "0.01", None],
+    },
+    LSTM: {
+        "hidden": [0, -1, 8.0, "8", None, True],
+        "layers": [0, -1, 2.0, "2", None],
+        "p": [0, -1.0, NAN, INF, "7", None],
+        "scale": [NAN, INF, "0.1", None],
+    },
+    VeLO: {
+        "hidden": [0, -1, 8.0, "8", None],
+        "bank": [0, -1, 8.0, "8", None],
+        "warn_past_horizon": [1, "yes", None],
+    },
     NESConfig: {
         **ESTIMATE,
         "strategy": ["Open_Es", "PersistentES", "RandomSearch", "SV_CMA_ES", "", None, 3],
@@ -59,19 +80,10 @@ BAD: dict[Any, dict[str, list[Any]]] = {
     },
     TrainJob: {
         "task": ["", ",", 3, None, ["digits"]],
-        "learned": ["adam", "", None, 3],
-        "base": [3, None, ["sgd"]],
-        "variant": ["both", "", None],
-        "ema": ["two", "", 3, 0.9],
-        "hidden": [0, -1, 8.0, "8", 20],
-        "p": [0, -1.0, NAN, INF, "7", 7.0],
-        "bank": [0, -1, 8.0, "8", 256],
-        "method": ["es", "", None],
+        "learned": ["lstm", None, 3, LSTM, {"hidden": 20}, NESConfig()],
+        "method": ["nes", None, NESConfig, {"population": 4}, LSTM()],
         "steps": [0, -1, 2.5, "300"],
         "minutes": [-1.0, NAN, INF, "5", None],
-        "nes": [None, {}, {"population": 4}, PESConfig()],
-        "pes": [None, NESConfig()],
-        "tbptt": [None, PESConfig()],
         "validate_every": [0, -1, 2.5, None, "25"],
         "validate_on": ["end", "", None],
         "checkpoint_every": [0, -1, 2.5, None, "25"],
@@ -111,7 +123,7 @@ CASES = {
     f"{config.__name__}.{field}={value!r}"[:70]: (
         (config, {field: value}),
         # A message may name the setting that the value does not fit.
-        rf"{config.__name__}\.?\w*.*\b{field}\b|unknown (suite|baseline) |Adaptive: {field}",
+        rf"{config.__name__}\.?\w*.*\b{field}\b|unknown (suite|baseline) |(Adaptive|l3rs):.*{field}",
     )
     for config, fields in BAD.items()
     for field, values in fields.items()

@@ -90,13 +90,19 @@ def _read(path: Path) -> Any:
 
 
 def changes(old: Any, new: Any, name: str = "") -> list[str]:
-    """``["nes.sigma: 0.1 -> 0.2", ...]`` for plain JSON data, down to the single fields."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in sorted(old.keys() | new.keys()):
-            found += changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-        return found
-    return [] if old == new else [f"{name}: {old!r} -> {new!r}"]
+    """The differences of plain JSON data by field: ``["method.sigma: 0.1 -> 0.2", ...]``.
+
+    Of settings with different names (another optimizer, another method) only the name is listed.
+    """
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [f"{name}: {old!r} -> {new!r}"]
+    keys = sorted(old.keys() | new.keys())
+    if old.get("name") != new.get("name"):
+        keys = ["name"]
+    differences = []
+    for key in keys:
+        differences += changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    return differences
 
 
 @contextlib.contextmanager
