@@ -19,7 +19,7 @@ from bokeh.models import (
 )
 
 from metaopt.evaluation.records import Curves
-from metaopt.evaluation.statistics import mean_interval, min_max
+from metaopt.evaluation.statistics import final_mean, mean_interval, min_max
 from metaopt.report import plots
 from metaopt.report.charts import (
     DASHES,
@@ -64,7 +64,7 @@ def curves_chart(task: TaskData, looks: Mapping[str, tuple[str, str]]) -> Chart:
             if part == "line":
                 lines.append(renderer)
     if REFERENCE in task.curves:
-        target = float(np.mean(task.curves[REFERENCE].loss[:, -1], dtype=np.float64))
+        target = float(final_mean(task.curves[REFERENCE].loss).mean())
         if np.isfinite(target):
             span = Span(location=target, line_dash="dotted", line_color="grey", tags=["target"])
             plot.add_layout(span)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from metaopt.evaluation.records import Curves
-from metaopt.evaluation.statistics import Interval, mean_interval
+from metaopt.evaluation.statistics import Interval, final_mean, mean_interval
 from metaopt.report import plots
 from metaopt.report.looks import looks_of
 from metaopt.report.summary import REFERENCE, Evaluation, TaskData, optimizers, standings
@@ -64,8 +64,9 @@ def base_names(curves: Curves, given: tuple[str, ...]) -> list[str]:
 
 def _panel(task: TaskData, cost: str) -> plots.Panel:
     lines = {n: plots.Line(getattr(c, cost), mean_interval(c.loss)) for n, c in task.curves.items()}
-    target = lines[REFERENCE].y.mean[-1] if REFERENCE in lines else float("nan")
-    return plots.Panel(task.record.title, lines, float(target), f"tuned {REFERENCE} at the end")
+    reference = task.curves.get(REFERENCE)
+    target = float("nan") if reference is None else float(final_mean(reference.loss).mean())
+    return plots.Panel(task.record.title, lines, target, f"tuned {REFERENCE} at the end")
 
 
 def _known(interval: Interval | None) -> Interval:

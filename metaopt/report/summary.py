@@ -22,6 +22,7 @@ from metaopt.evaluation.statistics import (
     Interval,
     Outcome,
     divergence_rate,
+    final_mean,
     iqm_interval,
     loss_ratios,
     mean_interval,
@@ -162,16 +163,16 @@ def _row(task: TaskData, name: str) -> Row:
     curves, reference = task.curves[name], task.curves.get(REFERENCE)
     accuracy = None
     if not np.isnan(curves.accuracy).all():
-        accuracy = mean_interval(curves.accuracy[:, -1])
+        accuracy = mean_interval(final_mean(curves.accuracy))
     speedup, steps, against = None, float("inf"), None
     if reference is not None:
         speedup = _iqm([speedups(reference.steps, reference.loss, curves.steps, curves.loss)])
-        mean = lambda loss: np.asarray(loss, np.float64).mean(axis=0)
-        steps = steps_to_reach(curves.steps, mean(curves.loss), mean(reference.loss)[-1])
+        mean_loss = np.asarray(curves.loss, np.float64).mean(axis=0)
+        steps = steps_to_reach(curves.steps, mean_loss, float(final_mean(reference.loss).mean()))
         against = None if name == REFERENCE else outcome(reference.loss, curves.loss)
     return Row(
         optimizer=name,
-        loss=mean_interval(curves.loss[:, -1]),
+        loss=mean_interval(final_mean(curves.loss)),
         accuracy=accuracy,
         speedup=speedup,
         steps=steps,
