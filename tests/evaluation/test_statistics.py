@@ -1,4 +1,4 @@
-"""Statistics against known answers."""
+"""Statistics against closed forms, exact enumeration and reference implementations."""
 
 import itertools
 
@@ -25,7 +25,7 @@ STEPS = np.arange(0, 101)
 
 
 def geometric(rate: float, start: float = 1.0) -> np.ndarray:
-    """Loss of gradient descent on x^2 / 2: start * (1 - rate)^(2 t), one seed."""
+    """Loss of gradient descent on x^2 / 2 for one seed: start * (1 - rate)^(2 t)."""
     return start * (1.0 - rate) ** (2.0 * STEPS)[None]
 
 
@@ -124,13 +124,14 @@ def test_min_max_band_is_the_lowest_and_highest_seed():
 
 
 def test_iqm_is_the_mean_of_the_middle_half_of_all_runs():
-    # 1..8 in one bag: 1, 2 and 7, 8 are dropped. The mean of the tasks' own IQMs would be 13 / 3.
+    # Pooled, the scores are 1..8; 1, 2 and 7, 8 are dropped. The mean of the IQMs of the tasks would
+    # be 13 / 3.
     scores = [np.array([1.0, 2.0, 8.0]), np.array([3.0, 4.0, 5.0, 6.0, 7.0])]
     assert iqm_interval(scores).mean == (3 + 4 + 5 + 6) / 4
 
 
 def test_iqm_interval_matches_the_reference_implementation():
-    # Of rliable 1.2.0 (20,000 resamples) on these scores, [runs, tasks].
+    # The expected values are those of rliable 1.2.0 (20,000 resamples) on these scores [runs, tasks].
     scores = np.random.default_rng(0).lognormal(size=(8, 5))
     interval = iqm_interval(list(scores.T), resamples=20_000)
     np.testing.assert_allclose(interval.mean, 0.96597758, rtol=1e-7)
@@ -142,15 +143,17 @@ def test_stratified_bootstrap_matches_all_resamples():
     means = []
     for i in itertools.product(range(3), repeat=3):
         for j in itertools.product(range(3), repeat=3):
-            bag = np.sort(np.concatenate([first[list(i)], second[list(j)]]))
-            means.append(bag[1:5].mean())  # 25% of 6 is 1 score at each end
+            pooled = np.sort(np.concatenate([first[list(i)], second[list(j)]]))
+            means.append(pooled[1:5].mean())  # 25% of 6 scores: 1 is dropped at each end
     interval = iqm_interval([first, second], resamples=40_000)
     exact = np.quantile(means, [0.025, 0.975])
-    np.testing.assert_allclose([interval.low, interval.high], exact, atol=0.26)  # the grid's step
+    np.testing.assert_allclose(
+        [interval.low, interval.high], exact, atol=0.26
+    )  # of the grid of means
 
 
-def test_runs_are_drawn_within_their_task():
-    # A bootstrap over all runs would mix the tasks, and have a width.
+def test_runs_are_resampled_within_their_task():
+    # A bootstrap over the pooled runs would mix the tasks and have a width.
     interval = iqm_interval([np.full(5, 1.0), np.full(5, 100.0), np.full(5, 7.0)])
     assert interval.low == interval.mean == interval.high
 
@@ -167,7 +170,7 @@ def test_one_run_per_task_has_no_width():
 
 
 @pytest.mark.parametrize("scores", [[], [np.array([])], [np.array([1.0, np.nan])]])
-def test_scores_that_are_not_there_are_an_error(scores):
+def test_missing_scores_are_an_error(scores):
     with pytest.raises(ValueError, match="iqm_interval"):
         iqm_interval(scores)
 
@@ -190,7 +193,7 @@ def test_speedup_of_gradient_descent_is_the_ratio_of_its_exponents(ratio):
 
 
 def test_speedup_counts_what_is_charged():
-    # The same curve at twice the gradients per step: half as fast.
+    # The same curve with twice the gradients per step is half as fast.
     factor = speedups(STEPS, geometric(0.01), 2 * STEPS, geometric(0.01))
     np.testing.assert_allclose(factor, [0.5])
     never = speedups(STEPS, geometric(0.01), 2 * STEPS, geometric(1.0 - 0.99**0.5))
@@ -237,7 +240,7 @@ def test_speedup_against_a_published_curve():
 
 
 def test_win_tie_loss_pairs_the_seeds():
-    # Seeds differ by far more than optimizers do: only the paired difference tells them apart.
+    # Seeds differ far more than optimizers do; only the paired difference shows which is better.
     final = np.random.default_rng(0).lognormal(0.0, 2.0, (25, 1))
     both = lambda x: np.concatenate([np.full_like(x, 9.0), x], axis=1)
     noise = 0.001 * np.random.default_rng(1).normal(size=(25, 1))
