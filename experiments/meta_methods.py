@@ -158,7 +158,8 @@ def run(config: Config, only: Sequence[str]) -> list[dict[str, Any]]:
 def draw(record: dict[str, Any], out: Path) -> None:
     import matplotlib.pyplot as plt
 
-    from metaopt.report.plots import COLOURS, style
+    from metaopt.report.figures import style
+    from metaopt.report.looks import COLOURS
 
     horizons = record["config"]["horizons"]
     with plt.rc_context(style()):

@@ -182,7 +182,8 @@ def draw(path: Path, out: Path) -> None:
     """Loss next to the tuned baselines; step norm per layer; mixture (L3RS) or direction."""
     import matplotlib.pyplot as plt
 
-    from metaopt.report.plots import COLOURS, style
+    from metaopt.report.figures import style
+    from metaopt.report.looks import COLOURS
 
     seen = json.loads(path.read_text())
     title = {"lstm": "LSTM", "l3rs": "L3RS", "velo": "VeLO (32/16)"}[seen["optimizer"]]

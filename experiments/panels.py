@@ -10,7 +10,7 @@ import numpy as np
 
 from metaopt.evaluation.records import Curves, TaskRecord, read_curves, read_index, read_record
 from metaopt.evaluation.statistics import AVERAGED, final_mean, steps_to_reach
-from metaopt.report.figures import training_runs
+from metaopt.report.summary import training_runs
 
 Outcome = Literal["reproduced", "partly", "not"]
 

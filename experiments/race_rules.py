@@ -192,7 +192,8 @@ def draw(record: dict[str, Any], out: Path) -> None:
     """Left: the parts, LGL2O and the race; right: what rules add, relative to the plain race."""
     import matplotlib.pyplot as plt
 
-    from metaopt.report.plots import COLOURS, style
+    from metaopt.report.figures import style
+    from metaopt.report.looks import COLOURS
 
     arms, every = record["arms"], record["curve_every"]
     lines = {

@@ -124,14 +124,14 @@ def test_min_max_band_is_the_lowest_and_highest_seed():
 
 
 def test_iqm_is_the_mean_of_the_middle_half_of_all_runs():
-    # Pooled, the scores are 1..8; 1, 2 and 7, 8 are dropped. The mean of the IQMs of the tasks would
-    # be 13 / 3.
+    # Pooled, the scores are 1..8; 1, 2 and 7, 8 are dropped. The mean of the IQMs of both tasks is
+    # 13 / 3.
     scores = [np.array([1.0, 2.0, 8.0]), np.array([3.0, 4.0, 5.0, 6.0, 7.0])]
     assert iqm_interval(scores).mean == (3 + 4 + 5 + 6) / 4
 
 
 def test_iqm_interval_matches_the_reference_implementation():
-    # The expected values are those of rliable 1.2.0 (20,000 resamples) on these scores [runs, tasks].
+    # Expected values: rliable 1.2.0 with 20,000 resamples on these scores [runs, tasks].
     scores = np.random.default_rng(0).lognormal(size=(8, 5))
     interval = iqm_interval(list(scores.T), resamples=20_000)
     np.testing.assert_allclose(interval.mean, 0.96597758, rtol=1e-7)
