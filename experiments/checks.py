@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.panels import AVERAGED, Check, Outcome, Panel, graded
-from metaopt.evaluation.statistics import mean_interval
+from experiments.panels import Check, Outcome, Panel, graded
+from metaopt.evaluation.statistics import final_mean, mean_interval
 
 NEAR = 1.05  # losses closer than this factor count as level
 SETTLED = 1.2  # a meta-training within this factor of its end has settled
@@ -44,7 +44,7 @@ def ahead(name: str, *others: str) -> Check:
     """`name` ends below each of the others beyond chance: seed by seed, by a 95% interval."""
 
     def check(panel: Panel) -> tuple[Outcome, str]:
-        ends = lambda n: panel.curves[n].loss[:, -AVERAGED:].mean(axis=1)
+        ends = lambda n: final_mean(panel.curves[n].loss)
         gaps = [mean_interval(ends(other) - ends(name)) for other in others]
         words = [
             f"{short(other)} {float(gap.mean):+.2g} [{float(gap.low):+.2g}, {float(gap.high):+.2g}]"

@@ -24,6 +24,8 @@ Differences from the paper:
 import dataclasses
 from pathlib import Path
 
+from metaopt.jobs.settings import TrainJob
+
 from experiments.checks import (
     ahead,
     below,
@@ -41,7 +43,6 @@ from experiments.panels import Claim
 from experiments.reproduction import Figure, Reproduction, main
 from experiments.zoo import ENTRIES
 from metaopt.evaluation.comparing import slug
-from metaopt.jobs.settings import TrainJob
 
 # Names in the records.
 L3RS = "L3RS"

@@ -21,7 +21,8 @@ import numpy as np
 from experiments.lgl2o import LGL2O, PAPER, RACE, SGD
 from experiments.panels import Panel
 from metaopt.evaluation.records import Curves
-from metaopt.report.plots import COLOURS, save, style
+from metaopt.report.figures import save, style
+from metaopt.report.looks import COLOURS
 
 IMAGE = Path("docs/images/lgl2o-mechanism")
 SMOOTHING = 20  # windows that a point of the middle and right axes averages

@@ -30,6 +30,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from metaopt.jobs.settings import TrainJob
+
 from experiments.checks import below, best_of, every, negated, never_diverges, rises, trapped
 from experiments.panels import Claim
 from experiments.reproduction import Figure, Reproduction, TunedBaselines, main
@@ -37,7 +39,6 @@ from metaopt import guards
 from metaopt.evaluation.baselines import BASELINES
 from metaopt.evaluation.contenders import Contender, Learned
 from metaopt.evaluation.curves import Adjustable
-from metaopt.jobs.settings import TrainJob
 from metaopt.meta import TBPTTConfig
 
 # Names in `BASELINES`.

@@ -30,7 +30,8 @@ import optax
 from metaopt import meta, optimizers
 from metaopt.core.types import LearnedOptimizer, TaskFamily, Theta
 from metaopt.evaluation.records import write_json
-from metaopt.report.plots import COLOURS, style
+from metaopt.report.figures import style
+from metaopt.report.looks import COLOURS
 from metaopt.tasks import catalog
 
 RESULT = Path("docs/results/meta/methods.json")

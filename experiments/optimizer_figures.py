@@ -33,7 +33,8 @@ from metaopt.core.types import Task, single
 from metaopt.datasets import digits
 from metaopt.meta import NESConfig
 from metaopt.meta.loop import train
-from metaopt.report.plots import COLOURS, style
+from metaopt.report.figures import style
+from metaopt.report.looks import COLOURS
 from metaopt.tasks import classification
 from metaopt.tasks.networks import MLP
 

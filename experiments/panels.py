@@ -9,11 +9,10 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from metaopt.evaluation.records import Curves, TaskRecord, read_curves, read_index, read_record
-from metaopt.evaluation.statistics import steps_to_reach
-from metaopt.report.figures import training_runs
+from metaopt.evaluation.statistics import AVERAGED, final_mean, steps_to_reach
+from metaopt.report.summary import training_runs
 
 Outcome = Literal["reproduced", "partly", "not"]
-AVERAGED = 3  # measurements that a loss "at" a step is the mean of
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Panel:
         """Mean test loss over seeds and the last measurements up to `step` (None: the end)."""
         curves = self.curves[name]
         end = len(curves.steps) if step is None else int(np.searchsorted(curves.steps, step)) + 1
-        return float(np.mean(curves.loss[:, max(end - AVERAGED, 1) : end]))
+        return float(final_mean(curves.loss[:, :end]).mean())
 
     def best(self, name: str) -> tuple[int, float]:
         """The step after which `loss` is lowest, and that loss."""
@@ -76,7 +75,7 @@ class Panel:
 
     def worst_seed(self, name: str) -> float:
         """The highest final loss of a seed; inf if one is not finite."""
-        return float(np.nan_to_num(self.curves[name].loss[:, -1], nan=np.inf).max())
+        return float(np.nan_to_num(final_mean(self.curves[name].loss), nan=np.inf).max())
 
     def share(self, name: str, start: float, end: float) -> float:
         """Share of windows that the learned optimizer won, between two fractions of the run."""

@@ -34,7 +34,8 @@ from metaopt import datasets, guards, meta, optimizers
 from metaopt.core.types import Batch, Split, Task, Theta, single
 from metaopt.evaluation.curves import evaluate
 from metaopt.meta.loop import train
-from metaopt.report.plots import COLOURS, style
+from metaopt.report.figures import style
+from metaopt.report.looks import COLOURS
 from metaopt.tasks import classification
 from metaopt.tasks.networks import MLP
 

@@ -17,7 +17,8 @@ from experiments import l3rs, lgl2o
 from experiments.panels import Panel
 from metaopt.evaluation.records import Curves
 from metaopt.evaluation.statistics import mean_interval
-from metaopt.report.plots import COLOURS, loss_bounds, save, style
+from metaopt.report.figures import save, style
+from metaopt.report.looks import COLOURS, loss_bounds
 
 IMAGES = Path("docs/images")
 

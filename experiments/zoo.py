@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metaopt.jobs.settings import TrainJob
+
 import metaopt
 from metaopt import zoo
 from metaopt.core.files import write_whole
@@ -22,9 +24,9 @@ from metaopt.evaluation import contenders
 from metaopt.evaluation.baselines import BASELINES
 from metaopt.evaluation.comparing import Settings, compare
 from metaopt.evaluation.records import read_curves, read_record, write_json
+from metaopt.evaluation.statistics import final_mean
 from metaopt.evaluation.suites import SuiteTask
 from metaopt.jobs import meta_train
-from metaopt.jobs.settings import TrainJob
 from metaopt.meta import NESConfig, TBPTTConfig
 from metaopt.meta.loop import read_metrics
 from metaopt.zoo import exports
@@ -242,7 +244,7 @@ def measure(name: str, entry: Entry, export: metaopt.Exported) -> zoo.Home:
     if record.left_out:
         raise RuntimeError(f"{name} cannot be measured at home: {record.left_out}")
     reached = {
-        label: read_curves(folder / curve.file).loss[:, -1]
+        label: final_mean(read_curves(folder / curve.file).loss)
         for label, curve in record.curves.items()
     }
     own = float(reached.pop(name).mean())

@@ -1,4 +1,4 @@
-"""Contenders on one task, from the same starts and mini-batches, into the task's folder."""
+"""Runs all contenders on one task, from the same params and mini-batches, and records curves."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -35,10 +35,12 @@ TUNING_MEASUREMENTS = 20  # per run of a grid, at most
 
 
 class Settings(NamedTuple):
-    """What all contenders of a comparison share.
+    """Settings that all contenders of a comparison share.
 
-    Attributes: seeds, tuning_seeds: runs per contender, and per point of a baseline's grid;
-    window: steps per window of guards, and mini-batches they decide on.
+    Attributes:
+      seeds: runs per contender.
+      tuning_seeds: runs per point of a baseline's grid.
+      window: steps per window of guards, and mini-batches on which they decide.
     """
 
     seeds: int
@@ -47,7 +49,15 @@ class Settings(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where contenders run and their records go; attributes as in `compare`."""
+    """A task with the folder and the record that contenders are written to.
+
+    Attributes:
+      folder: folder of the task's record and curves.
+      suite_task: the task of the suite.
+      settings: see `Settings`.
+      family: the family of tasks that is run.
+      record: the task's record so far.
+    """
 
     folder: Path
     suite_task: SuiteTask
@@ -60,7 +70,7 @@ class _Place(NamedTuple):
 
 
 def task_id(number: int, task: SuiteTask) -> str:
-    """The name of the folder that holds the records of a suite's task."""
+    """Name of the folder with the records of a suite's task."""
     return f"{number:02d}-{task.task}-{task.num_steps}"
 
 
@@ -71,21 +81,27 @@ def compare(
     contenders_of: Callable[[dict[str, Adjustable]], Sequence[Contender]],
     settings: Settings,
 ) -> None:
-    """Tunes the baselines and runs the contenders that `folder` has no curves of yet.
+    """Tunes the baselines and runs the contenders that have no curves in `folder` yet.
 
     Args:
-      folder: of the task's record and curves.
+      folder: folder of the task's record and curves.
       suite_task: the task.
-      baselines: names of `metaopt.evaluation.baselines.BASELINES`.
-      contenders_of: tuned baselines by name -> what is run, in the order of tables.
+      baselines: names in `metaopt.evaluation.baselines.BASELINES`.
+      contenders_of: ``{name of a baseline: tuned baseline} -> contenders``, in the order of tables.
       settings: see `Settings`.
     """
     record = read_record(folder) or TaskRecord(
-        *(suite_task.title, suite_task.task, suite_task.num_steps, settings.window),
-        *({}, {}, {}, {}),
+        title=suite_task.title,
+        task=suite_task.task,
+        num_steps=suite_task.num_steps,
+        window=settings.window,
+        tuned={},
+        curves={},
+        left_out={},
+        velodrome={},
     )
     if missing := catalog.missing_data(suite_task.task):
-        if not record.curves:  # what was run where the data are stays as it is
+        if not record.curves:  # curves from a machine that has the data are kept
             record.left_out[ALL] = _not_prepared(missing)
             write_record(folder, record)
         return
@@ -93,16 +109,17 @@ def compare(
     family = catalog.family(suite_task.task)
     place = _Place(folder, suite_task, settings, family, record)
     k_eval, k_tune = jax.random.split(jax.random.key(2**31 - 1))
-    with progress(suite_task.title, suite_task.num_steps // settings.window) as begun:
-        makes = _tuned(place, baselines, k_tune, begun)
+    with progress(suite_task.title, suite_task.num_steps // settings.window) as begin_progress:
+        makes = _tune_all(place, baselines, k_tune, begin_progress)
         recorded = record.curves.keys() | record.left_out.keys()
         missing = [c for c in contenders_of(makes) if c.name not in recorded]
         for index, contender in enumerate(missing):
-            _run(place, contender, k_eval, begun(contender.name, len(missing) - index))
+            tick = begin_progress(contender.name, len(missing) - index)
+            _run(place, contender, k_eval, tick)
 
 
 def _run(place: _Place, contender: Contender, key: Key, tick: Callable[[int], None]) -> None:
-    """Records the curves of a contender, or why there are none."""
+    """Runs a contender and records its curves, or the reason why it cannot be run."""
     suite_task, record = place.suite_task, place.record
     try:
         curves = evaluate(
@@ -127,10 +144,10 @@ def _run(place: _Place, contender: Contender, key: Key, tick: Callable[[int], No
     place.save()
 
 
-def _tuned(
-    place: _Place, baselines: Sequence[str], key: Key, begun: Begin
+def _tune_all(
+    place: _Place, baselines: Sequence[str], key: Key, begin_progress: Begin
 ) -> dict[str, Adjustable]:
-    """Baseline's name -> its best point of the grid; the searches go into the record."""
+    """Tunes the baselines and records the searches; name of a baseline -> tuned baseline."""
     makes: dict[str, Adjustable] = {}
     task, settings, tuned = place.suite_task, place.settings, place.record.tuned
     head = catalog.TASKS[task.task].head
@@ -142,32 +159,40 @@ def _tuned(
     for name in baselines:
         baseline = BASELINES[name]
         if name in left:
-            found, grid = tune_cached(
-                *(cache_folder() / "baselines", task.task, baseline, place.family),
+            title = f"grid search of {baseline.label}"
+            search, grid = tune_cached(
+                folder=cache_folder() / "baselines",
+                task_name=task.task,
+                baseline=baseline,
+                task=place.family,
                 num_steps=task.num_steps,
                 keys=jax.random.split(key, settings.tuning_seeds),
                 window=settings.window,
                 measure_every=every,
                 head=head,
-                progress=begun(f"{baseline.label}, its grid", len(left) - left.index(name)),
+                progress=begin_progress(title, len(left) - left.index(name)),
             )
             file = f"tuning-{name}.npz"
             write_arrays(place.folder / file, grid)
-            tuned[baseline.label] = {**found, "file": file}
+            tuned[baseline.label] = {**search, "file": file}
             place.save()
         makes[name] = chosen(baseline, tuned[baseline.label]["point"], head)
     return makes
 
 
 def _entry(contender: Contender, file: str, family: TaskFamily) -> CurveRecord:
+    """The entry of a contender in the task's record."""
     learned = contender.learned
     bases = learned.bases if learned and contender.kind == "learned" else ()
     layers = ()
-    if bases:  # the axes of lambda and alpha
+    if bases:  # names along the axes of lambda and alpha
         start = jax.eval_shape(lambda: begin(family, jax.random.split(jax.random.key(0), 1)).params)
         layers = tuple(leaf_names(start))
     return CurveRecord(
-        *(file, contender.kind, learned.name if learned else "", contender.guard_name),
+        file=file,
+        kind=contender.kind,
+        learned=learned.name if learned else "",
+        guard=contender.guard_name,
         fallback=contender.fallback,
         layers=layers,
         bases=bases,
@@ -175,15 +200,15 @@ def _entry(contender: Contender, file: str, family: TaskFamily) -> CurveRecord:
 
 
 def _compare_with_velodrome(record: TaskRecord, name: str, contender: str, curves: Curves) -> None:
-    """Speed-up against a published curve, where the task has one and the file is there."""
+    """Records the speed-up over the published curve, if the task has one and its file exists."""
     path = datasets.data_root() / VELODROME
     if not name or not path.exists():
         return
     steps, loss = map(np.asarray, read_json(path)[name])
     own = curves.train_loss.mean(axis=0)
-    found = statistics.speedup_against(steps, loss, curves.steps, own)
+    speedup = statistics.speedup_against(steps, loss, curves.steps, own)
     record.velodrome["name"] = name
-    record.velodrome.setdefault("speedup", {})[contender] = float(found[0])
+    record.velodrome.setdefault("speedup", {})[contender] = speedup.factor
 
 
 def _not_prepared(missing: list[str]) -> str:
@@ -192,5 +217,5 @@ def _not_prepared(missing: list[str]) -> str:
 
 
 def slug(name: str) -> str:
-    """``"LGL2O(L2O, SGD)"`` -> ``"lgl2o-l2o-sgd"``, a file name anywhere."""
+    """A file name for any operating system: ``"LGL2O(L2O, SGD)"`` -> ``"lgl2o-l2o-sgd"``."""
     return "-".join(re.findall(r"[a-z0-9]+", name.lower()))

@@ -1,4 +1,4 @@
-"""What an evaluation compares: tuned baselines, learned optimizers, guarded learned optimizers."""
+"""Contenders of an evaluation: tuned baselines, learned optimizers, guarded learned optimizers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +18,11 @@ class Learned(NamedTuple):
     """A learned optimizer with its theta.
 
     Attributes:
-      name: in tables.
-      optimizer, theta: the optimizer.
-      fields: of its state to record.
-      bases: of an L3RS: see `CurveRecord`.
+      name: name in tables.
+      optimizer: the learned optimizer.
+      theta: its meta-parameters.
+      fields: fields of its state to record after each window.
+      bases: names of the base optimizers of an L3RS, else empty.
     """
 
     name: str
@@ -39,12 +40,14 @@ class Contender(NamedTuple):
     """One optimizer of a comparison.
 
     Attributes:
-      name: in tables.
-      kind: see `CurveRecord`.
+      name: name in tables.
+      kind: baseline, learned or guarded.
       make: ``num_steps -> transformation``.
-      guard: `make` gives a window form that counts its gradients.
-      fields: of its state to record.
-      learned, guard_name, fallback: names of its parts, or empty.
+      guard: whether `make` returns a guard in window form, which counts its own gradients.
+      fields: fields of its state to record after each window.
+      learned: the learned optimizer that it runs, or None.
+      guard_name: name of the guard, or empty.
+      fallback: name of the guard's fallback in tables, or empty.
     """
 
     name: str
@@ -57,7 +60,7 @@ class Contender(NamedTuple):
     fallback: str = ""
 
 
-# name -> (learned, fallback transformation, num_steps, window) -> guard in window form.
+# Name -> (learned, fallback transformation, num_steps, window) -> guard in window form.
 GUARDS: dict[str, Callable[[Learned, Any, int, int], Any]] = {
     "gl2o": lambda learned, fallback, k, n: windowed(guards.gl2o(learned.make(k), fallback)),
     "lgl2o": lambda learned, fallback, k, n: guards.lgl2o(learned.make(k), fallback, n_t=n, n_c=n),
@@ -69,26 +72,47 @@ GUARDS: dict[str, Callable[[Learned, Any, int, int], Any]] = {
         learned.optimizer, learned.theta, n_t=n, n_c=n, num_steps=k
     ),
 }
-HAVE_NO_FALLBACK = ("smg", "amg")  # they descend themselves, in params and theta
+WITHOUT_FALLBACK = ("smg", "amg")  # their fallback is a descent step in params and theta
 
 
 def baseline(label: str, make: Make) -> Contender:
     """A tuned hand-crafted optimizer."""
-    return Contender(label, "baseline", make)
+    return Contender(name=label, kind="baseline", make=make)
 
 
 def plain(learned: Learned) -> Contender:
-    """A learned optimizer as it is."""
-    return Contender(learned.name, "learned", learned.make, fields=learned.fields, learned=learned)
+    """A learned optimizer without a guard."""
+    return Contender(
+        name=learned.name,
+        kind="learned",
+        make=learned.make,
+        fields=learned.fields,
+        learned=learned,
+    )
 
 
 def guarded(learned: Learned, guard: str, fallback: str, make: Make, window: int) -> Contender:
-    """A learned optimizer under a guard; `fallback` is what tables call ``make(num_steps)``."""
-    build = lambda num_steps: GUARDS[guard](learned, make(num_steps), num_steps, window)
-    fallback = "" if guard in HAVE_NO_FALLBACK else fallback
-    name = f"{guard.upper()}({', '.join(filter(None, (learned.name, fallback)))})"
+    """A learned optimizer under a guard.
+
+    Args:
+      learned: the learned optimizer.
+      guard: name of the guard in `GUARDS`.
+      fallback: name of the fallback in tables.
+      make: the fallback, ``num_steps -> transformation``.
+      window: training and validation mini-batches per window of the guard.
+    """
+
+    def make_guard(num_steps: int) -> Any:
+        return GUARDS[guard](learned, make(num_steps), num_steps, window)
+
+    fallback = "" if guard in WITHOUT_FALLBACK else fallback
+    parts = [learned.name, fallback] if fallback else [learned.name]
     return Contender(
-        *(name, "guarded", build, True, ("accepted",)),
+        name=f"{guard.upper()}({', '.join(parts)})",
+        kind="guarded",
+        make=make_guard,
+        guard=True,
+        fields=("accepted",),
         learned=learned,
         guard_name=guard,
         fallback=fallback,
@@ -110,10 +134,10 @@ def from_export(name: str, export: Exported) -> Learned:
 
 def adversary(name: str) -> Learned:
     """One of `metaopt.optimizers.ADVERSARIES`."""
-    return Learned(name, ADVERSARIES[name], {})
+    return Learned(name, ADVERSARIES[name], theta={})
 
 
 def folder_name(path: Path) -> str:
-    """The name of a run in tables: its folder, not the ``export`` inside it."""
+    """The name of a run in tables: the name of its folder, not of the ``export`` inside it."""
     path = Path(path).absolute()
     return path.parent.name if path.name == "export" else path.name

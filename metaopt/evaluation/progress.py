@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar per task on a terminal, a line per optimizer elsewhere."""
+"""Progress of an evaluation: a bar per task on a terminal, a line per optimizer elsewhere."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,22 +7,26 @@ from multiprocessing import parent_process
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# (name, optimizers left, this one included) -> what is told the number of windows it has done
+# (name, optimizers left including this one) -> function to call with the windows done so far
 Begin = Callable[[str, int], Callable[[int], None]]
 
 
 @contextlib.contextmanager
 def progress(title: str, windows: int, console: Console | None = None) -> Iterator[Begin]:
-    """Yields what is called when an optimizer begins; see `Begin`.
+    """Shows the progress of one task.
 
     Args:
-      title: of the task.
-      windows: of each optimizer; what the bar counts.
-      console: default: stderr. No terminal, or a worker process beside others, gets lines.
+      title: title of the task.
+      windows: windows of each optimizer's run; the bar counts them.
+      console: where to write, by default stderr. A console that is no terminal gets lines, and so
+        does a worker process, since several of them share the terminal.
+
+    Yields:
+      A function to call when an optimizer begins; see `Begin`.
     """
     console = console or Console(stderr=True, soft_wrap=True)
     if not console.is_terminal or parent_process() is not None:
-        yield lambda name, left: _line(console, f"{title}: {name}")
+        yield lambda name, left: _print_line(console, f"{title}: {name}")
         return
     bar = Progress(
         TextColumn("{task.fields[title]}", style="dim", markup=False),
@@ -44,6 +48,6 @@ def progress(title: str, windows: int, console: Console | None = None) -> Iterat
         yield begin
 
 
-def _line(console: Console, text: str) -> Callable[[int], None]:
+def _print_line(console: Console, text: str) -> Callable[[int], None]:
     console.print(text, markup=False, highlight=False)
     return lambda count: None

@@ -1,12 +1,12 @@
-"""The folder of an evaluation: `metaopt evaluate` writes it, `metaopt report` reads it.
+"""Records of an evaluation on disk: `metaopt evaluate` writes them, `metaopt report` reads them.
 
-    OUT/evaluation.json          the job, its tasks, what it ran on
-    OUT/TASK/record.json         what was tuned, which curves there are
-    OUT/TASK/NAME.npz            the curves of one optimizer (`Curves`)
-    OUT/TASK/tuning-NAME.npz     the curves of a baseline's whole grid
+    OUT/evaluation.json          the job, its tasks, the environment it ran in
+    OUT/TASK/record.json         the tuned baselines and the list of curves
+    OUT/TASK/NAME.npz            curves of one optimizer (`Curves`)
+    OUT/TASK/tuning-NAME.npz     curves of a baseline's grid search (`Grid`)
 
-Imports numpy only, so that reports are drawn without JAX. Every file is written whole or not at
-all, and pickled data is refused.
+This module imports numpy only, so that reports are drawn without JAX. Files are written atomically,
+and pickled data is refused.
 """
 
 import io
@@ -23,68 +23,88 @@ from metaopt.core.files import LARGEST, parse_json, read_plain, write_whole
 
 FORMAT = 2
 INDEX, RECORD = "evaluation.json", "record.json"
-ALL = "all"  # in `TaskRecord.left_out`: the task itself could not be run
+ALL = "all"  # key of `TaskRecord.left_out` for a task that could not be run at all
 
 Kind = Literal["baseline", "learned", "guarded"]
+
+# JSON schemas, for `check_json`.
 _INDEX = {"job": dict, "tasks": [str]}
 _RECORD = {
-    **{"title": str, "task": str, "num_steps": int, "window": int, "tuned": {str: dict}},
+    "title": str,
+    "task": str,
+    "num_steps": int,
+    "window": int,
+    "tuned": {str: dict},
     "left_out": {str: str},
     "velodrome": dict,
 }
-_CURVE = {"file": str, "kind": str, "learned": str, "guard": str, "fallback": str}
-_CURVE |= {"layers": [str], "bases": [str]}
-_AXES = {"lambda_": 3, "alpha": 4}  # of the states that reports draw, by the names of L3RS
+_CURVE = {
+    "file": str,
+    "kind": str,
+    "learned": str,
+    "guard": str,
+    "fallback": str,
+    "layers": [str],
+    "bases": [str],
+}
+# Number of axes of the recorded states that reports draw: step norm and weights of L3RS.
+_AXES = {"lambda_": 3, "alpha": 4}
 
 
 class Curves(NamedTuple):
-    """What one optimizer did on one task; S seeds, M measurements, W windows.
+    """Curves of one optimizer on one task.
+
+    S is the number of seeds, M the number of measurements and W the number of windows. The first
+    measurement is taken before the first step.
 
     Attributes:
-      steps: optimizer steps taken before each measurement, ``[M + 1]``.
-      grad_evals: gradients of mini-batch losses computed until then, ``[M + 1]``.
-      seconds: wall-clock of the optimizer until then, per seed, ``[M + 1]``; measuring and
-        compilation left out.
-      loss, accuracy: on the whole test split, ``[S, M + 1]``; accuracy is NaN where the task has
-        none.
-      train_loss: on a fixed sample of the training split, ``[S, M + 1]``; NaN if not measured.
-      windows: optimizer steps at the end of each window, ``[W]``.
-      state: fields of the optimizer's state after each window, name -> ``[S, W, ...]``.
+      steps: optimizer steps before each measurement.
+      grad_evals: gradients of mini-batch losses computed before each measurement.
+      seconds: wall-clock time of the optimizer before each measurement, per seed; the time to
+        measure and to compile does not count.
+      loss: loss on the whole test split.
+      accuracy: accuracy on the whole test split; NaN where the task has none.
+      train_loss: loss on a fixed sample of the training split; NaN if not measured.
+      windows: optimizer steps at the end of each window.
+      state: recorded fields of the optimizer's state after each window, name -> ``[S, W, ...]``.
     """
 
-    steps: Int[np.ndarray, " measurements"]
-    grad_evals: Int[np.ndarray, " measurements"]
-    seconds: Float[np.ndarray, " measurements"]
-    loss: Float[np.ndarray, "S measurements"]
-    accuracy: Float[np.ndarray, "S measurements"]
-    train_loss: Float[np.ndarray, "S measurements"]
+    steps: Int[np.ndarray, " M"]
+    grad_evals: Int[np.ndarray, " M"]
+    seconds: Float[np.ndarray, " M"]
+    loss: Float[np.ndarray, "S M"]
+    accuracy: Float[np.ndarray, "S M"]
+    train_loss: Float[np.ndarray, "S M"]
     windows: Int[np.ndarray, " W"]
     state: dict[str, np.ndarray]
 
 
 class Grid(NamedTuple):
-    """A baseline's whole search; P points, S seeds, M measurements.
+    """Curves of a baseline's grid search: P points, S seeds, M measurements.
 
     Attributes:
-      steps: ``[M + 1]``.
-      loss: on the validation split, ``[P, S, M + 1]``.
-      seconds: wall-clock of the whole search, a scalar.
+      steps: optimizer steps before each measurement.
+      loss: loss on the validation split.
+      seconds: wall-clock time of the whole search.
     """
 
-    steps: Int[np.ndarray, " measurements"]
-    loss: Float[np.ndarray, "P S measurements"]
+    steps: Int[np.ndarray, " M"]
+    loss: Float[np.ndarray, "P S M"]
     seconds: Float[np.ndarray, ""]
 
 
 class CurveRecord(NamedTuple):
-    """An entry of a task's record. All but `state`-related fields are what tables group by.
+    """Entry of one optimizer in a task's record.
 
     Attributes:
-      file: of the curves, in the task's folder.
+      file: name of the file of curves in the task's folder.
       kind: baseline, learned or guarded.
-      learned, guard, fallback: names of its parts; empty where there are none.
-      layers, bases: of an L3RS: what axes 2 and 3 of its ``lambda_ [S, W, L]`` and
-        ``alpha [S, W, L, P]`` stand for.
+      learned: name of the learned optimizer, or empty.
+      guard: name of the guard, or empty.
+      fallback: name of the guard's fallback, or empty.
+      layers: names of the layers along axis 2 of L3RS's ``lambda_ [S, W, L]`` and
+        ``alpha [S, W, L, P]``; empty for other optimizers.
+      bases: names of the base optimizers along axis 3 of L3RS's ``alpha``; empty for others.
     """
 
     file: str
@@ -97,14 +117,18 @@ class CurveRecord(NamedTuple):
 
 
 class TaskRecord(NamedTuple):
-    """``record.json`` of a task.
+    """The record of a task, ``record.json``.
 
     Attributes:
-      title, task, num_steps, window: what was run (as in the suite).
-      tuned: baseline's label -> ``{"point", "grid": [points], "loss": [mean final validation loss
-        per point], "seeds", "runs", "grad_evals", "seconds", "file"}``.
-      curves: optimizer's name -> entry.
-      left_out: optimizer's name, or `ALL` -> why it could not be run on this task.
+      title: title of the task for readers.
+      task: name in `metaopt.tasks.catalog.TASKS`.
+      num_steps: optimizer steps per run.
+      window: optimizer steps per window.
+      tuned: label of a baseline -> its grid search: ``{"point", "grid": [points], "loss": [mean
+        validation loss after the last step, per point], "seeds", "runs", "grad_evals", "seconds",
+        "file"}``.
+      curves: name of an optimizer -> its entry.
+      left_out: name of an optimizer, or `ALL` -> the reason why it could not be run on this task.
       velodrome: ``{"name", "speedup": {optimizer: factor}}`` where the task has a published
         reference curve, else empty.
     """
@@ -130,24 +154,36 @@ def write_arrays(path: Path, arrays: Curves | Grid) -> None:
 
 
 def read_curves(path: Path) -> Curves:
-    """Reads the curves that `write_arrays` wrote."""
+    """Reads the curves that `write_arrays` wrote.
+
+    Raises:
+      ValueError: when the file holds no curves, or arrays whose shapes do not match.
+    """
     arrays = _read_arrays(path, Curves)
-    states = {k.removeprefix("state/"): v for k, v in arrays.items() if k.startswith("state/")}
+    states = {
+        name.removeprefix("state/"): values
+        for name, values in arrays.items()
+        if name.startswith("state/")
+    }
     _check_axes(path, arrays, "loss", 2)
-    shape, windows = arrays["loss"].shape, len(np.atleast_1d(arrays["windows"]))
     _check_steps(path, arrays, ("steps", "grad_evals", "seconds"))
+    shape, windows = arrays["loss"].shape, len(np.atleast_1d(arrays["windows"]))
     for name in ("accuracy", "train_loss"):
-        _check(
-            path, arrays[name].shape == shape, f"{name} of {arrays[name].shape}, loss of {shape}"
-        )
+        problem = f"{name} has shape {arrays[name].shape} and loss {shape}"
+        _check(path, arrays[name].shape == shape, problem)
     for name, state in states.items():
-        fits = state.shape[:2] == (shape[0], windows) and _AXES.get(name, state.ndim) == state.ndim
-        _check(path, fits, f"state {name} of {state.shape} for {windows} windows")
+        matches = state.shape[:2] == (shape[0], windows)
+        matches = matches and state.ndim == _AXES.get(name, state.ndim)
+        _check(path, matches, f"state {name} has shape {state.shape} for {windows} windows")
     return Curves(**{name: arrays[name] for name in Curves._fields[:-1]}, state=states)
 
 
 def read_grid(path: Path) -> Grid:
-    """Reads the grid that `write_arrays` wrote."""
+    """Reads the grid that `write_arrays` wrote.
+
+    Raises:
+      ValueError: when the file holds no grid, or arrays whose shapes do not match.
+    """
     arrays = _read_arrays(path, Grid)
     _check_axes(path, arrays, "loss", 3)
     _check_steps(path, arrays, ("steps",))
@@ -155,7 +191,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def _read_arrays(path: Path, kind: type[Curves] | type[Grid]) -> dict[str, np.ndarray]:
-    """All arrays of an npz file that holds the fields of `kind`."""
+    """All arrays of an npz file; the fields of `kind` are among them."""
     payload = read_plain(path)
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as archive:
@@ -168,56 +204,61 @@ def _read_arrays(path: Path, kind: type[Curves] | type[Grid]) -> dict[str, np.nd
             raise ValueError(f"no {', '.join(sorted(missing))}")
         for name, array in arrays.items():
             if array.dtype.kind not in "biuf":
-                raise ValueError(f"{name} holds {array.dtype}, no real numbers")
-    except Exception as error:  # numpy and zipfile raise whatever damaged bytes lead them to
+                raise ValueError(f"{name} has dtype {array.dtype} and not real numbers")
+    except Exception as error:  # damaged bytes raise almost anything in numpy and zipfile
         raise ValueError(
-            f"{path}: not the arrays of a {kind.__name__} ({str(error)[:300]}); run the evaluation "
-            "again with --overwrite True."
+            f"{path}: not the arrays of a {kind.__name__} record ({str(error)[:300]}); run the "
+            "evaluation again with --overwrite True."
         ) from None
     return arrays
 
 
 def _check_axes(path: Path, arrays: dict[str, np.ndarray], name: str, axes: int) -> None:
     shape = arrays[name].shape
-    _check(path, len(shape) == axes and 0 not in shape, f"{name} of {shape}, not of {axes} axes")
+    matches = len(shape) == axes and 0 not in shape
+    _check(path, matches, f"{name} has shape {shape} and not {axes} non-empty axes")
 
 
 def _check_steps(path: Path, arrays: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
-    """One entry per measurement of the loss, none below the one before."""
+    """Each of the arrays has one finite entry per measurement and never decreases."""
     number = arrays["loss"].shape[-1]
     for name in names:
         array = arrays[name]
-        fits = array.shape == (number,) and bool(np.all(np.diff(array) >= 0))
-        _check(
-            path, fits and bool(np.isfinite(array).all()), f"{name} is not {number} growing numbers"
-        )
+        matches = array.shape == (number,) and bool(np.all(np.diff(array) >= 0))
+        matches = matches and bool(np.isfinite(array).all())
+        _check(path, matches, f"{name} is not {number} non-decreasing numbers")
 
 
-def _check(path: Path, fits: bool, problem: str) -> None:
-    if not fits:
+def _check(path: Path, matches: bool, problem: str) -> None:
+    if not matches:
         raise ValueError(
-            f"{path}: its arrays do not fit together: {problem}; run the evaluation again with "
+            f"{path}: the arrays do not match: {problem}; run the evaluation again with "
             "--overwrite True."
         )
 
 
 def write_record(folder: Path, record: TaskRecord) -> None:
-    """Writes a task's record."""
+    """Writes a task's record into its folder."""
     plain = record._asdict()
     plain["curves"] = {name: entry._asdict() for name, entry in record.curves.items()}
     write_json(folder / RECORD, plain)
 
 
 def read_record(folder: Path) -> TaskRecord | None:
-    """Reads a task's record, or None where the task has not begun."""
-    if not (folder / RECORD).exists():
+    """Reads a task's record, or returns None if the task has not been started.
+
+    Raises:
+      ValueError: when the file is not a record of this format.
+    """
+    path = folder / RECORD
+    if not path.exists():
         return None
-    plain, path = read_json(folder / RECORD), folder / RECORD
+    plain = read_json(path)
     try:
         curves = {}
-        for name, entry in plain.pop("curves").items():
-            known = CurveRecord(**entry)
-            curves[name] = known._replace(layers=tuple(known.layers), bases=tuple(known.bases))
+        for name, fields in plain.pop("curves").items():
+            entry = CurveRecord(**fields)
+            curves[name] = entry._replace(layers=tuple(entry.layers), bases=tuple(entry.bases))
         record = TaskRecord(**plain, curves=curves)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a record of format {FORMAT}: {error}.") from None
@@ -233,12 +274,19 @@ def read_record(folder: Path) -> TaskRecord | None:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of an evaluation: ``{"format", "job", "tasks", "environment"}``."""
-    if not (folder / INDEX).exists():
+    """Reads the index of an evaluation: ``{"format", "job", "tasks", "environment"}``.
+
+    The index also has ``"training"``, curves of meta-training by name, if there are any.
+
+    Raises:
+      ValueError: when the folder has no index, or one of another format.
+    """
+    path = folder / INDEX
+    if not path.exists():
         raise ValueError(
             f"{folder}: holds no {INDEX}; give the --out folder of `metaopt evaluate`."
         )
-    index, path = read_json(folder / INDEX), folder / INDEX
+    index = read_json(path)
     check_json(f"{path}: index", index, dict)
     if index.get("format") != FORMAT:
         raise ValueError(
@@ -254,7 +302,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     for name in index["tasks"]:
         check_file_name(f"{path}: each entry of tasks", name)
     if len(set(index["tasks"])) < len(index["tasks"]):
-        raise ValueError(f"{path}: tasks must differ, got {', '.join(index['tasks'])[:300]}.")
+        raise ValueError(f"{path}: tasks must be distinct, got {', '.join(index['tasks'])[:300]}.")
     return index
 
 
@@ -264,7 +312,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; a broken file is an error that names it."""
+    """Reads a JSON file.
+
+    Raises:
+      ValueError: when the file is not valid JSON; the message names it.
+    """
     payload = read_plain(path)
     try:
         return parse_json(payload)

@@ -1,4 +1,4 @@
-"""Suites of tasks, as data: ``metaopt evaluate CHECKPOINT... --suite NAME``."""
+"""Suites of tasks, as data, for ``metaopt evaluate CHECKPOINT... --suite NAME``."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ class SuiteTask(NamedTuple):
     """A task of a suite.
 
     Attributes:
-      title: for people.
-      task: a name of `metaopt.tasks.catalog.TASKS`.
-      num_steps: per run.
+      title: title in reports.
+      task: name in `metaopt.tasks.catalog.TASKS`.
+      num_steps: optimizer steps per run.
       measure_every: windows between two measurements.
-      velodrome: the task of the published reference curves that this one repeats, or empty.
+      velodrome: name of the published reference curves of the same task, or empty.
     """
 
     title: str
@@ -22,11 +22,18 @@ class SuiteTask(NamedTuple):
 
 
 def fitted(task: SuiteTask, num_steps: int | None, window: int) -> SuiteTask:
-    """`task` with another number of steps, if given, and measurements that fit into it.
+    """The task with another number of steps, if given, and a matching `measure_every`.
 
-    Its windows need not be a multiple of `measure_every`: then it is measured more often.
+    If the number of windows is not a multiple of `measure_every`, measurements are taken more
+    often.
 
-    Raises: ValueError: the steps are not whole windows of `window` steps.
+    Args:
+      task: a task of a suite.
+      num_steps: steps per run, or None for those of the task.
+      window: optimizer steps per window.
+
+    Raises:
+      ValueError: when the steps are not a multiple of `window`.
     """
     steps = task.num_steps if num_steps is None else num_steps
     if steps % window:
@@ -36,18 +43,19 @@ def fitted(task: SuiteTask, num_steps: int | None, window: int) -> SuiteTask:
             f"{task.title}: {steps} steps are not whole windows of {window}; give another "
             f"--window, or --num-steps {choices}."
         )
-    often = max(n for n in range(1, task.measure_every + 1) if steps // window % n == 0)
-    return task._replace(num_steps=steps, measure_every=often)
+    divisors = [n for n in range(1, task.measure_every + 1) if steps // window % n == 0]
+    return task._replace(num_steps=steps, measure_every=max(divisors))
 
 
 class Suite(NamedTuple):
-    """Tasks, and what they are compared with unless told otherwise.
+    """A suite: tasks, and the defaults of the comparison.
 
     Attributes:
-      about: one line for people.
-      tasks: in the order of reports.
-      baselines, guards: names, separated by commas.
-      fallback: the baseline that guards fall back to.
+      about: one line that describes the suite.
+      tasks: the tasks, in the order of reports.
+      baselines: names of the tuned baselines, separated by commas.
+      guards: names of the guards, separated by commas.
+      fallback: name of the baseline that guards fall back to.
       seeds: runs per optimizer and task.
       adversaries: useless optimizers of `metaopt.optimizers.ADVERSARIES` that are guarded, too.
     """
@@ -62,7 +70,7 @@ class Suite(NamedTuple):
 
 
 def _lgl2o(about: str, *tasks: SuiteTask) -> Suite:
-    """With the baselines, grids and number of seeds of LGL2O's appendix E."""
+    """A suite with the baselines, grids and number of seeds of LGL2O's appendix E."""
     return Suite(
         about,
         tasks,
@@ -103,30 +111,32 @@ SUITES: dict[str, Suite] = {
     ),
     "lgl2o-table1": _lgl2o(
         "LGL2O table 1: an optimizer of MLP-20 on MNIST, on other data and networks",
-        SuiteTask("MLP-20 on MNIST", "mnist-mlp20", 1000, 5),
-        SuiteTask("MLP-20 on FashionMNIST", "fashion-mlp20", 1000, 5),
-        SuiteTask("MLP-20 on moons", "moons-mlp20", 1000, 5),
-        SuiteTask("MLP-20 on circles", "circles-mlp20", 1000, 5),
-        SuiteTask("MLP-20 on spirals", "spirals-mlp20", 2000, 10),
-        SuiteTask("CNN-3 on MNIST", "mnist-cnn3", 500, 5),
-        SuiteTask("CNN-3 on CIFAR-10", "cifar10-cnn3", 500, 5),
-        SuiteTask("CNN-5 on 50 classes of TinyImageNet", "tiny_imagenet50-cnn5", 500, 5),
+        SuiteTask("MLP-20 on MNIST", "mnist-mlp20", 1000, measure_every=5),
+        SuiteTask("MLP-20 on FashionMNIST", "fashion-mlp20", 1000, measure_every=5),
+        SuiteTask("MLP-20 on moons", "moons-mlp20", 1000, measure_every=5),
+        SuiteTask("MLP-20 on circles", "circles-mlp20", 1000, measure_every=5),
+        SuiteTask("MLP-20 on spirals", "spirals-mlp20", 2000, measure_every=10),
+        SuiteTask("CNN-3 on MNIST", "mnist-cnn3", 500, measure_every=5),
+        SuiteTask("CNN-3 on CIFAR-10", "cifar10-cnn3", 500, measure_every=5),
+        SuiteTask(
+            "CNN-5 on 50 classes of TinyImageNet", "tiny_imagenet50-cnn5", 500, measure_every=5
+        ),
     ),
     "lgl2o-table2": _lgl2o(
         "LGL2O table 2: an optimizer of a CNN, on other networks and data",
-        SuiteTask("CNN-3 on CIFAR-10", "cifar10-cnn3", 500, 5),
-        SuiteTask("CNN-3 on MNIST", "mnist-cnn3", 500, 5),
-        SuiteTask("CNN-3 on FashionMNIST", "fashion-cnn3", 500, 5),
-        SuiteTask("MLP-20 on MNIST", "mnist-mlp20", 1000, 5),
-        SuiteTask("MLP-20 on circles", "circles-mlp20", 1000, 5),
-        SuiteTask("MLP-20 on spirals", "spirals-mlp20", 2000, 10),
+        SuiteTask("CNN-3 on CIFAR-10", "cifar10-cnn3", 500, measure_every=5),
+        SuiteTask("CNN-3 on MNIST", "mnist-cnn3", 500, measure_every=5),
+        SuiteTask("CNN-3 on FashionMNIST", "fashion-cnn3", 500, measure_every=5),
+        SuiteTask("MLP-20 on MNIST", "mnist-mlp20", 1000, measure_every=5),
+        SuiteTask("MLP-20 on circles", "circles-mlp20", 1000, measure_every=5),
+        SuiteTask("MLP-20 on spirals", "spirals-mlp20", 2000, measure_every=10),
     ),
     "meta-guard-fig1": Suite(
-        "Meta Guard figure 1: in and out of distribution, SGD at a constant rate",
+        "Meta Guard figure 1: in and out of distribution, SGD at a constant learning rate",
         (
-            SuiteTask("CNN-3 on FashionMNIST", "fashion-cnn3", 1000, 5),
-            SuiteTask("MLP-20 on FashionMNIST", "fashion-mlp20", 1000, 5),
-            SuiteTask("CNN-3 on MNIST", "mnist-cnn3", 1000, 5),
+            SuiteTask("CNN-3 on FashionMNIST", "fashion-cnn3", 1000, measure_every=5),
+            SuiteTask("MLP-20 on FashionMNIST", "fashion-mlp20", 1000, measure_every=5),
+            SuiteTask("CNN-3 on MNIST", "mnist-cnn3", 1000, measure_every=5),
         ),
         baselines="sgd-meta-guard,adam",
         guards="lgl2o,smg,amg,race",
@@ -137,7 +147,7 @@ SUITES: dict[str, Suite] = {
         "L3RS figure 3: few-class fine-tuning, in and out of distribution",
         (
             SuiteTask("A: new classes", "finetune-A", 100),
-            SuiteTask("A: new classes, beyond the horizon", "finetune-A", 500, 5),
+            SuiteTask("A: new classes, beyond the horizon", "finetune-A", 500, measure_every=5),
             SuiteTask("B: other data", "finetune-B", 100),
             SuiteTask("C: other pretraining", "finetune-C", 100),
             SuiteTask("D: other data and pretraining", "finetune-D", 100),
@@ -150,11 +160,17 @@ SUITES: dict[str, Suite] = {
         "MLPs with a published reference curve over sweeps of Adam",
         (
             SuiteTask(
-                *("MLP 128x3 on MNIST", "mnist-mlp128x3", 1000, 5),
+                title="MLP 128x3 on MNIST",
+                task="mnist-mlp128x3",
+                num_steps=1000,
+                measure_every=5,
                 velodrome="ImageMLP_Mnist_128x128x128_Relu",
             ),
             SuiteTask(
-                *("MLP 128x2 on FashionMNIST", "fashion-mlp128x2", 1000, 5),
+                title="MLP 128x2 on FashionMNIST",
+                task="fashion-mlp128x2",
+                num_steps=1000,
+                measure_every=5,
                 velodrome="ImageMLP_FashionMnist_Relu128x128",
             ),
         ),
@@ -162,11 +178,11 @@ SUITES: dict[str, Suite] = {
         seeds=3,
     ),
     "guards-adversarial": Suite(
-        "useless optimizers under every guard: who ends where the fallback does?",
+        "useless optimizers under every guard: which guard ends where its fallback does",
         (
-            SuiteTask("MLP-20 on digits", "digits-mlp20", 200, 2),
-            SuiteTask("spirals", "spirals", 200, 2),
-            SuiteTask("noisy quadratic, condition 100", "quadratic", 200, 2),
+            SuiteTask("MLP-20 on digits", "digits-mlp20", 200, measure_every=2),
+            SuiteTask("spirals", "spirals", 200, measure_every=2),
+            SuiteTask("noisy quadratic, condition 100", "quadratic", 200, measure_every=2),
         ),
         guards="gl2o,lgl2o,race",
         seeds=5,

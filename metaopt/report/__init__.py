@@ -1,4 +1,4 @@
-"""Records of an evaluation -> an HTML page, tables, and figures for papers. Imports no JAX."""
+"""Report of an evaluation: an HTML page, tables, and figures for papers. Imports no JAX."""
 
 from pathlib import Path
 from typing import Any
@@ -9,21 +9,21 @@ from metaopt.report.tables import print_summary as print_summary
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """Writes ``report.html``, ``summary.md`` and figures beside the records of `folder`.
+    """Writes ``report.html``, ``summary.md`` and figures next to the records in `folder`.
 
     Returns:
       ``{"evaluation": Evaluation, "page": path, "summary": path, "figures": [paths]}``.
 
     Raises:
-      ValueError: if `folder` holds no evaluation, or none of its tasks has a curve yet.
+      ValueError: when `folder` holds no evaluation, or none of its tasks has a curve yet.
     """
     evaluation = summary.load(folder)
-    drawn = figures.draw(evaluation, folder / "figures")
+    paths = figures.draw(evaluation, folder / "figures")
     write_whole(folder / "report.html", page.render(evaluation, folder).encode())
     write_whole(folder / "summary.md", tables.markdown(evaluation).encode())
     return {
         "evaluation": evaluation,
         "page": folder / "report.html",
         "summary": folder / "summary.md",
-        "figures": drawn,
+        "figures": paths,
     }

@@ -1,6 +1,6 @@
 "use strict";
-// Charts are drawn when they come near the screen; controls and legends switch what they show.
-// A renderer's tags are [part, entry of the legend]; those of an axis ["axis", dimension, scale].
+// A chart is drawn when it comes near the screen. Controls and legends switch what charts show.
+// Tags of a renderer: [part, index of its legend entry]; of an axis: ["axis", dimension, scale].
 const page = JSON.parse(document.getElementById("page").textContent);
 const view = { x: "steps", y: "loss", band: "ci", logx: false, logy: true };
 const drawn = new Map(); // number of a chart -> its figures, from top to bottom
@@ -20,7 +20,7 @@ function setAxis(figure, dimension, ends, wantsLog, label) {
   figure[`${dimension}_range`].setv({ start, end, reset_start: start, reset_end: end });
 }
 
-// Round ticks on logarithmic axes, also where fewer than two decades are shown.
+// Sets round ticks on logarithmic axes, also where less than two decades are visible.
 function setTicks(figure) {
   for (const axis of [...figure.below, ...figure.left].filter((a) => a.type === "LogAxis")) {
     const { start, end } = figure.below.includes(axis) ? figure.x_range : figure.y_range;

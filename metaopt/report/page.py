@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing but a browser."""
+"""The HTML page of an evaluation: one file that needs nothing but a browser."""
 
 import json
 import re
@@ -13,19 +13,19 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from metaopt.evaluation.statistics import Interval
-from metaopt.report import plots, tables
+from metaopt.report import tables
 from metaopt.report.charts import (
     INK,
+    METRICS,
     POINTS,
     Chart,
-    Key,
+    LegendEntry,
+    curves_chart,
     mixture_charts,
     training_chart,
     tuning_chart,
 )
-from metaopt.report.curves import METRICS, curves_chart
-from metaopt.report.figures import COSTS, training_runs
-from metaopt.report.looks import looks_of
+from metaopt.report.looks import COSTS, MANY_LAYERS, Look, choose_looks
 from metaopt.report.summary import (
     REFERENCE,
     Evaluation,
@@ -35,91 +35,99 @@ from metaopt.report.summary import (
     optimizers,
     rows,
     standings,
+    training_runs,
 )
 
+# Dash of a legend entry -> stroke-dasharray of its swatch.
 SVG_DASHES = {"-": "none", "--": "7 4", "-.": "7 3 2 3", ":": "2 3", "o": "0 8"}
 
 
-class Placed(NamedTuple):
-    """Attributes: number: of the chart on the page; chart."""
+class PlacedChart(NamedTuple):
+    """A chart with its place on the page.
+
+    Attributes:
+      number: number of the chart on the page.
+      chart: the chart.
+    """
 
     number: int
     chart: Chart
 
 
-class Line(NamedTuple):
-    """A line of a table. Attributes: key: swatch before it; bars: an SVG per cell, or None."""
+class TableRow(NamedTuple):
+    """A row of a table on the page.
+
+    Attributes:
+      cells: texts of the cells.
+      legend_entry: the entry whose swatch stands before the first cell, if any.
+      reference: whether the row is that of the reference.
+      bars: for each cell an SVG behind its text, or None.
+    """
 
     cells: list[str]
-    key: Key | None = None
+    legend_entry: LegendEntry | None = None
     reference: bool = False
-    bars: list[Markup | None] | None = None
+    bars: Sequence[Markup | None] = ()
 
 
 def render(evaluation: Evaluation, folder: Path) -> str:
-    """The whole page as text."""
-    looks = looks_of(optimizers(evaluation), [task.curves for task in evaluation.tasks])
+    """The whole page as HTML; `folder` is named on it as the place of the records."""
+    looks = choose_looks(optimizers(evaluation), [task.curves for task in evaluation.tasks])
     charts: list[Chart] = []  # in the order in which the page numbers them
-    found = standings(evaluation)
-    first, rest = headline(evaluation, found)
-    tasks = [_task(charts, task, looks) for task in evaluation.tasks]
-    metrics = {field for chart in charts for field in chart.ranges.get("y", {})}
+    ranking = standings(evaluation)
+    first, details = headline(evaluation, ranking)
+    tasks = [_task_context(charts, task, looks) for task in evaluation.tasks]
+    training = [
+        _place(charts, training_chart(name, metrics))
+        for name, metrics in training_runs(evaluation.index).items()
+    ]
+    measured = {field for chart in charts for field in chart.ranges.get("y", {})}
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
-    environment.filters["ranged"] = _ranged
+    environment.filters["soften_interval"] = _soften_interval
     source = files("metaopt.report")
-    text = lambda name: source.joinpath(name).read_text()
-    runs = training_runs(evaluation.index)
-    training = [_place(charts, training_chart(name, metrics)) for name, metrics in runs.items()]
     context = {
         "headline": first,
-        "details": rest,
+        "details": details,
         "caveats": tables.caveats(evaluation),
         "standing_columns": tables.STANDING_COLUMNS,
-        "standings": [_standing(s, found, len(tasks), looks) for s in found],
-        "explained": tables.EXPLAINED,
+        "standings": [_standing_row(s, ranking, len(tasks), looks) for s in ranking],
+        "explanation": tables.EXPLANATION,
         "tasks": tasks,
         "training": training,
-        "data": _json(_data(charts)),
+        "data": _json({"labels": COSTS | METRICS, "charts": [_chart_data(c) for c in charts]}),
         "job": {"suite": "", "seeds": ""} | evaluation.index["job"],
         "environment": {"command": ""} | evaluation.index.get("environment", {}),
         "costs": COSTS,
-        "metrics": {field: label for field, label in METRICS.items() if field in metrics},
+        "metrics": {field: label for field, label in METRICS.items() if field in measured},
         "reference": REFERENCE,
         "folder": folder,
         "ink": INK,
         "points": POINTS,
         "svg_dashes": SVG_DASHES,
-        "many_layers": plots.MANY_LAYERS,
-        "css": Markup(text("page.css")),
-        "script": Markup(text("page.js")),
-        "bokeh": Markup(_bokeh()),
+        "many_layers": MANY_LAYERS,
+        "css": Markup(source.joinpath("page.css").read_text()),
+        "script": Markup(source.joinpath("page.js").read_text()),
+        "bokeh": Markup(_bokeh_script()),
     }
-    return environment.from_string(text("page.html")).render(context)
+    return environment.from_string(source.joinpath("page.html").read_text()).render(context)
 
 
-def _place(charts: list[Chart], chart: Chart) -> Placed:
+def _place(charts: list[Chart], chart: Chart) -> PlacedChart:
+    """Appends a chart to those of the page."""
     charts.append(chart)
-    return Placed(len(charts) - 1, chart)
+    return PlacedChart(len(charts) - 1, chart)
 
 
-def _data(charts: Sequence[Chart]) -> dict[str, Any]:
-    """What page.js reads."""
-    ink = lambda chart: [i for i, key in enumerate(chart.keys) if key.colour == INK]
-    made = [{"item": c.item, "ranges": c.ranges, "ink": ink(c)} for c in charts]
-    return {"labels": COSTS | METRICS, "charts": made}
+def _chart_data(chart: Chart) -> dict[str, Any]:
+    """What page.js reads of a chart; `ink` lists the entries in the page's text colour."""
+    ink = [i for i, entry in enumerate(chart.legend) if entry.colour == INK]
+    return {"item": chart.item, "ranges": chart.ranges, "ink": ink}
 
 
-def _task(charts: list[Chart], task: TaskData, looks: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    made = rows(task)
-    columns = tables.row_columns(made)
-    lines = [
-        Line(
-            tables.row_cells(row, columns),
-            Key(row.optimizer, *looks[row.optimizer]),
-            row.optimizer == REFERENCE,
-        )
-        for row in made
-    ]
+def _task_context(charts: list[Chart], task: TaskData, looks: dict[str, Look]) -> dict[str, Any]:
+    """What the template shows of a task; its charts are appended to `charts`."""
+    table = rows(task)
+    columns = tables.row_columns(table)
     return {
         "folder": task.folder,
         "record": task.record,
@@ -128,55 +136,67 @@ def _task(charts: list[Chart], task: TaskData, looks: dict[str, tuple[str, str]]
         "switching": any("accepted" in curves.state for curves in task.curves.values()),
         "curves": _place(charts, curves_chart(task, looks)),
         "columns": columns,
-        "rows": lines,
+        "rows": [
+            TableRow(
+                cells=tables.row_cells(row, columns),
+                legend_entry=LegendEntry(row.optimizer, *looks[row.optimizer]),
+                reference=row.optimizer == REFERENCE,
+            )
+            for row in table
+        ],
         "mixtures": [
             (name, [_place(charts, chart) for chart in panels])
             for name, panels in mixture_charts(task)
         ],
-        "grids": [_grid(charts, task, name) for name in task.record.tuned],
+        "grids": [_grid_context(charts, task, name) for name in task.record.tuned],
     }
 
 
-def _grid(charts: list[Chart], task: TaskData, name: str) -> dict[str, Any]:
+def _grid_context(charts: list[Chart], task: TaskData, name: str) -> dict[str, Any]:
+    """What the template shows of a baseline's grid search, the best point first."""
     tuned = task.record.tuned[name]
-    pairs = sorted(
-        zip(tuned["loss"], map(tables.point_text, tuned["grid"]), strict=True),
-        key=lambda pair: pair[0] if pair[0] is not None and np.isfinite(pair[0]) else np.inf,
-    )
+    losses = [np.inf if loss is None or not np.isfinite(loss) else loss for loss in tuned["loss"]]
+    points = [tables.point_text(point) for point in tuned["grid"]]
+    by_loss = sorted(zip(losses, points, strict=True), key=lambda pair: pair[0])
     return {
         "name": name,
         "text": tables.tuning_text(name, tuned),
         "placed": _place(charts, tuning_chart(task, name)),
-        "lines": [
-            Line([point, tables.loss_text(np.inf if loss is None else loss)])
-            for loss, point in pairs
-        ],
+        "rows": [TableRow([point, tables.loss_text(loss)]) for loss, point in by_loss],
     }
 
 
-def _standing(
-    standing: Standing, found: Sequence[Standing], tasks: int, looks: dict[str, tuple[str, str]]
-) -> Line:
-    name = standing.optimizer
-    reference = name == REFERENCE
+def _standing_row(
+    standing: Standing, ranking: Sequence[Standing], tasks: int, looks: dict[str, Look]
+) -> TableRow:
+    """Row of an optimizer in the table over all tasks, with a bar for each interval."""
+    name, look = standing.optimizer, looks[standing.optimizer]
+    is_reference = name == REFERENCE
+    one = Interval(np.ones(()), np.ones(()), np.ones(()))
     bars: list[Markup | None] = [None] * len(tables.STANDING_COLUMNS)
-    one = Interval(*3 * (np.ones(()),))
     for column, field in ((1, "speedup"), (2, "speedup_grads"), (3, "ratio")):
-        others = [getattr(s, field) for s in found if s.optimizer != REFERENCE]
-        interval = one if reference else getattr(standing, field)
-        bars[column] = _bar(interval, [i for i in others if i], looks[name][0])
-    cells = tables.standing_cells(standing, tasks)
-    return Line(cells, Key(name, *looks[name]), reference, bars)
+        intervals = [getattr(s, field) for s in ranking if s.optimizer != REFERENCE]
+        own = one if is_reference else getattr(standing, field)
+        bars[column] = _bar(own, [i for i in intervals if i], look.colour)
+    return TableRow(
+        cells=tables.standing_cells(standing, tasks),
+        legend_entry=LegendEntry(name, *look),
+        reference=is_reference,
+        bars=bars,
+    )
 
 
-def _bar(interval: Interval | None, others: Sequence[Interval], colour: str) -> Markup | None:
-    """The interval on a log axis shared by `others`, with a mark at 1."""
+def _bar(interval: Interval | None, column: Sequence[Interval], colour: str) -> Markup | None:
+    """An SVG of an interval on the logarithmic axis of its column, with a mark at 1."""
     if interval is None or not 0 < interval.mean < np.inf:
         return None
-    means = [float(i.mean) for i in others if 0 < i.mean < np.inf]
-    low, high = np.log(0.7 * min([*means, 1.0])), np.log(1.4 * max([*means, 1.0]))
-    place = lambda value: 64 * (np.log(np.clip(value, *np.exp((low, high)))) - low) / (high - low)
-    mean, left, right = (place(float(x)) for x in interval)
+    means = [float(i.mean) for i in column if 0 < i.mean < np.inf]
+    low, high = 0.7 * min([*means, 1.0]), 1.4 * max([*means, 1.0])
+
+    def place(value: Any) -> float:
+        share = np.log(np.clip(float(value), low, high) / low) / np.log(high / low)
+        return float(64 * share)
+
     return Markup(
         '<svg width="64" height="14" viewBox="0 0 64 14" aria-hidden="true">'
         '<line x1="{one:.1f}" x2="{one:.1f}" y1="0" y2="14" stroke="var(--soft)"'
@@ -184,21 +204,24 @@ def _bar(interval: Interval | None, others: Sequence[Interval], colour: str) -> 
         '<line x1="{left:.1f}" x2="{right:.1f}" y1="7" y2="7" stroke="{colour}" stroke-width="4"'
         ' stroke-opacity=".4"/><circle cx="{mean:.1f}" cy="7" r="3.5" fill="{colour}"/></svg>'
     ).format(
-        one=place(1.0), left=left, right=right, mean=mean,
+        one=place(1.0),
+        left=place(interval.low),
+        right=place(interval.high),
+        mean=place(interval.mean),
         colour="currentColor" if colour == INK else colour,
-    )  # fmt: skip
+    )
 
 
-def _ranged(cell: str) -> Markup:
-    """The interval behind a value in a softer colour."""
+def _soften_interval(cell: str) -> Markup:
+    """The cell with the interval behind its value in a softer colour."""
     return Markup(re.sub(r"(\[.*\])$", r'<span class="range">\1</span>', str(escape(cell))))
 
 
 def _json(value: Any) -> Markup:
-    """JSON that can end no script: names are the user's."""
+    """JSON in which a user's name cannot end the script element."""
     return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
-def _bokeh() -> str:
-    script = "\n".join(Resources(mode="inline", components=["bokeh"], minified=True).js_raw)
-    return script.replace("</script", "<\\/script")
+def _bokeh_script() -> str:
+    resources = Resources(mode="inline", components=["bokeh"], minified=True)
+    return "\n".join(resources.js_raw).replace("</script", "<\\/script")

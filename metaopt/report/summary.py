@@ -1,9 +1,10 @@
-"""An evaluation's folder -> what its tables say. Reads records only; imports no JAX."""
+"""Summary of an evaluation: its records as rows, standings and one sentence. Imports no JAX."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from metaopt.core.checks import check_file_name, check_json
 from metaopt.evaluation.records import (
@@ -22,6 +23,7 @@ from metaopt.evaluation.statistics import (
     Interval,
     Outcome,
     divergence_rate,
+    final_mean,
     iqm_interval,
     loss_ratios,
     mean_interval,
@@ -30,14 +32,30 @@ from metaopt.evaluation.statistics import (
     steps_to_reach,
 )
 
-REFERENCE = "Adam"  # what speed-ups are measured against: the tuned baseline of this name
-TUNED = {"point": dict, "grid": [dict], "loss": [float], "file": str, "seconds": float}
-TUNED |= {"seeds": int, "runs": int, "grad_evals": int}
+REFERENCE = "Adam"  # label of the tuned baseline that speed-ups are measured against
 KINDS = ("baseline", "learned", "guarded")
+# JSON schema of a grid search, for `check_json`.
+_TUNED = {
+    "point": dict,
+    "grid": [dict],
+    "loss": [float],
+    "file": str,
+    "seconds": float,
+    "seeds": int,
+    "runs": int,
+    "grad_evals": int,
+}
 
 
 class TaskData(NamedTuple):
-    """A task's record with its arrays; optimizers in the order of `KINDS`."""
+    """A task's record with its arrays.
+
+    Attributes:
+      folder: name of the task's folder.
+      record: the record.
+      curves: name of an optimizer -> its curves, in the order of `KINDS`.
+      grids: label of a baseline -> the curves of its grid search.
+    """
 
     folder: str
     record: TaskRecord
@@ -46,12 +64,12 @@ class TaskData(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What `load` finds.
+    """All records of an evaluation.
 
     Attributes:
-      index: see `records.read_index`.
-      tasks: those that have curves.
-      refused: folders of tasks that could not be run -> title and reason.
+      index: see `metaopt.evaluation.records.read_index`.
+      tasks: the tasks that have curves.
+      refused: folder of a task that could not be run -> its title and the reason.
     """
 
     index: dict[str, Any]
@@ -62,15 +80,19 @@ class Evaluation(NamedTuple):
 class Row(NamedTuple):
     """One optimizer on one task.
 
+    Final values follow `metaopt.evaluation.statistics.final_mean`.
+
     Attributes:
-      optimizer: its name.
-      loss, accuracy: final mean on the test split; accuracy None where the task has none.
+      optimizer: name of the optimizer.
+      loss: final test loss, mean over seeds.
+      accuracy: final test accuracy, mean over seeds; None where the task has none.
       speedup: interquartile mean over seeds of `speedups` against the reference, in optimizer
         steps; None without the reference.
-      steps: until the mean loss is at most the reference's final one; inf: never.
-      outcome: against the reference's final losses; None for the reference itself.
-      diverged: share of seeds.
-      velodrome: speed-up against the published curve, if there is one.
+      steps: first measured step at which the mean loss is at most the final mean loss of the
+        reference; inf if there is none.
+      outcome: win, tie or loss against the reference; None for the reference itself.
+      diverged: fraction of the seeds that diverged.
+      velodrome: speed-up over the published curve, if there is one.
     """
 
     optimizer: str
@@ -84,16 +106,19 @@ class Row(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """One optimizer over all tasks it ran on together with the reference.
+    """One optimizer over all tasks on which both it and the reference ran.
 
     Attributes:
-      optimizer: its name.
-      tasks: their number.
-      speedup, speedup_grads: against the reference, in optimizer steps and in gradient
-        evaluations; None where every reference run is useless (see `speedups`).
-      ratio: final loss over the reference's.
-      wins, ties, losses: tasks.
-      diverged: share of runs over all tasks it ran on.
+      optimizer: name of the optimizer.
+      tasks: number of these tasks.
+      speedup: speed-up over the reference, in optimizer steps; None where every run of the
+        reference is useless (see `metaopt.evaluation.statistics.speedups`).
+      speedup_grads: the same in gradient evaluations.
+      ratio: final loss divided by the reference's.
+      wins: number of tasks that it wins by final loss.
+      ties: number of tasks that are tied.
+      losses: number of tasks that it loses.
+      diverged: fraction of its runs that diverged, over all tasks on which it ran.
     """
 
     optimizer: str
@@ -107,11 +132,33 @@ class Standing(NamedTuple):
     diverged: float
 
 
+class Mixture(NamedTuple):
+    """Steps of one L3RS during its runs on a task, mean over seeds.
+
+    W is the number of windows, L of layers, P of base optimizers.
+
+    Attributes:
+      optimizer: name of the optimizer.
+      steps: optimizer steps at the end of each window.
+      norms: step norm lambda of each layer.
+      weights: weight alpha of each base optimizer, per layer.
+      layers: names of the layers, or numbers where the record names none.
+      bases: names of the base optimizers, or numbers.
+    """
+
+    optimizer: str
+    steps: Int[np.ndarray, " W"]
+    norms: Float[np.ndarray, "W L"]
+    weights: Float[np.ndarray, "W L P"]
+    layers: list[str]
+    bases: list[str]
+
+
 def load(folder: Path) -> Evaluation:
-    """Reads an evaluation's folder.
+    """Reads the folder of an evaluation.
 
     Raises:
-      ValueError: if it is no evaluation, or holds no curve yet.
+      ValueError: when the folder holds no evaluation, or none of its tasks has a curve yet.
     """
     index = read_index(folder)
     tasks, refused = [], {}
@@ -121,57 +168,97 @@ def load(folder: Path) -> Evaluation:
             refused[name] = f"{record.title}: {record.left_out[ALL]}"
         if record is None or not record.curves:
             continue
-        entries = sorted(record.curves.items(), key=lambda entry: KINDS.index(entry[1].kind))
-        curves = {n: read_curves(folder / name / entry.file) for n, entry in entries}
-        grids = {n: _grid(folder / name, n, tuned) for n, tuned in record.tuned.items()}
-        tasks.append(TaskData(name, record, curves, grids))
+        entries = _in_order(record.curves)
+        curves = {n: read_curves(folder / name / entry.file) for n, entry in entries.items()}
+        grids = {n: _read_grid(folder / name, n, tuned) for n, tuned in record.tuned.items()}
+        tasks.append(TaskData(folder=name, record=record, curves=curves, grids=grids))
     if not tasks:
-        why = " ".join(refused.values()) or "run it again to resume."
-        raise ValueError(f"{folder}: the evaluation has no finished task; {why}")
+        advice = " ".join(refused.values()) or "run it again to resume."
+        raise ValueError(f"{folder}: the evaluation has no finished task; {advice}")
     return Evaluation(index, tasks, refused)
 
 
-def _grid(folder: Path, name: str, tuned: dict[str, Any]) -> Grid:
-    """The curves of a baseline's search, which are those of the points in its record."""
+def _read_grid(folder: Path, name: str, tuned: dict[str, Any]) -> Grid:
+    """Curves of a baseline's grid search; its points must be those of the record."""
     where = f"{folder / RECORD}: tuned.{name[:80]}"
-    check_json(where, tuned, TUNED)
+    check_json(where, tuned, _TUNED)
     check_file_name(f"{where}.file", tuned["file"])
     grid = read_grid(folder / tuned["file"])
     numbers = {len(tuned["grid"]), len(tuned["loss"]), len(grid.loss)}
     if len(numbers) > 1:
         raise ValueError(
-            f"{folder / tuned['file']}: its loss is of {len(grid.loss)} points, but {RECORD} lists "
-            f"{len(tuned['grid'])} in its grid and {len(tuned['loss'])} in its loss."
+            f"{folder / tuned['file']}: its loss has {len(grid.loss)} points, but {RECORD} lists "
+            f"{len(tuned['grid'])} points in grid and {len(tuned['loss'])} in loss."
         )
     return grid
 
 
 def optimizers(evaluation: Evaluation) -> dict[str, CurveRecord]:
-    """Entries over all tasks by name: baselines, learned, guarded."""
-    entries = {n: e for task in evaluation.tasks for n, e in task.record.curves.items()}
-    return dict(sorted(entries.items(), key=lambda entry: KINDS.index(entry[1].kind)))
+    """Entries of all optimizers over all tasks, by name, in the order of `KINDS`."""
+    return _in_order({n: e for task in evaluation.tasks for n, e in task.record.curves.items()})
+
+
+def _in_order(entries: dict[str, CurveRecord]) -> dict[str, CurveRecord]:
+    return dict(sorted(entries.items(), key=lambda item: KINDS.index(item[1].kind)))
+
+
+def training_runs(index: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+    """Curves of meta-trainings in an index, as arrays; missing values are NaN."""
+    runs = {}
+    for name, metrics in index.get("training", {}).items():
+        arrays = {key: np.array(values, np.float64) for key, values in metrics.items()}
+        if len(arrays.get("step", ())) and np.isfinite(arrays["meta_loss"]).any():
+            runs[name] = arrays
+    return runs
+
+
+def mixtures(task: TaskData) -> list[Mixture]:
+    """Step norms and weights of every L3RS that ran on the task without a guard."""
+    return [
+        _mixture(name, curves, task.record.curves[name])
+        for name, curves in task.curves.items()
+        if {"alpha", "lambda_"} <= set(curves.state)
+    ]
+
+
+def _mixture(name: str, curves: Curves, entry: CurveRecord) -> Mixture:
+    norms = np.mean(curves.state["lambda_"], axis=0)
+    weights = np.mean(curves.state["alpha"], axis=0)
+    layers, bases = list(entry.layers), list(entry.bases)
+    if len(layers) != norms.shape[1]:
+        layers = [f"layer {i}" for i in range(norms.shape[1])]
+    if len(bases) != weights.shape[2]:
+        bases = [f"base {i}" for i in range(weights.shape[2])]
+    return Mixture(
+        optimizer=name,
+        steps=curves.windows,
+        norms=norms,
+        weights=weights,
+        layers=layers,
+        bases=bases,
+    )
 
 
 def rows(task: TaskData) -> list[Row]:
-    """One row per optimizer, the lowest final loss first."""
-    made = [_row(task, name) for name in task.curves]
-    return sorted(made, key=lambda row: float(row.loss.mean))
+    """One row per optimizer of a task, the lowest final loss first."""
+    unsorted = [_row(task, name) for name in task.curves]
+    return sorted(unsorted, key=lambda row: float(row.loss.mean))
 
 
 def _row(task: TaskData, name: str) -> Row:
     curves, reference = task.curves[name], task.curves.get(REFERENCE)
     accuracy = None
     if not np.isnan(curves.accuracy).all():
-        accuracy = mean_interval(curves.accuracy[:, -1])
+        accuracy = mean_interval(final_mean(curves.accuracy))
     speedup, steps, against = None, float("inf"), None
     if reference is not None:
         speedup = _iqm([speedups(reference.steps, reference.loss, curves.steps, curves.loss)])
-        mean = lambda loss: np.asarray(loss, np.float64).mean(axis=0)
-        steps = steps_to_reach(curves.steps, mean(curves.loss), mean(reference.loss)[-1])
+        mean_loss = np.asarray(curves.loss, np.float64).mean(axis=0)
+        steps = steps_to_reach(curves.steps, mean_loss, float(final_mean(reference.loss).mean()))
         against = None if name == REFERENCE else outcome(reference.loss, curves.loss)
     return Row(
         optimizer=name,
-        loss=mean_interval(curves.loss[:, -1]),
+        loss=mean_interval(final_mean(curves.loss)),
         accuracy=accuracy,
         speedup=speedup,
         steps=steps,
@@ -182,10 +269,12 @@ def _row(task: TaskData, name: str) -> Row:
 
 
 def standings(evaluation: Evaluation) -> list[Standing]:
-    """One entry per optimizer, the highest speed-up first; without the reference, none."""
-    made = [_standing(evaluation, name) for name in optimizers(evaluation)]
-    key = lambda s: -float(s.speedup.mean) if s.speedup else np.inf
-    return sorted((s for s in made if s.tasks), key=key)
+    """One entry per optimizer, the highest speed-up first; empty without the reference."""
+    unsorted = [_standing(evaluation, name) for name in optimizers(evaluation)]
+    return sorted(
+        (standing for standing in unsorted if standing.tasks),
+        key=lambda standing: -float(standing.speedup.mean) if standing.speedup else np.inf,
+    )
 
 
 def _standing(evaluation: Evaluation, name: str) -> Standing:
@@ -194,8 +283,8 @@ def _standing(evaluation: Evaluation, name: str) -> Standing:
         for task in evaluation.tasks
         if REFERENCE in task.curves and name in task.curves
     ]
-    outcomes = [outcome(r.loss, c.loss) for r, c in pairs]
-    runs = [t.curves[name].loss for t in evaluation.tasks if name in t.curves]
+    outcomes = [outcome(reference.loss, curves.loss) for reference, curves in pairs]
+    losses = [task.curves[name].loss for task in evaluation.tasks if name in task.curves]
     return Standing(
         optimizer=name,
         tasks=len(pairs),
@@ -207,65 +296,88 @@ def _standing(evaluation: Evaluation, name: str) -> Standing:
         wins=outcomes.count("win"),
         ties=outcomes.count("tie"),
         losses=outcomes.count("loss"),
-        diverged=float(np.mean([divergence_rate(loss) for loss in runs])),
+        diverged=float(np.mean([divergence_rate(loss) for loss in losses])),
     )
 
 
 def _iqm(scores: list[np.ndarray]) -> Interval | None:
-    """Over the seeds on which the reference itself got anywhere."""
+    """`iqm_interval` over the scores that are not NaN, or None if there are none."""
     kept = [task[~np.isnan(task)] for task in scores]
     kept = [task for task in kept if task.size]
     return iqm_interval(kept) if kept else None
 
 
-def headline(evaluation: Evaluation, found: list[Standing]) -> tuple[str, str]:
-    """(which optimizer wins by how much, what to know about that win), in plain words."""
-    rivals = [s for s in found if s.optimizer != REFERENCE and s.speedup]
+def headline(evaluation: Evaluation, ranking: list[Standing]) -> tuple[str, str]:
+    """The result in plain words.
+
+    Args:
+      evaluation: the evaluation.
+      ranking: its `standings`.
+
+    Returns:
+      A sentence that names the fastest optimizer and its speed-up, and the details (final losses,
+      gradient evaluations, divergence), which may be empty.
+    """
+    rivals = [s for s in ranking if s.optimizer != REFERENCE and s.speedup]
     if not rivals:
-        done = _tasks(len(evaluation.tasks))
-        return f"{done} evaluated; nothing was compared with tuned {REFERENCE}.", ""
-    rivals = [s for s in rivals if s.tasks == max(r.tasks for r in rivals)]
+        number = _count_tasks(len(evaluation.tasks))
+        return f"{number} evaluated; nothing was compared with tuned {REFERENCE}.", ""
+    rivals = [s for s in rivals if s.tasks == max(rival.tasks for rival in rivals)]
     best, safe = rivals[0], next((s for s in rivals if not s.diverged), None)
-    assert best.speedup is not None  # for the type checker: rivals have one
+    assert best.speedup is not None  # for the type checker; rivals have a speed-up
     mean, interval = factor(best.speedup.mean), f"95% interval {span(best.speedup)}"
     if best.speedup.low > 1:
-        first = f"{best.optimizer} is the fastest: it needs {mean} times fewer steps than tuned "
-        first += f"{REFERENCE} for the same loss ({interval})"
+        first = (
+            f"{best.optimizer} is the fastest: it needs {mean} times fewer steps than tuned "
+            f"{REFERENCE} for the same loss ({interval})"
+        )
     elif best.speedup.high < 1:
-        first = f"Tuned {REFERENCE} is the fastest; {best.optimizer} comes next, with a speed-up "
-        first += f"of {mean} ({interval})"
+        first = (
+            f"Tuned {REFERENCE} is the fastest; {best.optimizer} comes next, with a speed-up of "
+            f"{mean} ({interval})"
+        )
     else:
-        first = f"No optimizer is clearly faster than tuned {REFERENCE}: the best one, "
-        first += f"{best.optimizer}, has a speed-up of {mean} ({interval})"
+        first = (
+            f"No optimizer is clearly faster than tuned {REFERENCE}: the best one, "
+            f"{best.optimizer}, has a speed-up of {mean} ({interval})"
+        )
     first += f", but {best.diverged:.0%} of its runs diverged." if best.diverged else "."
-    rest = f"By final loss it wins {best.wins}, ties {best.ties} and loses {best.losses} "
-    rest += f"of {_tasks(best.tasks)}."
+    details = [
+        f"By final loss it wins {best.wins}, ties {best.ties} and loses {best.losses} of "
+        f"{_count_tasks(best.tasks)}."
+    ]
     if best.speedup_grads and abs(best.speedup_grads.mean - best.speedup.mean) > 0.005:
-        rest += " Counted in gradient evaluations, its speed-up is "
-        rest += f"{factor(best.speedup_grads.mean)} ({span(best.speedup_grads)})."
+        details.append(
+            f"Counted in gradient evaluations, its speed-up is {factor(best.speedup_grads.mean)} "
+            f"({span(best.speedup_grads)})."
+        )
     if not best.diverged:
-        rest += " None of its runs diverged."
+        details.append("None of its runs diverged.")
     elif safe and safe.speedup:
-        rest += f" Of those that never diverged, {safe.optimizer} comes first, with a speed-up "
-        rest += f"of {factor(safe.speedup.mean)} ({span(safe.speedup)})."
-    return first, rest
+        details.append(
+            f"Among the optimizers that never diverged, {safe.optimizer} is the fastest, with a "
+            f"speed-up of {factor(safe.speedup.mean)} ({span(safe.speedup)})."
+        )
+    return first, " ".join(details)
 
 
-def _tasks(number: int) -> str:
-    return f"{number} task{'s' * (number > 1)}"
+def _count_tasks(number: int) -> str:
+    return "1 task" if number == 1 else f"{number} tasks"
 
 
 def factor(value: Any) -> str:
-    """``1.8``, ``0.043``, ``12``: about two digits of a ratio."""
+    """A ratio with about two digits: ``1.83``, ``0.043``, ``12``."""
     value = float(value)
     if not np.isfinite(value):
         return "∞" if value > 0 else "–"
     if value >= 1e4:
         return f"{value:.0e}"
-    return f"{value:.0f}" if value >= 10 else f"{value:.2f}" if value >= 0.095 else f"{value:.2g}"
+    if value >= 10:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if value >= 0.095 else f"{value:.2g}"
 
 
 def span(interval: Interval) -> str:
-    """``low–high`` of a ratio, or the value itself where there is no width."""
+    """The ends of a ratio's interval, ``low–high``, or one value if it has no width."""
     low, high = factor(interval.low), factor(interval.high)
     return low if low == high else f"{low}–{high}"

@@ -1,6 +1,6 @@
-"""Cells of the tables, and the tables in Markdown and on the terminal."""
+"""Tables of an evaluation, in Markdown and on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from metaopt.evaluation.statistics import Interval
+from metaopt.evaluation.statistics import AVERAGED, Interval
 from metaopt.report.summary import (
     REFERENCE,
     Evaluation,
@@ -31,7 +31,7 @@ STANDING_COLUMNS = (
     "wins / ties / losses",
     "diverged",
 )
-# Columns for which 80 characters leave no room.
+# Columns that are left out on the terminal, since 80 characters have no room for them.
 WIDE = {
     "final loss ratio",
     f"steps to {REFERENCE}'s loss",
@@ -40,9 +40,21 @@ WIDE = {
 }
 FEW_SEEDS = 5
 
+EXPLANATION = (
+    f"Final loss: the mean over the last {AVERAGED} measurements of a run. Speed-up: how many "
+    f"times fewer steps (or gradient evaluations) than tuned {REFERENCE} an optimizer needs to "
+    f"reach {REFERENCE}'s final loss, seed by seed. If it never reaches that loss, the speed-up is "
+    f"the cost at which {REFERENCE} reaches the optimizer's lowest loss, divided by the "
+    "optimizer's whole cost. If it diverges, the speed-up is 0. Final loss ratio: its final test "
+    f"loss divided by {REFERENCE}'s. Speed-ups and ratios are interquartile means over all runs of "
+    "all tasks, with 95% stratified-bootstrap intervals. A task is a tie if the 95% bootstrap "
+    "interval of the paired difference of final losses contains 0. Diverged: the final loss is not "
+    "finite or more than twice the first loss."
+)
+
 
 def loss_text(value: Any) -> str:
-    """Four digits that matter; far off, the order of magnitude says it all."""
+    """A loss with four decimals; very small and very large ones in scientific notation."""
     value = float(value)
     if not np.isfinite(value):
         return "not finite" if value > 0 else NONE
@@ -51,32 +63,35 @@ def loss_text(value: Any) -> str:
     return f"{value:.4f}"
 
 
-def with_interval(interval: Interval | None, form: Any) -> str:
-    """``mean [low, high]``."""
+def with_interval(interval: Interval | None, text: Callable[[Any], str]) -> str:
+    """``mean [low, high]``, each number written by `text`."""
     if interval is None:
         return NONE
     if not np.isfinite(interval.mean):
-        return form(interval.mean)
-    return f"{form(interval.mean)} [{form(interval.low)}, {form(interval.high)}]"
+        return text(interval.mean)
+    return f"{text(interval.mean)} [{text(interval.low)}, {text(interval.high)}]"
 
 
 def percent(value: Any) -> str:
-    """``93.1%``."""
+    """A fraction as ``93.1%``."""
     return f"{100 * float(value):.1f}%"
 
 
-def row_columns(made: Sequence[Row]) -> list[str]:
+def row_columns(table: Sequence[Row]) -> list[str]:
     """Headers of a task's table; columns that would be empty are left out."""
     columns = ["optimizer", "final test loss"]
-    columns += ["accuracy"] if any(row.accuracy for row in made) else []
-    if any(row.speedup for row in made):
+    if any(row.accuracy for row in table):
+        columns.append("accuracy")
+    if any(row.speedup for row in table):
         columns += ["speed-up", f"steps to {REFERENCE}'s loss", f"against {REFERENCE}"]
-    columns += ["diverged"]
-    return columns + (["against published"] if any(r.velodrome is not None for r in made) else [])
+    columns.append("diverged")
+    if any(row.velodrome is not None for row in table):
+        columns.append("against published")
+    return columns
 
 
 def row_cells(row: Row, columns: Sequence[str]) -> list[str]:
-    """The cells of one row under `row_columns`."""
+    """Cells of one row under `row_columns`."""
     cells = {
         "optimizer": row.optimizer,
         "final test loss": with_interval(row.loss, loss_text),
@@ -93,29 +108,39 @@ def row_cells(row: Row, columns: Sequence[str]) -> list[str]:
 
 
 def standing_cells(standing: Standing, tasks: int) -> list[str]:
-    """The cells of one optimizer under `STANDING_COLUMNS`."""
+    """Cells of one optimizer under `STANDING_COLUMNS`; `tasks` is the number of all tasks."""
     name = standing.optimizer
-    name += f" ({standing.tasks} of {tasks} tasks)" if standing.tasks < tasks else ""
+    if standing.tasks < tasks:
+        name += f" ({standing.tasks} of {tasks} tasks)"
     diverged = f"{standing.diverged:.0%}"
     if standing.optimizer == REFERENCE:
         return [name, "1", "1", "1", NONE, diverged]
-    intervals = (standing.speedup, standing.speedup_grads, standing.ratio)
-    counts = f"{standing.wins} / {standing.ties} / {standing.losses}"
-    return [name, *(with_interval(i, factor) for i in intervals), counts, diverged]
+    return [
+        name,
+        with_interval(standing.speedup, factor),
+        with_interval(standing.speedup_grads, factor),
+        with_interval(standing.ratio, factor),
+        f"{standing.wins} / {standing.ties} / {standing.losses}",
+        diverged,
+    ]
 
 
 def point_text(point: dict[str, Any]) -> str:
-    """``lr 0.1, cosine``."""
-    words = {True: "yes", False: "no"}
-    show = lambda v: words[v] if isinstance(v, bool) else f"{v:g}" if isinstance(v, float) else v
+    """A point of a grid as ``lr 0.1, cosine``."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
     return ", ".join(
-        str(show(value)) if name == "schedule" else f"{name} {show(value)}"
+        text(value) if name == "schedule" else f"{name} {text(value)}"
         for name, value in point.items()
     )
 
 
 def tuning_text(name: str, tuned: dict[str, Any]) -> str:
-    """Which grid a baseline was tuned on, what it cost, and what won."""
+    """The grid of a baseline, the cost of its search and the chosen point."""
     return (
         f"{name} was tuned on the validation split over {len(tuned['grid'])} points x "
         f"{tuned['seeds']} seeds: {tuned['runs']:,} runs, {tuned['grad_evals']:,} gradient "
@@ -124,98 +149,94 @@ def tuning_text(name: str, tuned: dict[str, Any]) -> str:
 
 
 def caveats(evaluation: Evaluation) -> list[str]:
-    """What a reader has to know before believing the intervals."""
+    """What a reader must know to judge the numbers: few seeds, missing tasks, no reference."""
     seeds = min(len(c.loss) for task in evaluation.tasks for c in task.curves.values())
-    there = {*(task.folder for task in evaluation.tasks), *evaluation.refused}
-    missing = [name for name in evaluation.index["tasks"] if name not in there]
-    found = list(evaluation.refused.values())
+    known = {*(task.folder for task in evaluation.tasks), *evaluation.refused}
+    unfinished = [name for name in evaluation.index["tasks"] if name not in known]
+    notes = list(evaluation.refused.values())
     if seeds < FEW_SEEDS:
-        found.append(
-            f"Only {seeds} seed{'s' * (seeds > 1)} per optimizer: intervals from fewer than "
-            f"{FEW_SEEDS} are too narrow, with one they have no width."
+        notes.append(
+            f"Only {seeds} seed{'s' if seeds > 1 else ''} per optimizer: bootstrap intervals from "
+            f"fewer than {FEW_SEEDS} seeds are too narrow, and from one seed they have no width."
         )
-    if missing:
-        found.append(f"Not finished, and not in this report: {', '.join(missing)}.")
+    if unfinished:
+        notes.append(f"Not finished and not in this report: {', '.join(unfinished)}.")
     if not any(REFERENCE in task.curves for task in evaluation.tasks):
-        found.append(f"Tuned {REFERENCE} was not run, so that there is no speed-up.")
-    return found
-
-
-EXPLAINED = (
-    f"Speed-up: how many times fewer steps (or gradient evaluations) than tuned {REFERENCE} for "
-    f"the same loss, seed by seed. An optimizer that does not reach {REFERENCE}'s final loss gets "
-    f"the share of its steps after which {REFERENCE} had reached its best loss; one that diverged "
-    f"gets 0. Final loss ratio: its final test loss over {REFERENCE}'s. Both are interquartile "
-    "means over all runs of all tasks, with 95% stratified-bootstrap intervals. A task is tied if "
-    "the 95% bootstrap interval of the paired difference of final losses contains 0. Diverged: the "
-    "final loss is not finite or above twice the first."
-)
+        notes.append(f"Tuned {REFERENCE} was not run, so there is no speed-up.")
+    return notes
 
 
 def markdown(evaluation: Evaluation) -> str:
     """The report as a Markdown page."""
-    job, number = evaluation.index["job"], len(evaluation.tasks)
-    found = standings(evaluation)
-    lines = ["# Evaluation", "", *map(_plain, headline(evaluation, found)), ""]
+    job, ranking = evaluation.index["job"], standings(evaluation)
+    lines = ["# Evaluation", "", *map(_plain, headline(evaluation, ranking)), ""]
     lines += [f"Suite `{job.get('suite', '')}`, {job.get('seeds', '')} seeds.", ""]
-    lines += [f"Note: {text}\n" for text in caveats(evaluation)]
-    if found:
-        lines += ["## All tasks", "", *_table(STANDING_COLUMNS)]
-        lines += [_line(standing_cells(standing, number)) for standing in found]
-        lines += ["", EXPLAINED, ""]
+    lines += [f"Note: {note}\n" for note in caveats(evaluation)]
+    if ranking:
+        number = len(evaluation.tasks)
+        lines += ["## All tasks", "", *_header_lines(STANDING_COLUMNS)]
+        lines += [_table_line(standing_cells(standing, number)) for standing in ranking]
+        lines += ["", EXPLANATION, ""]
     for task in evaluation.tasks:
         lines += _task_lines(task)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _task_lines(task: TaskData) -> list[str]:
-    made = rows(task)
-    columns = row_columns(made)
-    lines = [f"## {_plain(task.record.title)}", "", *_table(columns)]
-    lines += [_line(row_cells(row, columns)) for row in made]
+    table = rows(task)
+    columns = row_columns(table)
+    lines = [f"## {_plain(task.record.title)}", "", *_header_lines(columns)]
+    lines += [_table_line(row_cells(row, columns)) for row in table]
     lines += [""]
     if task.record.velodrome:
         lines += [f"Published curve: {_plain(task.record.velodrome['name'])}.", ""]
     for name, tuned in task.record.tuned.items():
         lines += [tuning_text(name, tuned), ""]
-    for name, why in task.record.left_out.items():
-        lines += [f"Left out: {_plain(name)}: {_plain(why)}", ""]
+    for name, reason in task.record.left_out.items():
+        lines += [f"Left out: {_plain(name)}: {_plain(reason)}", ""]
     return lines
 
 
-def _table(columns: Sequence[str]) -> list[str]:
-    return [_line(columns), "|" + "---|" * len(columns)]
+def _header_lines(columns: Sequence[str]) -> list[str]:
+    return [_table_line(columns), "|" + "---|" * len(columns)]
 
 
-def _line(cells: Sequence[str]) -> str:
+def _table_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(_plain(cell) for cell in cells)} |"
 
 
 def _plain(text: str) -> str:
-    """Neither a table's bars nor HTML; names are the user's."""
+    """The text of a user's name with HTML and the bars of tables escaped, on one line."""
     for character, code in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
         text = text.replace(character, code)
     return " ".join(text.split())
 
 
 def print_summary(result: dict[str, Any], console: Console | None = None) -> None:
-    """The tables on the terminal, and where everything is."""
+    """Prints the tables and the paths of all files on the terminal.
+
+    Args:
+      result: what `metaopt.report.report` returned.
+      console: where to print, by default stdout.
+    """
     console = console or Console()
     evaluation: Evaluation = result["evaluation"]
-    first, rest = headline(evaluation, standings(evaluation))
+    ranking = standings(evaluation)
+    first, details = headline(evaluation, ranking)
     console.print(escape(first), style="bold", highlight=False)
-    if rest:
-        console.print(escape(rest), highlight=False)
-    for text in caveats(evaluation):
-        console.print(f"note: {escape(text)}", style="yellow", highlight=False)
+    if details:
+        console.print(escape(details), highlight=False)
+    for note in caveats(evaluation):
+        console.print(f"note: {escape(note)}", style="yellow", highlight=False)
     for task in evaluation.tasks:
-        made = rows(task)
-        columns = row_columns(made)
-        _print(console, task.record.title, columns, [row_cells(row, columns) for row in made])
-    if found := standings(evaluation):
+        table = rows(task)
+        columns = row_columns(table)
+        cells = [row_cells(row, columns) for row in table]
+        _print_table(console, task.record.title, columns, cells)
+    if ranking:
         number = len(evaluation.tasks)
-        cells = [standing_cells(standing, number) for standing in found]
-        _print(console, f"all tasks ({number})", STANDING_COLUMNS, cells)
+        cells = [standing_cells(standing, number) for standing in ranking]
+        _print_table(console, f"all tasks ({number})", STANDING_COLUMNS, cells)
     console.print(f"page     {result['page']}", soft_wrap=True, markup=False)
     console.print(f"table    {result['summary']}", soft_wrap=True, markup=False)
     for path in result["figures"]:
@@ -223,17 +244,22 @@ def print_summary(result: dict[str, Any], console: Console | None = None) -> Non
             console.print(f"figure   {path}", soft_wrap=True, markup=False)
 
 
-def _print(
+def _print_table(
     console: Console, title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> None:
+    """Prints a table without its wide columns, with intervals in the second column only."""
     table = Table(
-        title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD,
-        padding=(0, 1), pad_edge=False,
-    )  # fmt: skip
-    shown = [i for i, column in enumerate(columns) if column not in WIDE]
-    for i in shown:
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    printed = [i for i, column in enumerate(columns) if column not in WIDE]
+    for i in printed:
         table.add_column(columns[i], justify="right" if i else "left", no_wrap=i < 2)
-    for line in cells:  # with the intervals of the second column only
-        brief = (line[i] if i == 1 else line[i].split(" [")[0] for i in shown)
+    for line in cells:
+        brief = (line[i] if i == 1 else line[i].split(" [")[0] for i in printed)
         table.add_row(*map(escape, brief))
     console.print(table)

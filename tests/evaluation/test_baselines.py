@@ -1,4 +1,4 @@
-"""Tuning against runs written by hand; its cache."""
+"""Tuning against hand-written runs, and its cache."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 
 
 def by_hand(tx, task, num_steps, window=10):
-    """Mean final validation loss of optax's own loop over the seeds."""
+    """Validation loss after the last step of a plain optax loop, mean over the seeds."""
     losses = []
     gradient = jax.jit(jax.grad(task.loss))
     for key in KEYS:
@@ -32,7 +32,7 @@ def by_hand(tx, task, num_steps, window=10):
     return np.mean(losses)
 
 
-def test_the_whole_grid_is_what_single_runs_of_it_give():
+def test_the_whole_grid_equals_single_runs():
     baseline = Baseline("Adam", optax.adam, points(("constant", "cosine"), lr=(0.01, 0.3)))
     record, grid = tune(baseline, TASK, num_steps=40, keys=KEYS, measure_every=2)
     expected = [
@@ -55,7 +55,7 @@ def test_a_point_that_diverges_never_wins():
     assert record["loss"][0] == np.inf and record["point"]["lr"] == 1e-3
 
 
-def test_the_chosen_point_is_its_transformation():
+def test_a_point_becomes_its_transformation():
     point = {"schedule": "power", "lr": 3.0, "tau": 50.0}
     tx = chosen(BASELINES["sgd-lgl2o"], point)(100)
     state = tx.init(jnp.zeros(2))
@@ -64,7 +64,7 @@ def test_the_chosen_point_is_its_transformation():
         np.testing.assert_allclose(updates, -3.0 / (count / 50.0 + 1) ** 1.5, rtol=1e-6)
 
 
-def test_schedules_hold_their_last_rate_beyond_the_horizon():
+def test_schedules_keep_their_last_rate_beyond_the_horizon():
     tx = chosen(BASELINES["sgd"], {"schedule": "cosine", "lr": 1.0})(4)
     state = tx.init(jnp.zeros(2))
     rates = []
@@ -75,7 +75,7 @@ def test_schedules_hold_their_last_rate_beyond_the_horizon():
     np.testing.assert_allclose(rates[3:], last, rtol=1e-6)
 
 
-def test_head_only_baselines_leave_the_body_as_it_is():
+def test_head_only_baselines_train_the_head_only():
     task = tasks.classification(networks.MLP((8, 2)), moons(), batch_size=32)
     params = task.init(jax.random.key(0))
     baseline = BASELINES["adam-l3rs-head"]
@@ -97,7 +97,7 @@ SETTINGS = {"num_steps": 10, "keys": KEYS, "window": 5}
 
 
 class TestCache:
-    def test_a_search_is_made_once(self, tmp_path, monkeypatch):
+    def test_a_search_runs_once(self, tmp_path, monkeypatch):
         first, grid = tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)
         monkeypatch.setattr(baselines, "tune", lambda *a, **k: pytest.fail("searched again"))
         second, again = tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)
@@ -105,7 +105,7 @@ class TestCache:
         np.testing.assert_array_equal(grid.loss, again.loss)
 
     @pytest.mark.parametrize("changed", ["grid", "steps", "keys", "task", "interrupted"])
-    def test_another_search_is_not_taken_for_it(self, tmp_path, monkeypatch, changed):
+    def test_another_search_is_not_reused(self, tmp_path, monkeypatch, changed):
         tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)
         baseline, task, settings = SEARCHED, TASK, dict(SETTINGS)
         if changed == "grid":

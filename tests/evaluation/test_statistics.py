@@ -1,4 +1,4 @@
-"""Statistics against known answers."""
+"""Statistics against closed forms, exact enumeration and reference implementations."""
 
 import itertools
 
@@ -8,7 +8,9 @@ from scipy.stats import bootstrap, norm
 
 from metaopt.evaluation.statistics import (
     cost_to_reach,
+    diverged,
     divergence_rate,
+    final_mean,
     iqm_interval,
     loss_ratios,
     mean_interval,
@@ -23,7 +25,7 @@ STEPS = np.arange(0, 101)
 
 
 def geometric(rate: float, start: float = 1.0) -> np.ndarray:
-    """Loss of gradient descent on x^2 / 2: start * (1 - rate)^(2 t), one seed."""
+    """Loss of gradient descent on x^2 / 2 for one seed: start * (1 - rate)^(2 t)."""
     return start * (1.0 - rate) ** (2.0 * STEPS)[None]
 
 
@@ -76,6 +78,38 @@ def test_steps_to_reach():
     assert steps_to_reach(steps, np.full(4, np.nan), 0.5) == np.inf
 
 
+def test_final_mean_averages_the_last_three_measurements():
+    curves = np.array([[9.0, 5.0, 1.0, 2.0, 3.0], [9.0, 9.0, 0.0, 0.0, 6.0]])
+    np.testing.assert_array_equal(final_mean(curves), [2.0, 2.0])
+    grid = np.stack([curves, 2 * curves])  # any leading axes
+    np.testing.assert_array_equal(final_mean(grid), [[2.0, 2.0], [4.0, 4.0]])
+
+
+def test_final_mean_leaves_out_the_start():
+    np.testing.assert_array_equal(final_mean(np.array([9.0, 1.0, 2.0])), 1.5)
+    np.testing.assert_array_equal(final_mean(np.array([[9.0, 1.0]])), [1.0])
+    np.testing.assert_array_equal(final_mean(np.array([[9.0]])), [9.0])  # nothing else is there
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_final_mean_hides_no_value_that_is_not_finite(bad):
+    for last in ([bad, 1.0, 1.0], [1.0, 1.0, bad], [np.inf, 1.0, bad]):
+        assert not np.isfinite(final_mean(np.array([1.0, 1.0, *last])))
+    assert final_mean(np.array([1.0, bad, 1.0, 1.0, 1.0])) == 1.0  # it came back
+
+
+def test_a_spike_in_the_last_step_of_one_run_decides_nothing():
+    good = np.linspace(2.0, 0.1, 101) * np.linspace(0.9, 1.1, 8)[:, None]
+    spiked = good.copy()
+    spiked[0, -1] = 1.0
+    assert outcome(good, spiked) == outcome(spiked, good) == "tie"
+    np.testing.assert_allclose(loss_ratios(good, spiked)[1:], 1.0)
+    assert not diverged(spiked).any()
+    # What the spike adds to the mean over runs is a third of what it adds at the last step.
+    added = final_mean(spiked).mean() - final_mean(good).mean()
+    np.testing.assert_allclose(added, (spiked - good)[:, -1].mean() / 3)
+
+
 def test_divergence_rate():
     loss = np.array([[1.0, 0.5], [1.0, 1.9], [1.0, 2.1], [1.0, np.nan]])
     assert divergence_rate(loss) == 0.5
@@ -90,13 +124,14 @@ def test_min_max_band_is_the_lowest_and_highest_seed():
 
 
 def test_iqm_is_the_mean_of_the_middle_half_of_all_runs():
-    # 1..8 in one bag: 1, 2 and 7, 8 are dropped. The mean of the tasks' own IQMs would be 13 / 3.
+    # Pooled, the scores are 1..8; 1, 2 and 7, 8 are dropped. The mean of the IQMs of both tasks is
+    # 13 / 3.
     scores = [np.array([1.0, 2.0, 8.0]), np.array([3.0, 4.0, 5.0, 6.0, 7.0])]
     assert iqm_interval(scores).mean == (3 + 4 + 5 + 6) / 4
 
 
 def test_iqm_interval_matches_the_reference_implementation():
-    # Of rliable 1.2.0 (20,000 resamples) on these scores, [runs, tasks].
+    # Expected values: rliable 1.2.0 with 20,000 resamples on these scores [runs, tasks].
     scores = np.random.default_rng(0).lognormal(size=(8, 5))
     interval = iqm_interval(list(scores.T), resamples=20_000)
     np.testing.assert_allclose(interval.mean, 0.96597758, rtol=1e-7)
@@ -108,15 +143,17 @@ def test_stratified_bootstrap_matches_all_resamples():
     means = []
     for i in itertools.product(range(3), repeat=3):
         for j in itertools.product(range(3), repeat=3):
-            bag = np.sort(np.concatenate([first[list(i)], second[list(j)]]))
-            means.append(bag[1:5].mean())  # 25% of 6 is 1 score at each end
+            pooled = np.sort(np.concatenate([first[list(i)], second[list(j)]]))
+            means.append(pooled[1:5].mean())  # 25% of 6 scores: 1 is dropped at each end
     interval = iqm_interval([first, second], resamples=40_000)
     exact = np.quantile(means, [0.025, 0.975])
-    np.testing.assert_allclose([interval.low, interval.high], exact, atol=0.26)  # the grid's step
+    np.testing.assert_allclose(
+        [interval.low, interval.high], exact, atol=0.26
+    )  # of the grid of means
 
 
-def test_runs_are_drawn_within_their_task():
-    # A bootstrap over all runs would mix the tasks, and have a width.
+def test_runs_are_resampled_within_their_task():
+    # A bootstrap over the pooled runs would mix the tasks and have a width.
     interval = iqm_interval([np.full(5, 1.0), np.full(5, 100.0), np.full(5, 7.0)])
     assert interval.low == interval.mean == interval.high
 
@@ -133,7 +170,7 @@ def test_one_run_per_task_has_no_width():
 
 
 @pytest.mark.parametrize("scores", [[], [np.array([])], [np.array([1.0, np.nan])]])
-def test_scores_that_are_not_there_are_an_error(scores):
+def test_missing_scores_are_an_error(scores):
     with pytest.raises(ValueError, match="iqm_interval"):
         iqm_interval(scores)
 
@@ -156,7 +193,7 @@ def test_speedup_of_gradient_descent_is_the_ratio_of_its_exponents(ratio):
 
 
 def test_speedup_counts_what_is_charged():
-    # The same curve at twice the gradients per step: half as fast.
+    # The same curve with twice the gradients per step is half as fast.
     factor = speedups(STEPS, geometric(0.01), 2 * STEPS, geometric(0.01))
     np.testing.assert_allclose(factor, [0.5])
     never = speedups(STEPS, geometric(0.01), 2 * STEPS, geometric(1.0 - 0.99**0.5))
@@ -196,14 +233,14 @@ def test_loss_ratios():
 def test_speedup_against_a_published_curve():
     theirs = (np.array([0.0, 100, 200]), np.array([3.0, 2.0, 1.0]))
     ours = np.array([0.0, 25, 50])
-    assert speedup_against(*theirs, ours, np.array([3.0, 2.0, 1.5])) == (150 / 50, False)
-    assert speedup_against(*theirs, ours, np.array([3.0, 2.0, 0.5])) == (200 / 50, True)
-    assert speedup_against(*theirs, ours, np.array([3.0, 2.0, 3.5])) == (0.0, False)
+    assert speedup_against(*theirs, ours, np.array([3.0, 1.7, 1.3])) == (150 / 50, False)
+    assert speedup_against(*theirs, ours, np.array([3.0, 0.6, 0.4])) == (200 / 50, True)
+    assert speedup_against(*theirs, ours, np.array([3.0, 3.4, 3.6])) == (0.0, False)
     assert speedup_against(*theirs, ours, np.array([3.0, 2.0, np.nan])) == (0.0, False)
 
 
 def test_win_tie_loss_pairs_the_seeds():
-    # Seeds differ by far more than optimizers do: only the paired difference tells them apart.
+    # Seeds differ far more than optimizers do; only the paired difference shows which is better.
     final = np.random.default_rng(0).lognormal(0.0, 2.0, (25, 1))
     both = lambda x: np.concatenate([np.full_like(x, 9.0), x], axis=1)
     noise = 0.001 * np.random.default_rng(1).normal(size=(25, 1))

@@ -1,4 +1,4 @@
-"""Evaluation folders from runs of real optimizers in plain numpy, on quadratics."""
+"""Evaluation folders of real optimizers on quadratics, computed in plain numpy."""
 
 from pathlib import Path
 
@@ -17,14 +17,14 @@ def starts(seed: int) -> np.ndarray:
 
 
 def descend(rate: float, seed: int = 0) -> np.ndarray:
-    """Loss of gradient descent, ``[S, M + 1]``, in closed form: x_t = (1 - rate h)^t x_0."""
+    """Loss of gradient descent, ``[S, M]``, in closed form: x_t = (1 - rate h)^t x_0."""
     steps = np.arange(0, NUM_STEPS + 1, WINDOW)[None, :, None]
     x = (1.0 - rate * EIGENVALUES) ** steps * starts(seed)[:, None, :]
     return 0.5 * np.sum(EIGENVALUES * x**2, axis=-1)
 
 
 def adam(rate: float, seed: int = 0) -> np.ndarray:
-    """Loss of Adam, ``[S, M + 1]``, step by step."""
+    """Loss of Adam, ``[S, M]``, step by step."""
     x, m, v, losses = starts(seed), 0.0, 0.0, []
     for t in range(NUM_STEPS + 1):
         if t % WINDOW == 0:
@@ -52,13 +52,24 @@ def curves(loss: np.ndarray, *, cost: int = 1, **state: np.ndarray) -> records.C
 def write_task(
     folder: Path,
     title: str,
-    made: dict[str, tuple[records.CurveRecord, records.Curves]],
+    contenders: dict[str, tuple[records.CurveRecord, records.Curves]],
     tuned: dict[str, tuple[list[float], np.ndarray]] | None = None,
-    **fields,
+    *,
+    left_out: dict[str, str] | None = None,
+    velodrome: dict | None = None,
 ) -> None:
-    """Writes a task: curves by name, and per baseline its rates with losses ``[P, S, M + 1]``."""
+    """Writes the folder of a task.
+
+    Args:
+      folder: the task's folder.
+      title: title of the task.
+      contenders: name -> entry of the record, and curves.
+      tuned: baseline -> rates of its grid, and their losses ``[P, S, M]``.
+      left_out: see `records.TaskRecord`.
+      velodrome: see `records.TaskRecord`.
+    """
     entries, searches = {}, {}
-    for number, (name, (entry, arrays)) in enumerate(made.items()):
+    for number, (name, (entry, arrays)) in enumerate(contenders.items()):
         entries[name] = entry._replace(file=f"{number}.npz")
         records.write_arrays(folder / f"{number}.npz", arrays)
     for name, (rates, losses) in (tuned or {}).items():
@@ -66,18 +77,28 @@ def write_task(
         records.write_arrays(
             folder / f"tuning-{name}.npz", records.Grid(steps, losses, np.array(1.5))
         )
-        finals = losses[:, :, -1].mean(axis=1)
+        last = losses[:, :, -1].mean(axis=1)
         points = [{"lr": rate, "schedule": "constant"} for rate in rates]
         searches[name] = {
-            "point": points[int(np.argmin(finals))], "grid": points, "loss": finals.tolist(),
-            "seeds": losses.shape[1], "runs": losses.shape[0] * losses.shape[1],
-            "grad_evals": losses.shape[0] * losses.shape[1] * NUM_STEPS, "seconds": 1.5,
+            "point": points[int(np.argmin(last))],
+            "grid": points,
+            "loss": last.tolist(),
+            "seeds": losses.shape[1],
+            "runs": losses.shape[0] * losses.shape[1],
+            "grad_evals": losses.shape[0] * losses.shape[1] * NUM_STEPS,
+            "seconds": 1.5,
             "file": f"tuning-{name}.npz",
-        }  # fmt: skip
+        }
     record = records.TaskRecord(
-        title, "quadratic", NUM_STEPS, WINDOW, searches, entries,
-        fields.get("left_out", {}), fields.get("velodrome", {}),
-    )  # fmt: skip
+        title=title,
+        task="quadratic",
+        num_steps=NUM_STEPS,
+        window=WINDOW,
+        tuned=searches,
+        curves=entries,
+        left_out=left_out or {},
+        velodrome=velodrome or {},
+    )
     records.write_record(folder, record)
 
 
@@ -95,14 +116,14 @@ def write_index(folder: Path, tasks: list[str], **more) -> None:
 
 
 def contenders(seed: int) -> dict[str, tuple[records.CurveRecord, records.Curves]]:
-    """Baselines, a learned optimizer with a mixture, its guard, and one that diverges."""
+    """Two baselines, an L3RS, a guard around it, and an optimizer that diverges."""
     entry = lambda kind, **parts: records.CurveRecord("", kind, **parts)
     ramp = np.linspace(1.0, 0.0, NUM_STEPS // WINDOW)
     norms = np.broadcast_to(0.1 * 0.5 ** (6 * ramp)[:, None], (SEEDS, ramp.size, 2))
     weights = np.broadcast_to(np.stack([ramp, 1 - ramp], -1)[:, None], (SEEDS, ramp.size, 2, 2))
     wild = descend(2.2, seed)
     wild[::2, -3:] = np.nan
-    kept = np.arange(SEEDS)[:, None] < np.arange(ramp.size)[None]  # min(window, S) of S seeds
+    accepted = np.arange(SEEDS)[:, None] < np.arange(ramp.size)[None]  # min(window, S) of S seeds
     learned = entry(
         "learned", learned=HOSTILE, layers=("Dense.bias", HOSTILE), bases=("adam", "sgd")
     )
@@ -111,6 +132,6 @@ def contenders(seed: int) -> dict[str, tuple[records.CurveRecord, records.Curves
         "SGD": (entry("baseline"), curves(descend(0.3, seed))),
         "Adam": (entry("baseline"), curves(adam(0.05, seed))),
         HOSTILE: (learned, curves(descend(1.2, seed), lambda_=norms, alpha=weights)),
-        f"RACE({HOSTILE}, SGD)": (guarded, curves(descend(1.2, seed), cost=2, accepted=kept)),
+        f"RACE({HOSTILE}, SGD)": (guarded, curves(descend(1.2, seed), cost=2, accepted=accepted)),
         "Wild": (entry("learned", learned="Wild"), curves(wild)),
     }

@@ -1,4 +1,4 @@
-"""The page in a real browser: no errors, no network, toggles, small screens, dark mode."""
+"""The page in a browser: no errors, no network, controls, small screens, dark mode."""
 
 import io
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from evaluations import HOSTILE
 from PIL import Image
 
-from metaopt.report import page, plots, summary
+from metaopt.report import looks, page, summary
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -16,8 +16,8 @@ CHROMIUM = next(
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium on the PATH")
 
-WILD = plots.COLOURS[3]  # the only orange curve
-GUARDED = plots.COLOURS[4]  # the only guard; it lies over its learned optimizer
+WILD = looks.COLOURS[3]  # the only orange curve
+GUARDED = looks.COLOURS[4]  # the only guard; it lies over its learned optimizer
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def path(folder, tmp_path_factory):
 
 @pytest.fixture
 def visit(browser, path):
-    """Opens the page; at the end, nothing may have gone wrong in it."""
+    """Opens the page; the test fails on an error, a warning, a dialog or a request."""
     problems, contexts = [], []
 
     def go(width=1000, height=800, colour_scheme="light"):
@@ -65,14 +65,14 @@ PROBLEMS = ("error", "warning")
 
 
 def pixels(tab, selector: str = "#chart-0") -> np.ndarray:
-    """What a person sees of an element, ``[H, W, 3]``; after the plot has been painted."""
+    """A screenshot of an element, ``[H, W, 3]``, taken after the plot has been painted."""
     tab.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 150))")
     image = Image.open(io.BytesIO(tab.locator(selector).screenshot())).convert("RGB")
     return np.asarray(image, np.int64)
 
 
 def count(image: np.ndarray, colour: str) -> int:
-    """How many pixels have a colour."""
+    """Number of pixels of a colour."""
     wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return int((np.abs(image - wanted).max(axis=-1) <= 8).sum())
 
@@ -82,26 +82,26 @@ def brightness(image: np.ndarray) -> float:
 
 
 def axis(tab, place: str, row: int = 0) -> str:
-    """The label of the axis that is shown."""
+    """The label of the visible axis."""
     script = f"drawn.get(0).at({row}).{place}.find((axis) => axis.visible).axis_label"
     return tab.evaluate(script)
 
 
-def test_curves_are_there_and_a_click_on_the_legend_hides_one(visit):
+def test_a_click_on_the_legend_hides_a_curve(visit):
     tab = visit()
-    seen = count(pixels(tab), WILD)
-    assert seen > 50
-    for colour in (plots.COLOURS[0], GUARDED):
+    visible = count(pixels(tab), WILD)
+    assert visible > 50
+    for colour in (looks.COLOURS[0], GUARDED):
         assert count(pixels(tab), colour) > 50
     key = tab.locator("#task-1 .legend button", has_text="Wild").first
     key.click()
     assert count(pixels(tab), WILD) == 0
     assert key.get_attribute("aria-pressed") == "false"
     key.click()
-    assert count(pixels(tab), WILD) == seen
+    assert count(pixels(tab), WILD) == visible
 
 
-def test_a_double_click_leaves_one_curve(visit):
+def test_a_double_click_on_the_legend_leaves_one_curve(visit):
     tab = visit()
     key = tab.locator("#task-1 .legend button", has_text="Wild").first
     key.dblclick()
@@ -154,25 +154,25 @@ def test_bands_can_be_chosen_and_hidden(visit):
 def test_pointing_at_a_curve_shows_its_values(visit):
     tab = visit()
     box = tab.locator("#chart-0").bounding_box()
-    shown = ""
+    text = ""
     for y in range(30, 330, 6):
         tab.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + y)
         tooltip = tab.locator(".bk-tooltip-content")
         if tooltip.count() and HOSTILE in tooltip.first.inner_text():
-            shown = tooltip.first.inner_text()
+            text = tooltip.first.inner_text()
             break
     for word in ("optimizer steps", "gradient evaluations", "test loss", "95% CI", "min – max"):
-        assert word in shown
+        assert word in text
 
 
-def test_what_is_folded_is_drawn_when_opened(visit):
+def test_a_folded_chart_is_drawn_when_it_is_opened(visit):
     tab = visit()
     drawn = lambda: tab.locator("[data-drawn]").count()
     before = drawn()
     tab.locator("details summary").first.click()
     tab.locator("[data-drawn]").nth(before).wait_for(state="attached")
     chart = tab.locator("details [data-drawn]").first.get_attribute("id")
-    assert count(pixels(tab, f"#{chart}"), plots.COLOURS[0]) > 20
+    assert count(pixels(tab, f"#{chart}"), looks.COLOURS[0]) > 20
 
 
 @pytest.mark.parametrize("width", [400, 1000])
@@ -181,7 +181,7 @@ def test_nothing_is_wider_than_the_screen(visit, width):
     tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     tab.evaluate("Promise.all(boxes.map(draw))")
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert tab.locator("#chart-0").bounding_box()["width"] > 0.85 * width * (width < 1000)
+    assert tab.locator("#chart-0").bounding_box()["width"] > (0.85 * width if width < 1000 else 0)
     assert count(pixels(tab), WILD) > 20
 
 

@@ -11,6 +11,7 @@ from dataset_files import write_digits_idx
 from evaluations import contenders, write_index, write_task
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from metaopt.jobs.settings import EvaluateJob, TrainJob
 from refusals import fingerprint, refused, within
 
 import metaopt
@@ -19,7 +20,6 @@ from metaopt.core import checks
 from metaopt.datasets import idx
 from metaopt.datasets.catalog import own_spec
 from metaopt.datasets.sources import open_source
-from metaopt.jobs.settings import EvaluateJob, TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 from metaopt.report import summary
 
