@@ -37,7 +37,7 @@ test-oldest:
 
 # A learned optimizer that fits any network, on 12 diverse tasks.
 small: setup
-	$(BIN)/metaopt train --task digits --variant none --steps 40 --nes.population 16 --nes.tasks 2 --out runs/small/L3RS
+	$(BIN)/metaopt train --task digits --steps 40 --out runs/small/L3RS --learned.variant none --method.population 16 --method.tasks 2
 	$(BIN)/metaopt evaluate runs/small/L3RS --suite small --workers 2 --out runs/small/evaluation
 
 # A training run killed 100 times at random moments; takes some minutes.

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from metaopt.jobs import evaluate_suite, in_processes, meta_train
-from metaopt.jobs.settings import EvaluateJob, TrainJob
+from metaopt import optimizers
+from metaopt.core.processes import in_processes
+from metaopt.jobs.evaluate import EvaluateJob, evaluate_suite
+from metaopt.jobs.train import TrainJob, meta_train
 from metaopt.meta import NESConfig, TBPTTConfig
 from metaopt.report import print_summary, report
 
@@ -23,19 +25,17 @@ OUT = Path("runs/digits")
 
 L3RS = TrainJob(
     task="digits",
-    learned="l3rs",
+    learned=optimizers.L3RS(),
+    method=NESConfig(population=32, tasks=4, sigma=0.05, lr=1e-2, half_life=200),
     steps=150,
-    nes=NESConfig(population=32, tasks=4, sigma=0.05, lr=1e-2, half_life=200),
     out=OUT / "L3RS",
 )
 L2O = TrainJob(
     task="digits",
-    learned="lstm",
-    p=7.0,
-    method="tbptt",
+    learned=optimizers.LSTM(p=7.0),
+    method=TBPTTConfig(tasks=2, objective="log", average=0.98, lr=3e-3, half_life=150, clip=1.0),
     steps=240,
     validate_every=40,
-    tbptt=TBPTTConfig(tasks=2, objective="log", average=0.98, lr=3e-3, half_life=150, clip=1.0),
     out=OUT / "L2O",
 )
 EVALUATION = EvaluateJob(

@@ -24,8 +24,6 @@ Differences from the paper:
 import dataclasses
 from pathlib import Path
 
-from metaopt.jobs.settings import TrainJob
-
 from experiments.checks import (
     ahead,
     below,
@@ -42,7 +40,9 @@ from experiments.checks import (
 from experiments.panels import Claim
 from experiments.reproduction import Figure, Reproduction, main
 from experiments.zoo import ENTRIES
+from metaopt import optimizers
 from metaopt.evaluation.comparing import slug
+from metaopt.jobs.train import TrainJob
 
 # Names in the records.
 L3RS = "L3RS"
@@ -53,18 +53,18 @@ UNCHANGED = "L3RS as it is"  # the reference of the ablations
 LEARNED = {L3RS: "l3rs-finetune-cnn", VELO: "velo-small"}  # -> the name in the zoo
 BASELINES = ("sgd", "adam", "adam-l3rs", "adam-l3rs-head")
 
-# Label -> settings of `TrainJob`. L3RS as it is has SGD and Adam, an embedding, three averages.
+# Label -> settings of L3RS. As it is, it has SGD and Adam, an embedding, three averages.
 ABLATIONS = {
-    UNCHANGED: {},
-    "SGD alone": {"base": "sgd"},
-    "Adam alone": {"base": "adam"},
-    "SGD, Adam, Lion": {"base": "sgd,adam,lion"},
-    "no embedding": {"variant": "none"},
-    "a network per layer": {"variant": "per_layer"},
-    "one network for all": {"variant": "global"},
-    "one average": {"ema": "one"},
-    "raw features": {"ema": "raw"},
-    "no features": {"ema": "none"},
+    UNCHANGED: optimizers.L3RS(),
+    "SGD alone": optimizers.L3RS(base=("sgd",)),
+    "Adam alone": optimizers.L3RS(base=("adam",)),
+    "SGD, Adam, Lion": optimizers.L3RS(base=("sgd", "adam", "lion")),
+    "no embedding": optimizers.L3RS(variant="none"),
+    "a network per layer": optimizers.L3RS(variant="per_layer"),
+    "one network for all": optimizers.L3RS(variant="global"),
+    "one average": optimizers.L3RS(ema="one"),
+    "raw features": optimizers.L3RS(ema="raw"),
+    "no features": optimizers.L3RS(ema="none"),
 }
 
 
@@ -74,9 +74,9 @@ def ablation(label: str, full: bool) -> TrainJob:
     folder = f"{slug(label)}-full" if full else slug(label)
     return dataclasses.replace(
         job,
+        learned=ABLATIONS[label],
         steps=1000 if full else 400,
         out=Path("runs/l3rs-ablations") / folder,
-        **ABLATIONS[label],
     )
 
 

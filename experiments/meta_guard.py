@@ -30,8 +30,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from metaopt.jobs.settings import TrainJob
-
 from experiments.checks import below, best_of, every, negated, never_diverges, rises, trapped
 from experiments.panels import Claim
 from experiments.reproduction import Figure, Reproduction, TunedBaselines, main
@@ -39,7 +37,9 @@ from metaopt import guards
 from metaopt.evaluation.baselines import BASELINES
 from metaopt.evaluation.contenders import Contender, Learned
 from metaopt.evaluation.curves import Adjustable
+from metaopt.jobs.train import TrainJob
 from metaopt.meta import TBPTTConfig
+from metaopt.optimizers import LSTM
 
 # Names in `BASELINES`.
 TUNED_SGD = "sgd-meta-guard"  # a constant rate, tuned for each panel
@@ -70,10 +70,9 @@ CHANCE = "SMG or LGL2O without update falls to chance"
 # L2O of the CNN-3 with sigmoids.
 L2O_SIGMOID = TrainJob(
     task="fashion-cnn3-sigmoid",
-    learned="lstm",
-    method="tbptt",
+    learned=LSTM(),
+    method=TBPTTConfig(lr=3e-4, clip=1.0),
     steps=1_000,
-    tbptt=TBPTTConfig(lr=3e-4, clip=1.0),
     validate_every=50,
     checkpoint_every=50,
     out=Path("runs/meta-guard/L2O"),

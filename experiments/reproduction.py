@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import metaopt
+from metaopt.core.processes import in_processes
 from metaopt.evaluation import contenders
 from metaopt.evaluation.baselines import BASELINES
 from metaopt.evaluation.comparing import Settings, compare
@@ -18,9 +19,8 @@ from metaopt.evaluation.contenders import Contender, Learned
 from metaopt.evaluation.curves import Adjustable
 from metaopt.evaluation.records import FORMAT, INDEX, read_index, write_json
 from metaopt.evaluation.suites import SuiteTask
-from metaopt.jobs import in_processes, meta_train
 from metaopt.jobs.evaluate import environment
-from metaopt.jobs.settings import TrainJob
+from metaopt.jobs.train import TrainJob, meta_train
 from metaopt.meta.loop import training_curves
 
 TRAININGS = "trainings"  # what ``--only`` calls the meta-trainings

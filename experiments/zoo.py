@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metaopt.jobs.settings import TrainJob
-
 import metaopt
 from metaopt import zoo
 from metaopt.core.files import write_whole
@@ -26,9 +24,10 @@ from metaopt.evaluation.comparing import Settings, compare
 from metaopt.evaluation.records import read_curves, read_record, write_json
 from metaopt.evaluation.statistics import final_mean
 from metaopt.evaluation.suites import SuiteTask
-from metaopt.jobs import meta_train
+from metaopt.jobs.train import TrainJob, meta_train
 from metaopt.meta import NESConfig, TBPTTConfig
 from metaopt.meta.loop import read_metrics
+from metaopt.optimizers import L3RS, LSTM, VeLO
 from metaopt.zoo import exports
 
 RUNS, PAGE = Path("runs/zoo"), Path("docs/zoo.md")
@@ -60,59 +59,101 @@ class Entry(NamedTuple):
     seeds: int = 4
 
 
-def _lstm(task: str, steps: int, settings: TBPTTConfig) -> TrainJob:
+def _lstm(task: str, steps: int, method: TBPTTConfig) -> TrainJob:
     """The LSTM of LGL2O: truncated back-propagation, runs of 100 steps."""
     return TrainJob(
-        task=task, learned="lstm", method="tbptt", steps=steps, tbptt=settings,
-        validate_every=100, checkpoint_every=100,
-    )  # fmt: skip
+        task=task,
+        learned=LSTM(),
+        method=method,
+        steps=steps,
+        validate_every=100,
+        checkpoint_every=100,
+    )
 
 
 # Not the paper's: the logarithm of the loss, since late windows have small gradients; a running
 # mean of theta; p = 7. Validation keeps update 400: by and by truncation makes it greedy, fast at
 # first and worse later (0.243 to 0.276 after 300 steps), and evolution on whole runs does not.
+_LONGER_WINDOWS = TBPTTConfig(
+    rollout=300,
+    lengths="log_uniform",
+    min_rollout=40,
+    objective="log",
+    average=0.99,
+    lr=1e-3,
+    half_life=800,
+    clip=1.0,
+)
 _LONGER = TrainJob(
-    task="mnist-mlp20", learned="lstm", p=7.0, method="tbptt", steps=1000,
-    tbptt=TBPTTConfig(
-        rollout=300, lengths="log_uniform", min_rollout=40, objective="log", average=0.99,
-        lr=1e-3, half_life=800, clip=1.0,
-    ),
-    validate_every=100, checkpoint_every=100,
-)  # fmt: skip
+    task="mnist-mlp20",
+    learned=LSTM(p=7.0),
+    method=_LONGER_WINDOWS,
+    steps=1000,
+    validate_every=100,
+    checkpoint_every=100,
+)
 _WHOLE_RUNS = TrainJob(
-    task="mnist-mlp20", learned="lstm", p=7.0, steps=40,
-    nes=NESConfig(
-        population=24, tasks=1, sigma=0.01, lr=2e-3, half_life=200, objective="trajectory",
-        min_steps=300, max_steps=300,
+    task="mnist-mlp20",
+    learned=LSTM(p=7.0),
+    method=NESConfig(
+        population=24,
+        tasks=1,
+        sigma=0.01,
+        lr=2e-3,
+        half_life=200,
+        objective="trajectory",
+        min_steps=300,
+        max_steps=300,
     ),
-    validate_every=10, checkpoint_every=10,
-)  # fmt: skip
+    steps=40,
+    validate_every=10,
+    checkpoint_every=10,
+)
 # The gradient of windows of 100 steps, second derivatives included: from a theta whose steps depend
 # little on the size of the gradient (p = 7), it is of norm 1, and makes the start fast without
 # slower steps later. Without them runs become worse, and in windows of 20 steps after a while too.
+_FASTER_START_WINDOWS = TBPTTConfig(
+    rollout=300,
+    truncation=100,
+    lengths="log_uniform",
+    min_rollout=100,
+    tasks=2,
+    objective="log",
+    second_order=True,
+    average=0.95,
+    lr=5e-4,
+    half_life=100,
+    clip=1.0,
+)
 _FASTER_START = dataclasses.replace(
-    _LONGER, steps=300,
-    tbptt=TBPTTConfig(
-        rollout=300, truncation=100, lengths="log_uniform", min_rollout=100, tasks=2,
-        objective="log", second_order=True, average=0.95, lr=5e-4, half_life=100, clip=1.0,
-    ),
-    validate_every=20, validate_on="trajectory", checkpoint_every=20,
-)  # fmt: skip
+    _LONGER,
+    method=_FASTER_START_WINDOWS,
+    steps=300,
+    validate_every=20,
+    validate_on="trajectory",
+    checkpoint_every=20,
+)
 # The same on longer runs: of the windows fewer are first ones, more are late.
 _LONGER_STILL = dataclasses.replace(
-    _FASTER_START, steps=240, validate_every=30, checkpoint_every=30,
-    tbptt=dataclasses.replace(
-        _FASTER_START.tbptt, rollout=400, average=0.97, half_life=80
-    ),
-)  # fmt: skip
+    _FASTER_START,
+    method=dataclasses.replace(_FASTER_START_WINDOWS, rollout=400, average=0.97, half_life=80),
+    steps=240,
+    validate_every=30,
+    checkpoint_every=30,
+)
 
 # From scratch an LSTM learns on CNN-3 what is fast for 100 steps, not to hold: where it makes the
 # ReLUs die, back-propagation is without a gradient. The MLP's LSTM, as it is after two
 # parts, begins with runs that hold (build that one first).
 _TO_CNN = dataclasses.replace(
-    _LONGER, task="fashion-cnn3", steps=300, warm_start="runs/zoo/lstm-mlp-mnist-300-2",
-    tbptt=dataclasses.replace(_LONGER.tbptt, lr=2e-4), validate_every=25, checkpoint_every=25,
-)  # fmt: skip
+    _LONGER,
+    task="fashion-cnn3",
+    method=dataclasses.replace(_LONGER_WINDOWS, lr=2e-4),
+    steps=300,
+    warm_start="runs/zoo/lstm-mlp-mnist-300-2",
+    validate_every=25,
+    checkpoint_every=25,
+)
 
 # L3RS, section 4: few-class tasks from a pretrained CNN, K drawn from 10 to 100.
 _NES = NESConfig(population=16, tasks=1, min_steps=10, max_steps=100)
@@ -170,7 +211,7 @@ ENTRIES = {
     ),
     "l3rs-finetune-cnn": Entry(
         "L3RS (SGD + Adam) for fine-tuning a pretrained CNN on a few new classes",
-        (TrainJob(task="finetune", learned="l3rs", steps=400, nes=_NES),),
+        (TrainJob(task="finetune", learned=L3RS(), method=_NES, steps=400),),
         ("finetune-A", 100),
         "10 to 100 steps",
         ("few-class fine-tuning of CNN-3 within its horizon",),
@@ -180,7 +221,7 @@ ENTRIES = {
     ),
     "velo-small": Entry(
         "VeLO (32 units, 16 banks) fine-tuning a pretrained CNN on a few new classes",
-        (TrainJob(task="finetune", learned="velo", hidden=32, bank=16, steps=400, nes=_NES),),
+        (TrainJob(task="finetune", learned=VeLO(hidden=32, bank=16), method=_NES, steps=400),),
         ("finetune-A", 100),
         "10 to 100 steps; theta fits any network, and has seen only CNN-3",
         ("few-class fine-tuning of CNN-3 within its horizon",),
@@ -211,10 +252,8 @@ def build(name: str, entry: Entry) -> Path:
         licence="Apache-2.0",
         home=measure(name, entry, export),
     )
-    there = exports.save(
-        zoo.FOLDER / name, export.name, export.config, export.theta, export.trained
-    )
-    return _write(there, card)
+    folder = exports.save(zoo.FOLDER / name, export.settings, export.theta, export.trained)
+    return _write(folder, card)
 
 
 def measure_again(name: str, entry: Entry) -> Path:
@@ -263,26 +302,32 @@ def _trained(job: TrainJob) -> str:
     minutes = sum(metrics["seconds"]) / 60
     steps = int(sum(metrics["inner_steps"]))
     return (
-        f"{len(metrics['step'])} meta-updates of {job.method} on {job.task}, {steps} inner steps, "
-        f"{minutes:.0f} minutes on a shared {platform.machine()} machine; the best theta by "
-        f"held-out loss (of {job.max_steps} updates)"
+        f"{len(metrics['step'])} meta-updates of {job.method.name} on {job.task}, "
+        f"{steps} inner steps, {minutes:.0f} minutes on a shared {platform.machine()} machine; "
+        f"the best theta by held-out loss (of {job.max_steps} updates)"
     )
 
 
 def _command(job: TrainJob) -> str:
-    """The command line of `job`: what differs from the defaults."""
-    words = ["metaopt", "train"]
-
-    def add(prefix: str, given: Any, default: Any) -> None:
-        for field in dataclasses.fields(given):
-            value, usual = getattr(given, field.name), getattr(default, field.name)
-            if dataclasses.is_dataclass(value):
-                add(f"{prefix}{field.name}.", value, usual)
-            elif value != usual:
-                words.extend([f"--{prefix}{field.name.replace('_', '-')}", str(value)])
-
-    add("", job, TrainJob())
+    """The command line of `job`, with the settings that differ from the defaults."""
+    words = ["metaopt", "train", *_flags(job, TrainJob())]
+    for field in ("learned", "method"):
+        settings = getattr(job, field)
+        flags = _flags(settings, type(settings)(), prefix=f"{field}.")
+        if flags or settings != getattr(TrainJob(), field):
+            words += [f"{field}:{settings.name}", *flags]
     return shlex.join(words)
+
+
+def _flags(settings: Any, default: Any, prefix: str = "") -> list[str]:
+    """The flags of the plain fields that differ from those of `default`."""
+    words = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value != getattr(default, field.name) and not dataclasses.is_dataclass(value):
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [f"--{prefix}{field.name.replace('_', '-')}", text]
+    return words
 
 
 def page() -> str:

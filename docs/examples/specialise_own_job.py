@@ -2,7 +2,7 @@
 
 The job is the function `make_task`. In the folder of this file, the command
 
-    metaopt train --task specialise_own_job:make_task --learned l3rs --minutes 30 --out runs/own
+    metaopt train --task specialise_own_job:make_task --minutes 30 --out runs/own learned:l3rs
 
 meta-trains L3RS on it by evolution strategies and exports the best theta to runs/own/export. The
 script
@@ -76,10 +76,11 @@ def main(argv=None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", help="folder of the meta-training; default: a temporary one")
     folder = Path(parser.parse_args(argv).out or tempfile.mkdtemp())
-    job = "train --task specialise_own_job:make_task --learned l3rs"
-    budget = f"--steps 75 --validate-every 25 --nes.min-steps 10 --nes.max-steps {STEPS}"
-    budget += " --nes.population 16 --nes.tasks 2 --nes.lr 0.02"
-    if code := command_line([*job.split(), *budget.split(), "--out", str(folder)]):
+    job = "train --task specialise_own_job:make_task --steps 75 --validate-every 25"
+    method = f"method:nes --method.min-steps 10 --method.max-steps {STEPS}"
+    method += " --method.population 16 --method.tasks 2 --method.lr 0.02"
+    words = [*job.split(), "--out", str(folder), "learned:l3rs", *method.split()]
+    if code := command_line(words):
         raise SystemExit(code)
 
     task = make_task()

@@ -1,6 +1,6 @@
 """Trained learned optimizers that ship with the package: ``metaopt.load("lstm-mlp-mnist")``.
 
-A folder each: an export (weights and spec, as `metaopt.save` writes it) and ``card.json``.
+Each has a folder with an export (weights and spec, as `metaopt.save` writes it) and ``card.json``.
 """
 
 from pathlib import Path
@@ -14,13 +14,14 @@ CARD = "card.json"
 
 
 class Home(NamedTuple):
-    """The task an optimizer was meta-trained on, and what it reaches there.
+    """A measurement on the task that an optimizer was meta-trained on.
 
     Attributes:
       task: a name of `metaopt.tasks.catalog.TASKS`.
-      num_steps, seeds: of the short run that was measured, by `metaopt.evaluation.curves.evaluate`.
-      loss: its mean final test loss.
-      bound: a mean loss that any later version of the package must stay below in that run.
+      num_steps: steps of each run, by `metaopt.evaluation.curves.evaluate`.
+      seeds: number of runs.
+      loss: mean final test loss of the runs.
+      bound: every later version of the package must stay below this mean loss in the same runs.
       baselines: label of a tuned baseline -> its mean final test loss from the same seeds.
     """
 
@@ -37,12 +38,13 @@ class Card(NamedTuple):
 
     Attributes:
       about: one line.
-      trained: how it was meta-trained, in words: on what, by what, for how long.
-      command: that repeats the meta-training.
-      horizon: for which lengths of runs it is meant.
-      wins, loses: where it is ahead of tuned baselines, and where it is not.
+      trained: the task, the method and the duration of its meta-training, in words.
+      command: the commands that repeat the meta-training.
+      horizon: the lengths of runs that it is made for.
+      wins: where it is ahead of tuned baselines.
+      loses: where it is not.
       licence: of the weights.
-      home: see `Home`.
+      home: its measurement on the task of its meta-training.
     """
 
     about: str
@@ -56,27 +58,44 @@ class Card(NamedTuple):
 
 
 def names() -> list[str]:
-    """What `metaopt.load` knows by name, in alphabetical order."""
+    """The names that `metaopt.load` knows, in alphabetical order."""
     return sorted(path.parent.name for path in FOLDER.glob(f"*/{CARD}"))
 
 
 def folder(name: str) -> Path:
-    """The export of `name`.
+    """The folder of an optimizer.
 
-    Raises: ValueError: there is no such entry; the message has the near matches.
+    Args:
+      name: one of `names()`.
+
+    Returns:
+      The folder with its export and its card.
+
+    Raises:
+      ValueError: when the name is unknown; the message lists similar names.
     """
     check_known("zoo entry", name, names())
     return FOLDER / name
 
 
 def card(name: str) -> Card:
-    """The model card of `name`; raises as `folder` does."""
+    """The model card of an optimizer.
+
+    Args:
+      name: one of `names()`.
+
+    Returns:
+      The card.
+
+    Raises:
+      ValueError: when the name is unknown; the message lists similar names.
+    """
     plain: dict[str, Any] = parse_json(read_plain(folder(name) / CARD))
     return Card(home=Home(**plain.pop("home")), **plain)
 
 
 def rows(card: Card) -> dict[str, str]:
-    """The card as a table: what a row is about -> what it says."""
+    """The card as a table: title of a row -> its text."""
     home = card.home
     others = ", ".join(f"tuned {label} {loss:.3g}" for label, loss in home.baselines.items())
     return {

@@ -1,7 +1,7 @@
 """Exported optimizers from the Hugging Face hub (the extra ``metaopt-jax[hub]``).
 
-Without a network nothing here is needed: an export is a folder of two files, and `metaopt.load`
-takes the path of a copy just as well.
+Without a network, use a copy instead: an export is a folder of two files, and `metaopt.load` takes
+its path.
 """
 
 import re
@@ -20,24 +20,24 @@ OFFLINE = (
 def fetch(repo_id: str, revision: str = "main", *, into: Path | None = None) -> Path:
     """Downloads an export and returns its folder: ``metaopt.load(hub.fetch("owner/name"))``.
 
-    Only the two files of an export are taken, both of one commit. They are data; nothing in them
-    is executed, here or by `metaopt.load`, which checks them.
+    It downloads only the two files of an export, both from one commit. They are data: neither this
+    function nor `metaopt.load`, which checks them, executes anything in them.
 
     Args:
-      repo_id: ``"owner/name"`` on the hub. The files lie at the top of that repository.
+      repo_id: ``"owner/name"`` on the hub. The files are at the top of that repository.
       revision: a branch, a tag, or a commit. A branch may move: give the 40 digits of a commit
-        where a run shall be repeatable.
+        to make a run repeatable.
       into: the folder to write; by default one per repository and commit below
         ``METAOPT_CACHE_DIR`` (or ``~/.cache/metaopt``).
 
     Returns:
-      The folder, plain files only. What was downloaded before also comes from the hub's own cache
-      when there is no network.
+      The folder, which holds plain files only. Without a network, an export that was downloaded
+      before comes from the hub's own cache.
 
     Raises:
-      ImportError: ``huggingface_hub`` is not installed.
-      CheckpointError: `repo_id` is no name on the hub, the hub or the revision cannot be reached,
-        or the repository holds no export.
+      ImportError: when ``huggingface_hub`` is not installed.
+      CheckpointError: when `repo_id` is not a name on the hub, the hub or the revision cannot be
+        reached, or the repository holds no export.
     """
     who = f"hub.fetch({repo_id!r}, revision={revision!r})"
     if not isinstance(repo_id, str) or not NAME.fullmatch(repo_id):
@@ -52,7 +52,7 @@ def fetch(repo_id: str, revision: str = "main", *, into: Path | None = None) -> 
         snapshot = Path(
             snapshot_download(repo_id, revision=revision, allow_patterns=[SPEC, WEIGHTS])
         )
-    except Exception as error:  # of the hub, of HTTP, of sockets: each has kinds of its own
+    except Exception as error:  # the hub, HTTP and sockets raise errors of many kinds
         cause = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{who}: {type(error).__name__}: {cause}. {OFFLINE}") from error
     if missing := [name for name in (SPEC, WEIGHTS) if not (snapshot / name).is_file()]:

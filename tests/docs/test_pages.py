@@ -45,14 +45,14 @@ def folder(tmp_path, monkeypatch):
     """An empty folder with what `make run` and `metaopt train` would have left in it."""
     monkeypatch.chdir(tmp_path)
     params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
-    for name, path, config in (
-        ("lstm", "runs/digits/L2O/export", {}),
-        ("l3rs", "runs/digits/L3RS/export", {"variant": "none"}),
-        ("l3rs", "runs/mine/export", {"variant": "none"}),
-        ("l3rs", "runs/myjob/export", {"variant": "none"}),
+    for path, settings in (
+        ("runs/digits/L2O/export", optimizers.LSTM()),
+        ("runs/digits/L3RS/export", optimizers.L3RS(variant="none")),
+        ("runs/mine/export", optimizers.L3RS(variant="none")),
+        ("runs/myjob/export", optimizers.L3RS(variant="none")),
     ):
-        theta = optimizers.LEARNED[name](**config).init(jax.random.key(0), params)
-        metaopt.save(path, name, config, theta)
+        theta = settings.build().init(jax.random.key(0), params)
+        metaopt.save(path, settings, theta)
     return tmp_path
 
 

@@ -12,7 +12,7 @@ from experiments.panels import Panel, graded
 from experiments.reproduction import TRAININGS, Figure, Reproduction, main
 from metaopt import optimizers
 from metaopt.evaluation.records import read_curves, read_record
-from metaopt.jobs.settings import TrainJob
+from metaopt.jobs.train import TrainJob
 from metaopt.meta import NESConfig
 from metaopt.meta.loop import read_metrics
 from metaopt.report import report
@@ -22,9 +22,9 @@ from metaopt.report import report
 def paper(tmp_path_factory):
     """One small figure with an untrained LSTM."""
     folder = tmp_path_factory.mktemp("reproduction")
-    lstm = optimizers.lstm(2)
-    theta = lstm.init(jax.random.key(0), {"w": np.zeros(3)})
-    export = str(metaopt.save(folder / "export", "lstm", {"hidden": 2}, theta))
+    settings = optimizers.LSTM(hidden=2)
+    theta = settings.build().init(jax.random.key(0), {"w": np.zeros(3)})
+    export = str(metaopt.save(folder / "export", settings, theta))
 
     def figures(full):
         return [
@@ -75,11 +75,11 @@ def test_unknown_figures_are_named(paper, capsys):
 def test_meta_trainings_are_run_once_and_drawn(paper, tmp_path):
     job = TrainJob(
         task="quadratic",
-        learned="lstm",
+        learned=optimizers.LSTM(),
+        method=NESConfig(population=2, tasks=1, min_steps=2, max_steps=2),
         steps=2,
         validate_every=1,
         out=tmp_path / "run",
-        nes=NESConfig(population=2, tasks=1, min_steps=2, max_steps=2),
     )
     trained = dataclasses.replace(paper, trainings=lambda full: {"L2O, seed 0": job})
     main(trained, "experiments.paper", ["--workers", "1", "--only", TRAININGS])

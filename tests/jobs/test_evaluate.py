@@ -15,8 +15,7 @@ from metaopt.evaluation.contenders import GUARDS, adversary, folder_name, guarde
 from metaopt.evaluation.curves import evaluate
 from metaopt.evaluation.records import read_curves, read_grid, read_index, read_record
 from metaopt.evaluation.suites import SUITES, Suite, SuiteTask
-from metaopt.jobs.evaluate import suite_tasks
-from metaopt.jobs.settings import EvaluateJob
+from metaopt.jobs.evaluate import EvaluateJob, suite_tasks
 from metaopt.tasks.catalog import TASKS, build
 from metaopt.zoo import exports
 
@@ -32,10 +31,10 @@ def evaluation(tmp_path_factory):
     """An L3RS made for moons, evaluated on a suite of short tasks."""
     folder = tmp_path_factory.mktemp("evaluation")
     SUITES["tiny"] = Suite("for tests", TASKS_RUN)
-    l3rs = optimizers.l3rs()
+    settings = optimizers.L3RS()
     params = build("moons").init(jax.random.key(0))
-    theta = l3rs.init(jax.random.key(0), params)
-    exports.save(folder / "mine", "l3rs", {"base": ["sgd", "adam"]}, theta, {})
+    theta = settings.build().init(jax.random.key(0), params)
+    exports.save(folder / "mine", settings, theta)
     arguments = ["evaluate", str(folder / "mine"), "--suite", "tiny", "--seeds", "3"]
     arguments += ["--tuning-seeds", "1", "--guards", "race", "--out", str(folder / "records")]
     with pytest.MonkeyPatch.context() as patch:

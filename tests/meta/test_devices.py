@@ -13,13 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt import jobs
 from metaopt.core import cpu
 from metaopt.core.types import Task
-from metaopt.jobs import train
-from metaopt.jobs.settings import UNBOUNDED, TrainJob
+from metaopt.jobs.train import UNBOUNDED, TrainJob, meta_train
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig, devices, loop
 from metaopt.meta.population import evaluate, evaluate_one
+from metaopt.optimizers import L3RS
 from metaopt.zoo.exports import load
 
 STEPS = 6
@@ -255,15 +254,15 @@ def test_one_process_joins_nothing(monkeypatch):
 
 JOB = {
     "task": "quadratic",
-    "base": "sgd",
+    "learned": L3RS(base=("sgd",)),
+    "method": NESConfig(population=4, tasks=2, min_steps=3, max_steps=5),
     "steps": 3,
-    "nes": NESConfig(population=4, tasks=2, min_steps=3, max_steps=5),
 }
 
 
 def run_job(out, cache, **settings):
     children.prepare(cache)
-    jobs.meta_train(TrainJob(**{**JOB, "out": out, **settings}))
+    meta_train(TrainJob(**{**JOB, "out": out, **settings}))
 
 
 def test_the_command_in_two_processes_exports_what_one_exports(alone, tmp_path):
@@ -285,8 +284,7 @@ def test_what_may_change_between_the_parts_of_a_run():
     one = TrainJob(**JOB)
     moved = {"coordinator": "none", "population_chunk": 2, "minutes": 3.0, "checkpoint_every": 7}
     assert TrainJob(**JOB, **moved).identity == one.identity
-    assert "validate_on" not in one.identity  # so that runs begun before there was a choice go on
-    others = ({"seed": 1}, {"steps": 4}, {"nes": NESConfig()}, {"task": "digits"})
+    others = ({"seed": 1}, {"steps": 4}, {"method": NESConfig()}, {"task": "digits"})
     for other in (*others, {"validate_on": "trajectory"}):
         assert TrainJob(**{**JOB, **other}).identity != one.identity
 
@@ -372,13 +370,12 @@ def test_windows_by_processes_restore_what_others_saved(method, windows_alone, t
 
 @WINDOWS
 def test_runs_that_do_not_divide_over_the_devices(method, monkeypatch):
-    uneven = {"pes": PESConfig(population=6), "tbptt": TBPTTConfig(tasks=3)}
-    job = TrainJob(method=method, **{method: uneven[method]})
+    config = {"pes": PESConfig(population=6), "tbptt": TBPTTConfig(tasks=3)}[method]
     monkeypatch.setattr(jax, "device_count", lambda: 2)
-    assert train._mesh(job) is None  # 3 runs on 2 devices: one takes them all
+    assert config.mesh() is None  # 3 runs on 2 devices: one takes them all
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    flag = {"pes": "--pes.population must be a multiple of 4", "tbptt": "--tbptt.tasks .* of 2"}
-    with pytest.raises(ValueError, match=flag[method]):
-        train._mesh(job)
+    multiple = {"pes": "PESConfig.population .* of 4", "tbptt": "TBPTTConfig.tasks .* of 2"}
+    with pytest.raises(ValueError, match=multiple[method]):
+        config.mesh()
     with pytest.raises(ValueError, match="3 cannot be shared evenly by 2 devices"):
         devices.check_shares("x", 3, types.SimpleNamespace(size=2))

@@ -29,6 +29,7 @@ from export_damage import (
 from refusals import bad_inputs, bomb, refused
 
 import metaopt
+from metaopt.optimizers import L3RS, LSTM
 from metaopt.zoo.exports import SPEC, WEIGHTS
 
 PARAMS = {"w": np.ones((2, 2), np.float32)}
@@ -38,10 +39,9 @@ PARAMS = {"w": np.ones((2, 2), np.float32)}
 def exported(tmp_path_factory):
     """An LSTM and an L3RS as they are exported."""
     root = tmp_path_factory.mktemp("exports")
-    configs = {"lstm": {"hidden": 2, "layers": 1}, "l3rs": {"base": ["sgd", "lion"]}}
-    for name, config in configs.items():
-        theta = metaopt.optimizers.LEARNED[name](**config).init(jax.random.key(0), PARAMS)
-        metaopt.save(root / name, name, config, theta)
+    for settings in (LSTM(hidden=2, layers=1), L3RS(base=("sgd", "lion"))):
+        theta = settings.build().init(jax.random.key(0), PARAMS)
+        metaopt.save(root / settings.name, settings, theta)
     return root
 
 
@@ -82,7 +82,8 @@ DAMAGED = {
         f"{SPEC}: ",
     ),
     "sha256 twice": (twice("sha256"), f"{SPEC}: .*'sha256' occurs twice"),
-    "format 2": (spec(format=2, metaopt="9.1"), "format 2 is newer.*9.1.*Upgrade"),
+    "format 1": (spec(format=1), "format 1 was written by .*this version reads format 2"),
+    "format 3": (spec(format=3, metaopt="9.1"), "format 3 is newer.*9.1.*Upgrade"),
     "format 10^5000": (text('{"format": 1' + "0" * 5000 + "}"), f"{SPEC}: "),
     "format 0": (spec(format=0), f"{SPEC}: .*format 0"),
     "format true": (spec(format=True), "no format number"),
@@ -94,8 +95,8 @@ DAMAGED = {
     "unknown optimizer": (spec(optimizer="adamm"), "unknown optimizer 'adamm'"),
     "optimizer a module": (spec(optimizer="os.system"), "unknown optimizer 'os.system'"),
     "optimizer of 1 MB": (spec(optimizer="x" * 1_000_000), "unknown optimizer"),
-    "unknown option": (spec(config__hiden=3), "configuration of 'lstm'.*hiden"),
-    "hidden 0": (spec(config__hidden=0), "hidden must be at least 1"),
+    "unknown setting": (spec(settings__hiden=3), "'lstm' has no setting 'hiden'"),
+    "hidden 0": (spec(settings__hidden=0), "hidden must be at least 1"),
     "hidden null": (
         lambda f: (f / SPEC).write_text(
             (f / SPEC).read_text().replace('"hidden": 2', '"hidden": null')
@@ -103,11 +104,11 @@ DAMAGED = {
         "hidden must be an integer",
     ),
     "hidden of another network": (
-        spec(config__hidden=3),
+        spec(settings__hidden=3),
         "theta.*does not fit|other shape|expected",
     ),
-    "hidden 10^12": (spec(config__hidden=10**12), "does not fit|expected"),
-    "layers of another network": (spec(config__layers=2), "memory of 1 layers, but layers=2"),
+    "hidden 10^12": (spec(settings__hidden=10**12), "does not fit|expected"),
+    "layers of another network": (spec(settings__layers=2), "memory of 1 layers, but layers=2"),
     "theta 600 deep": (
         lambda f: (
             spec(theta={"a": 0})(f),
@@ -117,9 +118,12 @@ DAMAGED = {
         ),
         f"{WEIGHTS}: ",
     ),
-    "p negative": (spec(config__p=-1.0), "p must be positive"),
-    "another optimizer's theta": (spec(optimizer="l3rs", config={}), "other leaves than expected"),
-    "VeLO with this theta": (spec(optimizer="velo", config={}), "not VeLO's meta-parameters"),
+    "p negative": (spec(settings__p=-1.0), "p must be positive"),
+    "another optimizer's theta": (
+        spec(optimizer="l3rs", settings={}),
+        "other leaves than expected",
+    ),
+    "VeLO with this theta": (spec(optimizer="velo", settings={}), "not VeLO's meta-parameters"),
     "theta empty": (spec(theta={}), "leaves that the spec does not know"),
     "a leaf too many in the spec": (
         spec(theta__more="float32[1]"),
@@ -192,18 +196,18 @@ def test_a_bad_export_is_refused(copy, bad, match):
 
 
 OF_L3RS = {
-    "base a string": (spec(config={"base": "sgd"}), "base must be a sequence"),
-    "base a module": (spec(config={"base": ["os.system"]}), "unknown base 'os.system'"),
-    "base twice": (spec(config={"base": ["sgd", "sgd"]}), "base names must differ"),
-    "base other than theta's": (spec(config={"base": ["sgd", "adam"]}), "other leaves|expected"),
-    "variant unknown": (spec(config__variant="both"), "variant must be"),
-    "variant other than theta's": (spec(config__variant="per_layer"), "other leaves|expected"),
-    "ema unknown": (spec(config__ema="two"), "ema must be"),
-    "ema of 2": (spec(config__ema=[2.0]), "ema decays must"),
-    "hidden a number": (spec(config__hidden=32), "hidden"),
-    "embedding_dim of another": (spec(config__embedding_dim=3), "expected"),
-    "lambda_0 NaN": (spec(config__lambda_0=float("nan")), "NaN|finite"),
-    "layer_names a string": (spec(config__layer_names="leaf_names"), "layer_names must be"),
+    "base a string": (spec(settings={"base": "sgd"}), "base must be a tuple"),
+    "base a module": (spec(settings={"base": ["os.system"]}), "unknown base 'os.system'"),
+    "base twice": (spec(settings={"base": ["sgd", "sgd"]}), "base names must differ"),
+    "base other than theta's": (spec(settings={"base": ["sgd", "adam"]}), "other leaves|expected"),
+    "variant unknown": (spec(settings__variant="both"), "variant must be one of"),
+    "variant other than theta's": (spec(settings__variant="per_layer"), "other leaves|expected"),
+    "ema unknown": (spec(settings__ema="two"), "ema must be one of three, one, raw, none, tuple"),
+    "ema of 2": (spec(settings__ema=[2.0]), "ema decays must"),
+    "hidden a number": (spec(settings__hidden=32), "hidden"),
+    "embedding_dim of another": (spec(settings__embedding_dim=3), "expected"),
+    "lambda_0 NaN": (spec(settings__lambda_0=float("nan")), "NaN|finite"),
+    "layer_names a string": (spec(settings__layer_names="leaf_names"), "no setting 'layer_names'"),
     "an embedding of another size": (
         leaves(
             lambda a: {**a, "embedding/w": np.ones(3, np.float32)},

@@ -11,7 +11,6 @@ from dataset_files import write_digits_idx
 from evaluations import contenders, write_index, write_task
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from metaopt.jobs.settings import EvaluateJob, TrainJob
 from refusals import fingerprint, refused, within
 
 import metaopt
@@ -20,7 +19,10 @@ from metaopt.core import checks
 from metaopt.datasets import idx
 from metaopt.datasets.catalog import own_spec
 from metaopt.datasets.sources import open_source
+from metaopt.jobs.evaluate import EvaluateJob
+from metaopt.jobs.train import TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
+from metaopt.optimizers import L3RS, LSTM, VeLO
 from metaopt.report import summary
 
 IDX_FILES = ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -58,9 +60,9 @@ def damages(draw):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    theta = metaopt.optimizers.lstm(2, layers=1).init(jax.random.key(0), PARAMS)
-    config = {"hidden": 2, "layers": 1}
-    return metaopt.save(tmp_path_factory.mktemp("e") / "x", "lstm", config, theta, {"task": "t"})
+    settings = LSTM(hidden=2, layers=1)
+    theta = settings.build().init(jax.random.key(0), PARAMS)
+    return metaopt.save(tmp_path_factory.mktemp("e") / "x", settings, theta, {"task": "t"})
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,10 @@ VALUES = st.one_of(
 )
 
 
-@pytest.mark.parametrize("config", [NESConfig, PESConfig, TBPTTConfig, TrainJob, EvaluateJob])
+@pytest.mark.parametrize(
+    "config",
+    [L3RS, LSTM, VeLO, NESConfig, PESConfig, TBPTTConfig, TrainJob, EvaluateJob],
+)
 @fuzzed
 @given(data=st.data())
 def test_random_settings(config, data):

@@ -123,7 +123,8 @@ CASES = {
     f"{config.__name__}.{field}={value!r}"[:70]: (
         (config, {field: value}),
         # A message may name the setting that the value does not fit.
-        rf"{config.__name__}\.?\w*.*\b{field}\b|unknown (suite|baseline) |(Adaptive|l3rs):.*{field}",
+        rf"{config.__name__}\.?\w*.*\b{field}\b|unknown (suite|baseline) "
+        rf"|(Adaptive|l3rs):.*{field}",
     )
     for config, fields in BAD.items()
     for field, values in fields.items()

@@ -10,21 +10,21 @@ from safetensors.numpy import load_file, save_file
 
 import metaopt
 from metaopt import optimizers
+from metaopt.optimizers import L3RS, LSTM, VeLO
 from metaopt.zoo import exports
 from metaopt.zoo.exports import SPEC, WEIGHTS, CheckpointError
 
 PARAMS = {"Dense_0": {"kernel": np.ones((3, 2), np.float32), "bias": np.zeros(2, np.float32)}}
-KINDS = {
-    "lstm": {"hidden": 3},
-    "l3rs": {"base": ["sgd", "lion"], "variant": "per_layer"},
-    "velo": {"hidden": 4, "bank": 2},
+SETTINGS = {
+    "lstm": LSTM(hidden=3),
+    "l3rs": L3RS(base=("sgd", "lion"), variant="per_layer", ema=(0.5, 0.9)),
+    "velo": VeLO(hidden=4, bank=2),
 }
 
 
-def export(path, name="lstm", config=None, **trained):
-    config = KINDS[name] if config is None else config
-    theta = optimizers.LEARNED[name](**config).init(jax.random.key(0), PARAMS)
-    return metaopt.save(path, name, config, theta, trained), theta
+def export(path, name="lstm", **trained):
+    theta = SETTINGS[name].build().init(jax.random.key(0), PARAMS)
+    return metaopt.save(path, SETTINGS[name], theta, trained), theta
 
 
 def update(optimizer, theta):
@@ -32,16 +32,16 @@ def update(optimizer, theta):
     return tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0)[0]
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_round_trip_is_bit_for_bit(tmp_path, name):
     folder, theta = export(tmp_path / "x", name, task="digits", num_steps=[100, 100])
     loaded = metaopt.load(folder)
-    assert (loaded.name, loaded.config) == (name, KINDS[name])
+    assert (loaded.name, loaded.settings) == (name, SETTINGS[name])
     assert loaded.trained == {"task": "digits", "num_steps": [100, 100]}
     assert jax.tree.structure(loaded.theta) == jax.tree.structure(theta)
     jax.tree.map(np.testing.assert_array_equal, loaded.theta, theta)
     step = jax.jit(lambda tx_theta: update(loaded.optimizer, tx_theta))
-    reference = optimizers.LEARNED[name](**KINDS[name])
+    reference = SETTINGS[name].build()
     expected = jax.jit(lambda tx_theta: update(reference, tx_theta))(theta)
     jax.tree.map(np.testing.assert_array_equal, step(loaded.theta), expected)
 
@@ -50,6 +50,8 @@ def test_spec_is_readable_json_with_shapes_and_version(tmp_path):
     folder, theta = export(tmp_path / "x")
     spec = json.loads((folder / SPEC).read_text())
     assert spec["metaopt"] == metaopt.__version__
+    assert (spec["format"], spec["optimizer"]) == (exports.FORMAT, "lstm")
+    assert spec["settings"] == {"hidden": 3, "layers": 2, "p": 10.0, "scale": 0.1}
     assert spec["theta"]["net"]["readout"]["kernel"] == "float32[3,1]"
     assert sorted(os.listdir(folder)) == sorted([SPEC, WEIGHTS])
     sizes = sum(a.size for a in load_file(folder / WEIGHTS).values())
@@ -116,10 +118,11 @@ BREAKAGES = {
     "newer": (lambda f: edit(f, format=99, metaopt="9.1"), "format 99 is newer.*9.1"),
     "no format": (lambda f: edit(f, format=None), "no format number"),
     "no theta": (lambda f: edit(f, theta=None), "'theta' is missing"),
-    "config a list": (lambda f: edit(f, config=[1]), "'config' is missing or not a dict"),
+    "older": (lambda f: edit(f, format=1), f"{SPEC}: format 1 was written by metaopt .*format 2"),
+    "settings a list": (lambda f: edit(f, settings=[1]), "'settings' is missing or not a dict"),
     "foreign": (lambda f: edit(f, optimizer="adamm"), "unknown optimizer 'adamm'"),
-    "unknown option": (lambda f: edit(f, config={"hiden": 3}), "configuration of 'lstm'.*hiden"),
-    "bad option": (lambda f: edit(f, config={"hidden": 0}), "hidden must be at least 1"),
+    "unknown setting": (lambda f: edit(f, settings={"hiden": 3}), "'lstm' has no setting 'hiden'"),
+    "bad setting": (lambda f: edit(f, settings={"hidden": 0}), "LSTM.hidden must be at least 1"),
     "other shapes": (
         lambda f: edit(f, theta={"memory": "float32[9]"}),
         "leaf 'memory' of the spec is missing",
@@ -165,10 +168,9 @@ def test_a_missing_folder_is_named(tmp_path):
 
 
 def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
-    with pytest.raises(ValueError, match="unknown optimizer"):
-        metaopt.save(tmp_path / "x", "mine", {}, {})
-    lopt = optimizers.lstm()
-    theta = lopt.init(jax.random.key(0), PARAMS)
+    with pytest.raises(ValueError, match=r"settings must be one of L3RS, LSTM, VeLO .*got 'lstm'"):
+        metaopt.save(tmp_path / "x", "lstm", {})
+    theta = LSTM().build().init(jax.random.key(0), PARAMS)
     with pytest.raises(ValueError, match="plain JSON"):
-        metaopt.save(tmp_path / "x", "lstm", {}, theta, {"when": {1, 2}})
+        metaopt.save(tmp_path / "x", LSTM(), theta, {"when": {1, 2}})
     assert not (tmp_path / "x").exists()

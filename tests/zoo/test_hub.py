@@ -15,14 +15,15 @@ from metaopt import optimizers
 from metaopt.zoo import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-THETA = optimizers.lstm(3).init(jax.random.key(0), {})
+SETTINGS = optimizers.LSTM(hidden=3)
+THETA = SETTINGS.build().init(jax.random.key(0), {})
 
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A repository with an export and other files; returns its folder and what was asked for."""
     monkeypatch.setenv("METAOPT_CACHE_DIR", str(tmp_path / "cache"))
-    remote = metaopt.save(tmp_path / "remote", "lstm", {"hidden": 3}, THETA, {"task": "digits"})
+    remote = metaopt.save(tmp_path / "remote", SETTINGS, THETA, {"task": "digits"})
     (remote / "README.md").write_text("a model card")
     (remote / "run_me.py").write_text("raise SystemExit('executed')")
     asked = []

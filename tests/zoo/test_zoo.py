@@ -6,8 +6,9 @@ import pytest
 
 import metaopt
 from metaopt import zoo
-from metaopt.cli import main
+from metaopt.cli import main, parse
 from metaopt.evaluation.curves import evaluate
+from metaopt.jobs.train import TrainJob
 from metaopt.tasks import catalog
 
 
@@ -29,7 +30,7 @@ def test_a_name_that_is_not_there():
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     there = metaopt.load("lstm-mlp-mnist")
     own = jax.tree.map(lambda x: 2 * x, there.theta)
-    metaopt.save(tmp_path / "lstm-mlp-mnist", there.name, there.config, own)
+    metaopt.save(tmp_path / "lstm-mlp-mnist", there.settings, own)
     monkeypatch.chdir(tmp_path)
     loaded = metaopt.load("lstm-mlp-mnist").theta
     for mine, found in zip(jax.tree.leaves(own), jax.tree.leaves(loaded), strict=True):
@@ -45,6 +46,17 @@ def test_command_line(capsys):
         assert name in shown and "Apache-2.0" in shown and zoo.card(name).home.task in shown
     assert main(["zoo", "show", "velo"]) == 2
     assert "unknown zoo entry 'velo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_command_of_a_card_is_the_training_that_its_export_records(name):
+    trained = metaopt.load(name).trained
+    *earlier, last = zoo.card(name).command.split(" && ")
+    for command in (*earlier, last):
+        job = parse(TrainJob, command.removeprefix("metaopt train ").split(), "metaopt train")
+        assert job.learned == metaopt.load(name).settings
+    fields = job.identity.keys() - ({"warm_start"} if earlier else set())
+    assert {key: job.identity[key] for key in fields} == {key: trained[key] for key in fields}
 
 
 @pytest.mark.optimized

@@ -19,7 +19,14 @@ CONFIG, LOCK = "config.json", "lock"
 
 @contextlib.contextmanager
 def only_writer(folder: Path):
-    """Holds the run folder's lock; it is released when the process ends, however it ends."""
+    """Holds the lock of a run folder, which the operating system releases when the process ends.
+
+    Args:
+      folder: of the run.
+
+    Raises:
+      ValueError: when another process holds the lock.
+    """
     with open(folder / LOCK, "w") as file:
         try:
             hold_lock(file, wait=False)
@@ -35,8 +42,17 @@ def only_writer(folder: Path):
 def claimed(folder: Path, config: Mapping[str, Any], overwrite: bool, resume_changed: bool):
     """Holds the folder for a run with `config`; see `only_writer` and `claim`.
 
-    Process 0 does it for all. Where it cannot, every process raises `ValueError`, so that none
-    waits for another for ever.
+    Process 0 claims the folder. If it fails, every process raises, so that none waits forever.
+
+    Args:
+      folder: of the run; it is made if needed.
+      config: as in `claim`.
+      overwrite: as in `claim`.
+      resume_changed: as in `claim`.
+
+    Raises:
+      ValueError: when `only_writer` or `claim` raises in process 0.
+      OSError: when process 0 cannot make or write the folder.
     """
     with contextlib.ExitStack() as stack:
         problem = None
@@ -51,32 +67,55 @@ def claimed(folder: Path, config: Mapping[str, Any], overwrite: bool, resume_cha
         if problem is not None:
             raise problem
         if failed:
-            raise ValueError(f"{folder}: process 0 could not begin; its own message says why.")
+            raise ValueError(f"{folder}: process 0 could not start the run; see its message.")
         yield
 
 
 def claim(
     folder: Path, config: Mapping[str, Any], overwrite: bool, resume_changed: bool = False
 ) -> None:
-    """Makes the run folder, or checks that the run in it has the same configuration."""
+    """Writes the configuration of a run, or checks that the run in the folder has the same one.
+
+    Args:
+      folder: of the run.
+      config: plain JSON data.
+      overwrite: delete a run that is there.
+      resume_changed: accept a run with another configuration, with a warning that names the
+        differences.
+
+    Raises:
+      ValueError: when the folder holds a run with another configuration, or one that cannot be
+        read, and neither `overwrite` nor `resume_changed` allows it.
+    """
     text = json.dumps(dict(config), indent=1, sort_keys=True)
     path = folder / CONFIG
     if path.exists() and not overwrite:
-        changed = changes(_read(path), json.loads(text))
-        if not changed:
+        differences = ", ".join(changes(_read(path), json.loads(text)))
+        if not differences:
             return
-        told = ", ".join(changed)
         if not resume_changed:
             raise ValueError(
-                f"{folder} holds a run with another configuration ({told}). Resume with the old "
-                "one, choose another folder, go on with the new one by --resume-changed True, or "
-                "start afresh with --overwrite True."
+                f"{folder} holds a run with another configuration ({differences}). Resume with the "
+                "old one, choose another folder, continue with the new one by --resume-changed "
+                "True, or start afresh with --overwrite True."
             )
-        warnings.warn(f"{folder}: going on with a changed configuration ({told}).", stacklevel=2)
-    for old in folder.iterdir() if overwrite else ():
-        if old.name != LOCK:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        warnings.warn(
+            f"{folder}: continuing with a changed configuration ({differences}).", stacklevel=2
+        )
+    if overwrite:
+        _clear(folder)
     write_whole(path, text.encode())
+
+
+def _clear(folder: Path) -> None:
+    """Deletes what is in the folder, except for the lock."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _read(path: Path) -> Any:
@@ -107,7 +146,14 @@ def changes(old: Any, new: Any, name: str = "") -> list[str]:
 
 @contextlib.contextmanager
 def full_disk_explained(folder: Path):
-    """Turns whatever a full disk made a library raise into one `OSError` that says what to do."""
+    """Turns the error that a library raises on a full disk into an `OSError` with instructions.
+
+    Args:
+      folder: of the run.
+
+    Raises:
+      OSError: when the disk is full or a quota is used up.
+    """
     try:
         yield
     except Exception as error:
@@ -115,13 +161,14 @@ def full_disk_explained(folder: Path):
             raise
         raise OSError(
             errno.ENOSPC,
-            "The disk is full (or a quota is used up), so that the run stopped. Its last complete "
+            "The disk is full (or a quota is used up), and the run stopped. Its last complete "
             "checkpoint is kept: make room and give the same command again",
             str(folder),
         ) from error
 
 
 def _no_space(error: BaseException | None) -> bool:
+    """Whether the error, or one of its causes, says that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -1,4 +1,4 @@
-"""What a run tells: metrics as JSON lines, TensorBoard events if wanted, a bar on a terminal."""
+"""Logs of a run: metrics as JSON lines, TensorBoard events, and a progress bar on a terminal."""
 
 import contextlib
 import json
@@ -22,13 +22,21 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 @contextlib.contextmanager
 def log(folder: Path, done: int, steps: int, label: str, tensorboard: bool):
-    """A function that takes the record of each step; only process 0 writes anything.
+    """Opens the logs of a run.
 
     Args:
       folder: of the run.
-      done: steps already taken; lines of later ones are dropped, they will be taken again.
-      steps: of the whole run; label: for the progress bar.
+      done: steps already taken. Lines of later steps are dropped: these are taken again.
+      steps: of the whole run.
+      label: of the progress bar.
       tensorboard: write event files as well.
+
+    Yields:
+      A function that logs the record of one step, ``{"step": ..., "meta_loss": ..., ...}``. Only
+      process 0 writes.
+
+    Raises:
+      ValueError: when `tensorboard` is True and tensorboardX is not installed.
     """
     with contextlib.ExitStack() as stack:
         writers: list[Callable[[Mapping[str, Any]], None]] = []
@@ -51,18 +59,19 @@ def log(folder: Path, done: int, steps: int, label: str, tensorboard: bool):
 
 
 def _metrics_file(path: Path, done: int):
-    """Opens the metrics for appending, without lines of steps that will be taken again."""
+    """Opens the metrics for appending, without lines of steps that are taken again."""
     if path.exists():
-        kept = []
+        lines = []
         for line in path.read_bytes().splitlines():
             step = _step(line)
-            if step is not None and step < done:  # None: the last line of a killed run
-                kept.append(line.decode() + "\n")
-        write_whole(path, "".join(kept).encode())
+            if step is not None and step < done:
+                lines.append(line.decode() + "\n")
+        write_whole(path, "".join(lines).encode())
     return open(path, "a")
 
 
 def _step(line: bytes) -> int | None:
+    """The step of a line; None for a line that a killed run left incomplete."""
     try:
         record = parse_json(line)
     except ValueError:
@@ -73,7 +82,10 @@ def _step(line: bytes) -> int | None:
 
 @contextlib.contextmanager
 def _events(folder: Path, done: int):
-    """TensorBoard scalars under the names of the metrics; steps taken again replace the old."""
+    """Yields a function that writes the metrics of a step as TensorBoard scalars.
+
+    Events of steps from `done` on, which are taken again, are marked for deletion.
+    """
     with _writer(folder, done) as writer:
 
         def write(record: Mapping[str, Any]) -> None:
@@ -85,20 +97,24 @@ def _events(folder: Path, done: int):
 
 
 def _writer(folder: Path, done: int):
+    """tensorboardX's writer of event files."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise ValueError(
             "tensorboard: event files need the extra: pip install 'metaopt-jax[tensorboard]'."
         ) from None
-    # Files are named by the second: without the suffix, a run that goes on within the one in which
-    # it began would write over its first file.
+    # File names contain the time in seconds. Without the suffix, a run that is resumed within the
+    # second in which it started would overwrite its first file.
     return SummaryWriter(str(folder), purge_step=done or None, filename_suffix=f".{done}")
 
 
 @contextlib.contextmanager
 def _progress(label: str, done: int, steps: int):
-    """A progress bar on a terminal, and nothing elsewhere, nor in a worker process."""
+    """Yields a function that advances a progress bar; it is shown only on a terminal.
+
+    Worker processes show none.
+    """
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -120,7 +136,17 @@ def _progress(label: str, done: int, steps: int):
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The metrics of a run as one array per name, NaN where a step has none."""
+    """Reads the metrics of a run.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      Name of the metric -> float64 ``[steps]``, NaN where a step has none.
+
+    Raises:
+      ValueError: when the file is missing, or a line is not the metrics of a step.
+    """
     path = Path(folder) / METRICS
     records = []
     for number, line in enumerate(read_plain(path).splitlines(), start=1):
@@ -131,12 +157,25 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{path}, line {number}: not the metrics of a step ({error})."
             ) from None
-    names = {name for record in records for name in record}
-    return {n: np.array([r.get(n, np.nan) for r in records], np.float64) for n in sorted(names)}
+    names = sorted({name for record in records for name in record})
+    return {
+        name: np.array([record.get(name, np.nan) for record in records], np.float64)
+        for name in names
+    }
 
 
 def training_curves(folder: str | os.PathLike[str]) -> dict[str, list[float]]:
-    """What reports draw of a run: meta-loss and held-out loss by meta-update; NaN: a gap."""
+    """The curves of a run that reports draw, by meta-update.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      ``{"step": ..., "meta_loss": ..., "validation_loss": ...}`` as lists; NaN is a gap.
+
+    Raises:
+      ValueError: as in `read_metrics`.
+    """
     metrics = read_metrics(folder)
     names = ("step", "meta_loss", "validation_loss")
     return {name: metrics[name].tolist() for name in names if name in metrics}

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written in the background, and never believed without a checksum."""
+"""Checkpoints of a run: written in the background, and checked by a checksum when read."""
 
 import contextlib
 import hashlib
@@ -21,8 +21,10 @@ STATES, DAMAGED = "states", "damaged"
 class TrainState(NamedTuple):
     """Everything that a resumed run needs.
 
-    Attributes: trainer: state of the `MetaTrainer`; best, best_loss: the theta with the lowest
-    validation loss so far.
+    Attributes:
+      trainer: state of the `MetaTrainer`.
+      best: the theta with the lowest validation loss so far.
+      best_loss: float32 []; its validation loss.
     """
 
     trainer: Any
@@ -31,7 +33,13 @@ class TrainState(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """Attributes: step: meta-updates taken; state: a `TrainState`; seconds: of training so far."""
+    """A checkpoint.
+
+    Attributes:
+      step: number of meta-updates so far.
+      state: the state after them.
+      seconds: time of training so far.
+    """
 
     step: int
     state: TrainState
@@ -40,18 +48,29 @@ class Saved(NamedTuple):
 
 @contextlib.contextmanager
 def manager(folder: Path):
-    """orbax's manager of the run's checkpoints; the last two are kept."""
+    """Yields orbax's manager of the checkpoints of a run, which keeps the last two.
+
+    Args:
+      folder: of the run.
+    """
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-    made = ocp.CheckpointManager(folder / STATES, item_names=("state", "facts"), options=options)
+    checkpoints = ocp.CheckpointManager(
+        folder / STATES, item_names=("state", "facts"), options=options
+    )
     try:
-        yield made
-        made.wait_until_finished()
+        yield checkpoints
+        checkpoints.wait_until_finished()
     finally:
-        made.close()
+        checkpoints.close()
 
 
 def save(checkpoints: ocp.CheckpointManager, saved: Saved) -> None:
-    """Copies the state and writes it in the background; errors come with a later call."""
+    """Copies the state and writes it in the background.
+
+    Args:
+      checkpoints: from `manager`; a later call of it raises the errors of writing.
+      saved: the checkpoint.
+    """
     facts = {"sha256": checksum(saved.state), "seconds": saved.seconds}
     checkpoints.save(
         saved.step,
@@ -63,28 +82,32 @@ def save(checkpoints: ocp.CheckpointManager, saved: Saved) -> None:
 
 
 def restore_newest(checkpoints: ocp.CheckpointManager, like: TrainState) -> Saved | None:
-    """The newest checkpoint that is whole; None where there is no checkpoint.
+    """Reads the newest intact checkpoint.
 
-    Newer ones that are not are set aside in the folder ``damaged``, with a warning.
+    Damaged ones that are newer are moved to the folder ``damaged``, with a warning.
 
     Args:
       checkpoints: from `manager`.
-      like: `jax.ShapeDtypeStruct`s with shardings: where the state is to lie now, whatever
-        devices it was saved on.
+      like: `jax.ShapeDtypeStruct`s whose shardings say on which devices to place the state. It
+        may have been saved on others.
 
-    Raises: ValueError: there are checkpoints, but none can be read.
+    Returns:
+      The checkpoint, or None if there is none.
+
+    Raises:
+      ValueError: when there are checkpoints, but none can be read.
     """
     problems: dict[int, str] = {}
     for step in sorted(checkpoints.all_steps(), reverse=True):
         try:
             state, seconds = _read(checkpoints, step, like)
-        except Exception as error:  # whatever damaged files make the reader raise
+        except Exception as error:  # damaged files make orbax raise errors of many kinds
             problems[step] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue
         for damaged, problem in problems.items():
             _set_aside(Path(checkpoints.directory), damaged)
             warnings.warn(
-                f"the checkpoint of step {damaged} is damaged ({problem}); the run goes on from "
+                f"the checkpoint of step {damaged} is damaged ({problem}); the run continues from "
                 f"step {step}.",
                 stacklevel=2,
             )
@@ -102,6 +125,7 @@ def restore_newest(checkpoints: ocp.CheckpointManager, like: TrainState) -> Save
 def _read(
     checkpoints: ocp.CheckpointManager, step: int, like: TrainState
 ) -> tuple[TrainState, float]:
+    """The state and the seconds of a checkpoint; raises if it is damaged."""
     read = checkpoints.restore(
         step,
         args=ocp.args.Composite(
@@ -116,7 +140,7 @@ def _read(
 
 
 def _set_aside(states: Path, step: int) -> None:
-    """Moves a damaged checkpoint out of the way, where a person may still look at it."""
+    """Moves a damaged checkpoint to a folder beside `states`, where a person can inspect it."""
     if jax.process_index() == 0:
         target = states.parent / DAMAGED / str(step)
         target.parent.mkdir(exist_ok=True)
@@ -128,7 +152,14 @@ def _set_aside(states: Path, step: int) -> None:
 
 
 def checksum(tree: Any) -> str:
-    """SHA-256 of all leaves: names, dtypes, shapes and bytes."""
+    """SHA-256 of the names, dtypes, shapes and bytes of all leaves.
+
+    Args:
+      tree: arrays, which may be distributed over processes.
+
+    Returns:
+      The digest in hexadecimal.
+    """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -1,4 +1,4 @@
-"""When a run stops before its last step: a signal from outside, or the end of its time."""
+"""SIGTERM: a run finishes its current step, saves its state, and exits with status 143."""
 
 import contextlib
 import signal
@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 class Terminated(SystemExit):
-    """SIGTERM came and the run's state is saved; uncaught it ends the process with status 143.
+    """Raised after SIGTERM, once the state is saved; uncaught it exits with status 143.
 
-    Attributes: step: meta-updates that the saved state has taken.
+    Attributes:
+      step: number of meta-updates in the saved state.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -24,7 +25,11 @@ class Terminated(SystemExit):
 
 
 class Signals:
-    """Attributes: terminated: whether SIGTERM has come."""
+    """The signals that a process has received.
+
+    Attributes:
+      terminated: whether SIGTERM was received.
+    """
 
     def __init__(self):
         self.terminated = False
@@ -32,10 +37,13 @@ class Signals:
 
 @contextlib.contextmanager
 def sigterm_noted():
-    """Within it SIGTERM only sets `Signals.terminated`, so that a generation can be finished.
+    """Makes SIGTERM only set `Signals.terminated`, so that the run can finish its current step.
 
-    Schedulers send it some time before they kill. Handlers belong to the main thread; in others
-    nothing is changed.
+    Schedulers send SIGTERM some time before they kill a process. Only the main thread can set
+    handlers; other threads leave the signal as it is.
+
+    Yields:
+      The `Signals`.
     """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt import jobs, meta, optimizers
-from metaopt.jobs.settings import TrainJob
+from metaopt import meta, optimizers
+from metaopt.jobs.train import TrainJob, meta_train
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 from metaopt.meta.loop import METRICS, STATES, driver, read_metrics, train
 from metaopt.tasks import catalog
@@ -22,10 +22,9 @@ from metaopt.zoo.exports import load
 
 SMALL = {
     "task": "quadratic",
-    "learned": "l3rs",
-    "base": "sgd",
+    "learned": optimizers.L3RS(base=("sgd",)),
+    "method": NESConfig(population=4, tasks=1, min_steps=3, max_steps=5),
     "steps": 12,
-    "nes": NESConfig(population=4, tasks=1, min_steps=3, max_steps=5),
 }
 
 
@@ -134,12 +133,12 @@ def test_a_half_written_last_line_of_metrics_is_dropped(tmp_path):
 
 
 def test_a_changed_configuration_is_taken_when_asked_for(tmp_path):
-    old = {"task": "a", "nes": {"sigma": 0.1, "lr": 1.0}}
-    new = {"task": "a", "nes": {"sigma": 0.2, "lr": 1.0}, "seed": 3}
+    old = {"task": "a", "method": {"name": "nes", "sigma": 0.1}}
+    new = {"task": "a", "method": {"name": "nes", "sigma": 0.2}, "seed": 3}
     run(tmp_path, 2, config=old)
-    with pytest.raises(ValueError, match=r"\(nes.sigma: 0.1 -> 0.2, seed: None -> 3\)"):
+    with pytest.raises(ValueError, match=r"\(method.sigma: 0.1 -> 0.2, seed: None -> 3\)"):
         run(tmp_path, 4, config=new)
-    with pytest.warns(UserWarning, match=r"changed configuration \(nes.sigma: 0.1 -> 0.2, seed"):
+    with pytest.warns(UserWarning, match=r"changed configuration \(method.sigma: 0.1 -> 0.2, seed"):
         run(tmp_path, 4, config=new, resume_changed=True)
     np.testing.assert_array_equal(read_metrics(tmp_path)["step"], np.arange(4))
     run(tmp_path, 4, config=new)  # from now on this is the run's configuration
@@ -183,9 +182,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path):
 
 
 def test_a_warm_start_must_fit(tmp_path):
-    jobs.meta_train(TrainJob(**SMALL, out=tmp_path / "first"))
+    meta_train(TrainJob(**SMALL, out=tmp_path / "first"))
     again = TrainJob(**SMALL, warm_start=str(tmp_path / "first"), out=tmp_path / "second")
-    assert load(jobs.meta_train(again)).trained["warm_start"] == str(tmp_path / "first")
-    other = {**SMALL, "base": "adam"}
+    assert load(meta_train(again)).trained["warm_start"] == str(tmp_path / "first")
+    other = {**SMALL, "learned": optimizers.L3RS(base=("adam",))}
     with pytest.raises(ValueError, match="warm_start"):
-        jobs.meta_train(TrainJob(**other, warm_start=str(tmp_path / "first"), out=tmp_path / "x"))
+        meta_train(TrainJob(**other, warm_start=str(tmp_path / "first"), out=tmp_path / "x"))

@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_told_and_saved_again(two_saved, tmp_path):
     folder = shutil.copytree(two_saved, tmp_path / "run")
     shutil.rmtree(folder / states.STATES / "10" / "state")
     with states.manager(folder) as checkpoints:
-        with pytest.warns(UserWarning, match=r"step 10 is damaged .* goes on from step 5"):
+        with pytest.warns(UserWarning, match=r"step 10 is damaged .* continues from step 5"):
             check(states.restore_newest(checkpoints, LIKE), 5)
         states.save(checkpoints, Saved(10, state(10), 15.0))
     check(restore(folder), 10)
