@@ -15,10 +15,11 @@ import numpy as np
 
 from experiments.lgl2o import LGL2O, PAPER, RACE, SGD
 from experiments.panels import Panel
+from experiments.pictures import save
 from metaopt.evaluation.records import Curves
-from metaopt.report.plots import COLOURS, save, style
+from metaopt.report.plots import COLOURS, style
 
-IMAGE = Path("docs/images/lgl2o-mechanism")
+IMAGE = Path("docs/images/lgl2o-mechanism.png")
 SMOOTH = 20  # windows that a point of the middle and right panels is the mean of
 
 
@@ -31,7 +32,7 @@ def averaged(curves: Curves, field: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Draws the figure as PNG and PDF."""
+    """Draws the figure."""
     curves = Panel(PAPER.out / "behind").curves
     colours = {SGD: COLOURS[0], "L2O": COLOURS[2], LGL2O: COLOURS[3], RACE: COLOURS[4]}
     names = {SGD: "SGD", "L2O": "L2O", LGL2O: "LGL2O(L2O, SGD)", RACE: "race(L2O, SGD)"}

@@ -158,6 +158,7 @@ def run(config: Config, only: Sequence[str]) -> list[dict[str, Any]]:
 def draw(record: dict[str, Any], out: Path) -> None:
     import matplotlib.pyplot as plt
 
+    from experiments.pictures import save
     from metaopt.report.plots import COLOURS, style
 
     horizons = record["config"]["horizons"]
@@ -184,9 +185,7 @@ def draw(record: dict[str, Any], out: Path) -> None:
             )
             axis.set_ylabel(f"held-out loss after {horizon} steps")
             axis.legend()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
-        plt.close(figure)
+        save(figure, out)
 
 
 def main() -> None:

@@ -182,6 +182,7 @@ def draw(path: Path, out: Path) -> None:
     """Loss next to the tuned baselines; step norm per layer; mixture (L3RS) or direction."""
     import matplotlib.pyplot as plt
 
+    from experiments.pictures import save
     from metaopt.report.plots import COLOURS, style
 
     seen = json.loads(path.read_text())
@@ -209,9 +210,7 @@ def draw(path: Path, out: Path) -> None:
         axes[0].legend(fontsize=8)
         layers = axes[1].get_legend_handles_labels()
         figure.legend(*layers, loc="outside lower right", ncols=4, fontsize=8)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
-        plt.close(figure)
+        save(figure, out)
 
 
 def main() -> None:

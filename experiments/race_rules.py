@@ -36,7 +36,7 @@ from metaopt.tasks import classification
 from metaopt.tasks.networks import MLP
 
 RESULT = Path("docs/results/race/race.json")
-FIGURE = Path("docs/images/race-rules")
+FIGURE = Path("docs/images/race-rules.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +192,7 @@ def draw(record: dict[str, Any], out: Path) -> None:
     """Left: the parts, LGL2O and the race; right: what rules add, relative to the plain race."""
     import matplotlib.pyplot as plt
 
+    from experiments.pictures import save
     from metaopt.report.plots import COLOURS, style
 
     arms, every = record["arms"], record["curve_every"]
@@ -227,9 +228,7 @@ def draw(record: dict[str, Any], out: Path) -> None:
             axes[1].plot(seeds.mean(), row, "|", ms=14, mew=2, color=colour)
         axes[1].set_yticks(range(len(rules)), [name[5:] for name in reversed(rules)], fontsize=7.5)
         axes[1].set(xlabel=f"loss at step {last}: each seed, and their mean (bar)")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out.with_suffix(".png"))
-        plt.close(figure)
+        save(figure, out)
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ import matplotlib.pyplot as plt
 
 from experiments import l3rs, lgl2o
 from experiments.panels import Panel
+from experiments.pictures import save
 from metaopt.evaluation.statistics import mean_interval
-from metaopt.report.plots import COLOURS, loss_bounds, save, style
+from metaopt.report.plots import COLOURS, loss_bounds, style
 
 IMAGES = Path("docs/images")
 
@@ -58,7 +59,7 @@ FROM_SCRATCH = {
 def draw(
     lines: Mapping[str, Line], places: tuple[Place, ...], legend: tuple[int, str], name: str
 ) -> None:
-    """Means and 95% bootstrap intervals over seeds, as PNG and PDF.
+    """Means and 95% bootstrap intervals over seeds.
 
     Args: lines: what is drawn, by name in the records; places: its axes; legend: in which of them
     and where; name: of the file.
@@ -83,7 +84,7 @@ def draw(
                 axis.set(ylim=loss_bounds(means)[:2])
         axes[legend[0]].legend(fontsize=7, loc=legend[1])
         figure.tight_layout()
-        save(figure, IMAGES / name)
+        save(figure, IMAGES / f"{name}.png")
 
 
 def main() -> None:

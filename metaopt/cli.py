@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metaopt import datasets, zoo
+from metaopt.core.extras import MissingExtra
 from metaopt.datasets.sheet import contact_sheet
 from metaopt.jobs.settings import EvaluateJob, TrainJob
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         job = _parse(sys.argv[1:] if argv is None else argv)
         RUN[type(job)](job)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtra) as error:
         print(f"metaopt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -246,6 +247,3 @@ RUN = {
     ZooJob: _zoo,
     BenchJob: _bench,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

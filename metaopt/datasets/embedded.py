@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 
 from metaopt.core.checks import check_integer, check_number
+from metaopt.core.extras import optional_imports
 from metaopt.datasets.base import Dataset, split_in_three
 
 
 def digits() -> Dataset:
     """1797 real 8x8 images of handwritten digits, embedded in scikit-learn; no download."""
-    from sklearn.datasets import load_digits
+    with optional_imports("data", needed_by="metaopt.datasets.digits"):
+        from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     images = bunch.images.astype(np.uint8)[..., None]  # [1797, 8, 8, 1], values 0..16
@@ -19,7 +21,8 @@ def digits() -> Dataset:
 
 def moons(n: int = 2000, *, noise: float = 0.15, seed: int = 0) -> Dataset:
     """scikit-learn's two moons, ``[n, 2]``, two classes."""
-    from sklearn.datasets import make_moons
+    with optional_imports("data", needed_by="metaopt.datasets.moons"):
+        from sklearn.datasets import make_moons
 
     _check("moons", n, noise)
     x, y = map(np.asarray, make_moons(n, noise=noise, random_state=seed))
@@ -28,7 +31,8 @@ def moons(n: int = 2000, *, noise: float = 0.15, seed: int = 0) -> Dataset:
 
 def circles(n: int = 2000, *, noise: float = 0.08, factor: float = 0.5, seed: int = 0) -> Dataset:
     """scikit-learn's two circles, ``[n, 2]``, two classes."""
-    from sklearn.datasets import make_circles
+    with optional_imports("data", needed_by="metaopt.datasets.circles"):
+        from sklearn.datasets import make_circles
 
     _check("circles", n, noise)
     check_number("circles: factor", factor, least=0, below=1)

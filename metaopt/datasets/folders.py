@@ -14,22 +14,24 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from metaopt.core.extras import optional_imports
 from metaopt.datasets import tfrecords
 from metaopt.datasets.examples import Example, Examples, Reading
 from metaopt.datasets.sources import Files, only
 from metaopt.datasets.specs import Spec
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 SPLITS |= {"test": "test"}
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}
 LARGEST_FILE = 64 << 20  # bytes of one image file
 GRAY = ("1", "L")
-UNREADABLE = (OSError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
 ANNOTATIONS = "val_annotations.txt"
 
 
@@ -187,9 +189,18 @@ def _decode(files: Files, path: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @contextmanager
-def _opened(files: Files, path: str) -> Iterator[Image.Image]:
+def _opened(files: Files, path: str) -> Iterator["Image.Image"]:
     """The image, not yet decoded; what goes wrong with it is said with its name."""
+    with optional_imports("data", needed_by="metaopt.datasets"):
+        from PIL import Image
     where = f"{files.where}/{path}"
+    unreadable = (
+        OSError,
+        SyntaxError,
+        zipfile.BadZipFile,
+        zlib.error,
+        Image.DecompressionBombError,
+    )
     if files.sizes[path] > LARGEST_FILE:
         raise ValueError(f"{where}: {files.sizes[path]} bytes are too many for one image.")
     try:
@@ -200,5 +211,5 @@ def _opened(files: Files, path: str) -> Iterator[Image.Image]:
             image = Image.open(payload, formats=tuple(set(FORMATS.values())))
         with image:
             yield image
-    except UNREADABLE as error:
+    except unreadable as error:
         raise ValueError(f"{where}: no readable image ({error}); replace or remove it.") from None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.core import checks
+from metaopt.core.extras import MissingExtra
 from metaopt.core.types import Batch, Split
 from metaopt.datasets import decoded, embedded, store, tfrecords
 from metaopt.datasets.base import Dataset, check, split_in_three
@@ -99,6 +100,8 @@ def _decode(root: Path, name: str, folder: Path) -> None:
             return  # another process has done it meanwhile
         try:
             reading = _copy(root, name, folder, workplace)
+        except MissingExtra:
+            raise
         except Exception as error:  # the libraries raise whatever damaged bytes lead them to
             command = f"{own_spec(name).command} --overwrite True"
             raise ValueError(f"{folder}: cannot be read: {error}; give `{command}`.") from error

@@ -1,20 +1,27 @@
 """A contact sheet: some images of each class of a data set as one picture."""
 
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from metaopt.core.extras import optional_imports
 from metaopt.datasets.base import Dataset
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PER_CLASS = 10
 MOST_CLASSES = 20
 LEAST_SIDE = 32  # pixels; smaller images are enlarged by whole factors
 
 
-def contact_sheet(data: Dataset) -> Image.Image:
+def contact_sheet(data: Dataset) -> "Image.Image":
     """The first training images of the first classes: a row per class, on white.
 
     Raises: ValueError: the examples are no images ``[n, H, W, C]`` with 1 or 3 channels.
     """
+    with optional_imports("data", needed_by="metaopt data show --out"):
+        from PIL import Image
     x, y = (np.asarray(data.splits["train"][key]) for key in ("x", "y"))
     if x.ndim != 4 or x.shape[3] not in (1, 3):
         raise ValueError(f"data set {data.name!r} holds no images, but inputs of {x.shape[1:]}.")

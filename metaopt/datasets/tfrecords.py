@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from metaopt.core.extras import optional_imports
 from metaopt.datasets import png
 from metaopt.datasets.examples import Example, Examples, Reading
 from metaopt.datasets.specs import Spec
@@ -36,7 +36,7 @@ def write(
     Args:
       on_example: called with the split and each example, in the order of the records.
     """
-    import tensorflow_datasets as tfds
+    tfds = _tensorflow_datasets()
 
     builder = _builder(spec, reading, root, on_example)
     config = tfds.download.DownloadConfig(
@@ -53,7 +53,7 @@ def read(root: Path, name: str, version: str) -> Reading:
 
     Raises: ValueError: they are no labelled images, or of another format than ArrayRecord.
     """
-    import tensorflow_datasets as tfds
+    tfds = _tensorflow_datasets()
 
     versioned = f"{name}:{version}"
     features: Any = tfds.builder(versioned, data_dir=root).info.features
@@ -78,6 +78,8 @@ def read(root: Path, name: str, version: str) -> Reading:
 
 
 def _rows(source: Any, shape: tuple[int, int, int]) -> Iterator[Example]:
+    with optional_imports("data", needed_by="metaopt.datasets"):
+        from PIL import Image
     for start in range(0, len(source), AT_ONCE):
         indices = range(start, min(start + AT_ONCE, len(source)))
         for record in source.__getitems__(indices):
@@ -86,8 +88,14 @@ def _rows(source: Any, shape: tuple[int, int, int]) -> Iterator[Example]:
             yield Example(pixels.reshape(shape), int(record["label"]))
 
 
+def _tensorflow_datasets() -> Any:
+    with optional_imports("data", needed_by="metaopt.datasets"):
+        import tensorflow_datasets
+    return tensorflow_datasets
+
+
 def _stock(spec: Spec, root: Path) -> Any:
-    import tensorflow_datasets as tfds
+    tfds = _tensorflow_datasets()
 
     return tfds.builder(spec.name, data_dir=root, file_format="array_record")
 
@@ -95,7 +103,7 @@ def _stock(spec: Spec, root: Path) -> Any:
 def _builder(
     spec: Spec, reading: Reading, root: Path, on_example: Callable[[str, Example], None]
 ) -> Any:
-    import tensorflow_datasets as tfds
+    tfds = _tensorflow_datasets()
     from tensorflow_datasets.core.registered import skip_registration
 
     if spec.official:

@@ -3,16 +3,19 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from multiprocessing import parent_process
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from metaopt.core.extras import optional_imports
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # (name, optimizers left, this one included) -> what is told the number of windows it has done
 Begin = Callable[[str, int], Callable[[int], None]]
 
 
 @contextlib.contextmanager
-def progress(title: str, windows: int, console: Console | None = None) -> Iterator[Begin]:
+def progress(title: str, windows: int, console: "Console | None" = None) -> Iterator[Begin]:
     """Yields what is called when an optimizer begins; see `Begin`.
 
     Args:
@@ -20,6 +23,15 @@ def progress(title: str, windows: int, console: Console | None = None) -> Iterat
       windows: of each optimizer; what the bar counts.
       console: default: stderr. No terminal, or a worker process beside others, gets lines.
     """
+    with optional_imports("train", needed_by="metaopt.evaluation"):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
     console = console or Console(stderr=True, soft_wrap=True)
     if not console.is_terminal or parent_process() is not None:
         yield lambda name, left: _line(console, f"{title}: {name}")
@@ -44,6 +56,6 @@ def progress(title: str, windows: int, console: Console | None = None) -> Iterat
         yield begin
 
 
-def _line(console: Console, text: str) -> Callable[[int], None]:
+def _line(console: "Console", text: str) -> Callable[[int], None]:
     console.print(text, markup=False, highlight=False)
     return lambda count: None

@@ -1,6 +1,7 @@
 """Figures for papers: PNG and PDF in the evaluation's folder."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 from metaopt.evaluation.records import Curves
 from metaopt.evaluation.statistics import Interval, mean_interval
 from metaopt.report import plots
-from metaopt.report.looks import looks_of
+from metaopt.report.looks import Look, looks_of
 from metaopt.report.summary import REFERENCE, Evaluation, TaskData, optimizers, standings
 
+# Draws a figure as PNG and PDF at a path without suffix, and returns the paths; [] for no figure.
+Drawing = Callable[[Path], list[Path]]
 # Field of `Curves` -> what its axis is called, here and on the page.
 COSTS = {
     "steps": "optimizer steps",
@@ -21,23 +24,69 @@ COSTS = {
 
 
 def draw(evaluation: Evaluation, out: Path) -> list[Path]:
-    """Writes all figures into the folder `out` and returns their paths."""
-    looks = looks_of(optimizers(evaluation), [task.curves for task in evaluation.tasks])
-    paths = []
-    for cost, name in (("steps", "comparison"), ("grad_evals", "comparison-gradients")):
-        panels = [_panel(task, cost) for task in evaluation.tasks]
-        paths += plots.curves_figure(panels, looks, out / name, xlabel=COSTS[cost])
+    """Draws all figures into the folder `out` and returns their paths."""
+    return [path for name, drawn in drawings(evaluation).items() for path in drawn(out / name)]
+
+
+def drawings(evaluation: Evaluation) -> dict[str, Drawing]:
+    """Name of each figure -> the function that draws it."""
+    task = evaluation.tasks[0]
+    return {
+        "comparison": lambda out: _comparison(evaluation, "steps", out),
+        "comparison-gradients": lambda out: _comparison(evaluation, "grad_evals", out),
+        "aggregate": lambda out: _aggregate(evaluation, out),
+        "meta_training": lambda out: _meta_training(evaluation, out),
+        **{
+            f"mixture-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'l3rs'}": (
+                lambda out, name=name: _mixture(task, name, out)
+            )
+            for name, curves in task.curves.items()
+            if task.record.curves[name].kind == "learned"
+            and {"alpha", "lambda_"} <= set(curves.state)
+        },
+    }
+
+
+def _comparison(evaluation: Evaluation, cost: str, out: Path) -> list[Path]:
+    """Loss against a cost, a panel per task."""
+    panels = [_panel(task, cost) for task in evaluation.tasks]
+    return plots.curves_figure(panels, _looks(evaluation), out, xlabel=COSTS[cost])
+
+
+def _aggregate(evaluation: Evaluation, out: Path) -> list[Path]:
+    """Speed-ups and final loss ratios over all tasks; no figure where there are none."""
     found = [s for s in standings(evaluation) if s.speedup and s.optimizer != REFERENCE]
-    if found:
-        aggregates = {
-            "speed-up in steps": {s.optimizer: _known(s.speedup) for s in found},
-            "speed-up in gradients": {s.optimizer: _known(s.speedup_grads) for s in found},
-            "final loss ratio": {s.optimizer: _known(s.ratio) for s in found},
-        }
-        paths += plots.standings_figure(aggregates, looks, out / "aggregate")
-    if training := training_runs(evaluation.index):
-        paths += plots.meta_training_figure(training, out / "meta_training")
-    return paths + _mixtures(evaluation.tasks[0], out)
+    if not found:
+        return []
+    columns = {
+        "speed-up in steps": {s.optimizer: _known(s.speedup) for s in found},
+        "speed-up in gradients": {s.optimizer: _known(s.speedup_grads) for s in found},
+        "final loss ratio": {s.optimizer: _known(s.ratio) for s in found},
+    }
+    return plots.standings_figure(columns, _looks(evaluation), out)
+
+
+def _meta_training(evaluation: Evaluation, out: Path) -> list[Path]:
+    """The losses of meta-training; no figure where none are recorded."""
+    runs = training_runs(evaluation.index)
+    return plots.meta_training_figure(runs, out) if runs else []
+
+
+def _mixture(task: TaskData, name: str, out: Path) -> list[Path]:
+    """lambda and alpha of an L3RS on a task."""
+    curves, entry = task.curves[name], task.record.curves[name]
+    return plots.mixture_figure(
+        curves.windows,
+        np.mean(curves.state["lambda_"], axis=0),
+        np.mean(curves.state["alpha"], axis=0),
+        layer_names(curves, entry.layers),
+        base_names(curves, entry.bases),
+        out,
+    )
+
+
+def _looks(evaluation: Evaluation) -> dict[str, Look]:
+    return looks_of(optimizers(evaluation), [task.curves for task in evaluation.tasks])
 
 
 def training_runs(index: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
@@ -70,20 +119,3 @@ def _panel(task: TaskData, cost: str) -> plots.Panel:
 
 def _known(interval: Interval | None) -> Interval:
     return interval or Interval(np.array(np.nan), np.array(np.nan), np.array(np.nan))
-
-
-def _mixtures(task: TaskData, out: Path) -> list[Path]:
-    """lambda and alpha of every L3RS on the first task of the suite."""
-    paths = []
-    for name, curves in task.curves.items():
-        entry = task.record.curves[name]
-        if entry.kind == "learned" and {"alpha", "lambda_"} <= set(curves.state):
-            paths += plots.mixture_figure(
-                curves.windows,
-                np.mean(curves.state["lambda_"], axis=0),
-                np.mean(curves.state["alpha"], axis=0),
-                layer_names(curves, entry.layers),
-                base_names(curves, entry.bases),
-                out / f"mixture-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'l3rs'}",
-            )
-    return paths

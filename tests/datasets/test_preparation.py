@@ -219,7 +219,7 @@ def test_records_of_others_that_cannot_be_read_are_named(mine, file, change, mat
 
 
 def start(root, source, name="mine"):
-    arguments = [sys.executable, "-m", "metaopt.cli", "data", "prepare", name]
+    arguments = [sys.executable, "-m", "metaopt", "data", "prepare", name]
     return subprocess.Popen(
         [*arguments, "--from", str(source)],
         env={**os.environ, "METAOPT_DATA_DIR": str(root)},

@@ -85,7 +85,7 @@ def test_sigterm_lets_the_step_finish_and_saves_it(whole, tmp_path):
 
 
 def test_the_command_ends_with_143_on_sigterm_and_goes_on_when_given_again(tmp_path):
-    command = [sys.executable, "-m", "metaopt.cli", "train", "--task", "quadratic", "--base", "sgd"]
+    command = [sys.executable, "-m", "metaopt", "train", "--task", "quadratic", "--base", "sgd"]
     command += ["--nes.population", "4", "--nes.tasks", "1", "--nes.min-steps", "3"]
     command += ["--nes.max-steps", "5", "--out", str(tmp_path / "run"), "--steps", "1000000"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
