@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 import metaopt
@@ -60,9 +61,10 @@ def closure(requirements: Iterable[str]) -> set[str]:
     return {name for name, _ in seen}
 
 
-def hidden_modules() -> set[str]:
-    """Top-level modules that only distributions outside of the core's closure provide."""
-    kept = closure(PROJECT["dependencies"]) | {canonical(PROJECT["name"]), "setuptools", "pip"}
+def hidden_modules(*extras: str) -> set[str]:
+    """Top-level modules that no distribution of the core, or of these extras, provides."""
+    requirements = [*PROJECT["dependencies"], *(text for name in extras for text in EXTRAS[name])]
+    kept = closure(requirements) | {canonical(PROJECT["name"]), "setuptools", "pip"}
     return {
         module
         for module, distributions in metadata.packages_distributions().items()
@@ -83,9 +85,9 @@ sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = CoreFinder
 """
 
 
-def run_in_core(code: str, *more_hidden: str, cwd: Path | None = None):
-    """Runs `code` in a process that can import the core's dependencies only."""
-    hidden = sorted(hidden_modules() | set(more_hidden))
+def run_in_core(code: str, cwd: Path, *, extras: Iterable[str] = (), hide: Iterable[str] = ()):
+    """Runs `code` in a process that imports only the dependencies of the core and of `extras`."""
+    hidden = sorted(hidden_modules(*extras).union(hide))
     return subprocess.run(
         [sys.executable, "-c", f"HIDDEN = set({hidden})\n{HIDE}\n{code}"],
         capture_output=True,
@@ -105,7 +107,7 @@ def test_the_hook_hides_the_extras_and_nothing_of_the_core():
 def test_the_core_loads_guards_and_saves_an_optimizer(tmp_path):
     script = Path(__file__).with_name("core_use.py")
     code = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
-    done = run_in_core(code, cwd=tmp_path)
+    done = run_in_core(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"the core works: {metaopt.__file__}\n"
 
@@ -155,26 +157,39 @@ def assert_names_extra(message: str, package: str, extra: str):
     assert "\n" not in message
 
 
-def test_an_entry_point_without_its_extra_names_it_in_one_line(tmp_path):
-    done = run_in_core(f"CALLS = {list(ENTRY_POINTS)}\n{TRY_ENTRY_POINTS}", cwd=tmp_path)
+def messages_of(calls: Iterable[str], cwd: Path, extras: Iterable[str] = ()) -> dict[str, str]:
+    """Call -> its error, "TYPE: MESSAGE", or "no error"."""
+    done = run_in_core(f"CALLS = {list(calls)}\n{TRY_ENTRY_POINTS}", cwd, extras=extras)
     assert done.returncode == 0, done.stderr
-    messages = json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_an_entry_point_without_its_extra_names_it_in_one_line(tmp_path):
+    messages = messages_of(ENTRY_POINTS, tmp_path)
     for call, (package, extra) in ENTRY_POINTS.items():
         assert_names_extra(messages[call], package, extra)
+
+
+@pytest.mark.parametrize("extra", ["train", "data", "report"])
+def test_an_extra_is_all_that_its_entry_points_need(extra, tmp_path):
+    calls = [call for call, (_, name) in ENTRY_POINTS.items() if name == extra]
+    calls.append("import_module('metaopt.cli').main(['data', 'list'])")
+    for message in messages_of(calls, tmp_path, [extra]).values():
+        assert message.startswith(("no error", "ValueError")), message  # the image is not readable
 
 
 def test_the_loop_without_orbax_names_its_extra(tmp_path):
     """Today's flax installs orbax-checkpoint, so that it is hidden by name."""
     code = "import metaopt.meta\n"
     code += "try:\n    import metaopt.meta.loop\nexcept ImportError as error:\n    print(error)"
-    done = run_in_core(code, "orbax", cwd=tmp_path)
+    done = run_in_core(code, tmp_path, hide=["orbax"])
     assert done.returncode == 0, done.stderr
     assert_names_extra(done.stdout.rstrip("\n"), "orbax", "train")
 
 
 def test_the_command_without_its_extra_is_one_line_and_exit_code_2(tmp_path):
     code = "import runpy; runpy.run_module('metaopt', run_name='__main__')"
-    done = run_in_core(code, cwd=tmp_path)
+    done = run_in_core(code, tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     message = "metaopt: the command metaopt needs tyro: pip install 'metaopt-jax[train]'\n"
