@@ -1,7 +1,11 @@
-"""What the documentation site needs beside its Markdown: formulas, pages of examples, one SVG.
+"""Hooks of the documentation site's build.
 
-Formulas are written in docstrings as in optax (``.. math::`` and ``:math:`x```); they become
-MathML, which browsers draw without a script. Pages of examples are made from the scripts.
+- Formulas in docstrings are written as in optax (``.. math::`` and ``:math:`x```). They become
+  MathML, which browsers draw without a script.
+- The figures of docs/results are not in the repository. The build draws them from the records.
+- Each script of docs/examples becomes a page. CHANGELOG.md and CONTRIBUTING.md, which lie at the
+  root of the repository, become pages too.
+- SVG drawings become part of the page, so that they follow its light or dark colours.
 """
 
 import ast
@@ -17,33 +21,36 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+ROOT = Path(__file__).parents[1]
+FIGURE = re.compile(r"\]\(([\w/-]+)/figures/([\w-]+)\.png\)")
+
 
 def mathml(formula: str, display: str = "inline") -> str:
     return convert(formula.replace(r"\arg\min", r"\operatorname{argmin}"), display=display)
 
 
 class BlockFormulas(Preprocessor):
-    """A ``.. math::`` block, up to the next empty line, as MathML on a line of its own."""
+    """Replaces a ``.. math::`` block, which ends at the next empty line, by one line of MathML."""
 
     def run(self, lines: list[str]) -> list[str]:
-        done, rest = [], iter(lines)
-        for line in rest:
-            start, found, formula = line.partition(".. math::")
-            if not found or start.strip():
-                done.append(line)
+        output, remaining = [], iter(lines)
+        for line in remaining:
+            indent, directive, formula = line.partition(".. math::")
+            if not directive or indent.strip():
+                output.append(line)
                 continue
             parts = [formula]
-            for more in rest:
-                if not more.strip():
+            for part in remaining:
+                if not part.strip():
                     break
-                parts.append(more)
-            drawn = mathml(" ".join(part.strip() for part in parts), display="block")
-            done += ["", self.md.htmlStash.store(f'<div class="formula">{drawn}</div>'), ""]
-        return done
+                parts.append(part)
+            markup = mathml(" ".join(part.strip() for part in parts), display="block")
+            output += ["", self.md.htmlStash.store(f'<div class="formula">{markup}</div>'), ""]
+        return output
 
 
 class InlineFormula(InlineProcessor):
-    """``:math:`x``` as MathML within the line."""
+    """Replaces ``:math:`x``` by MathML within the line."""
 
     def handleMatch(self, m, data):
         return self.md.htmlStash.store(mathml(m.group(1))), m.start(0), m.end(0)
@@ -60,19 +67,57 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def on_pre_build(config: MkDocsConfig) -> None:
+    """Draws the figures that docs/results/README.md shows."""
+    draw_figures(Path(config.docs_dir) / "results", lock=ROOT / "build" / "figures.lock")
+
+
+def draw_figures(results: Path, lock: Path) -> None:
+    """Draws the figures of the page `results`/README.md that are older than their records.
+
+    Args:
+      results: a folder with one evaluation per subfolder.
+      lock: two builds at the same time draw one after the other; the second finds all figures.
+    """
+    from metaopt.core.files import one_at_a_time
+    from metaopt.report import figures, summary
+
+    shown: dict[Path, list[str]] = {}
+    for folder, name in FIGURE.findall((results / "README.md").read_text()):
+        shown.setdefault(results / folder, []).append(name)
+    with one_at_a_time(lock):
+        for folder, names in shown.items():
+            records = [*folder.rglob("*.json"), *folder.rglob("*.npz")]
+            newest = max(path.stat().st_mtime for path in records)
+            paths = {name: folder / "figures" / name for name in names}
+            old = [name for name in names if _modified(paths[name].with_suffix(".png")) < newest]
+            drawings = figures.drawings(summary.load(folder)) if old else {}
+            for name in old:
+                figures.save(drawings[name](), paths[name])
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime if path.is_file() else 0.0
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds a page for every script of docs/examples, and the list of changes."""
-    docs = Path(config.docs_dir)
-    for script in sorted((docs / "examples").glob("*.py")):
+    """Adds a page for each script of docs/examples, for CHANGELOG.md and for CONTRIBUTING.md."""
+    for script in sorted((ROOT / "docs" / "examples").glob("*.py")):
         page = File.generated(config, f"examples/{script.stem}.md", content=example_page(script))
         files.append(page)
-    changes = (docs.parent / "CHANGELOG.md").read_text()
-    files.append(File.generated(config, "changelog.md", content=changes))
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        text = root_page((ROOT / name).read_text())
+        files.append(File.generated(config, name.lower(), content=text))
     return files
 
 
+def root_page(text: str) -> str:
+    """A page of the repository's root as a page of docs: links into docs/ become relative to it."""
+    return text.replace("](docs/", "](")
+
+
 def example_page(script: Path) -> str:
-    """The script's docstring as text, its code below."""
+    """The script's docstring as text, and its code below."""
     source = script.read_text()
     docstring = ast.get_docstring(ast.parse(source)) or ""
     title, _, text = docstring.partition("\n")
@@ -82,14 +127,16 @@ def example_page(script: Path) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to example scripts, which other readers of the Markdown follow, lead to their pages."""
+    """Directs links to example scripts and to pages of the root to their pages on the site."""
     if page.file.src_uri.startswith("examples/") and page.file.generated_by:
-        return markdown
-    return re.sub(r"\]\(((?:\.\./)*(?:examples/)?\w+)\.py\)", r"](\1.md)", markdown)
+        return markdown  # its link is the download of the script
+    markdown = re.sub(r"\]\(((?:\.\./)*(?:examples/)?\w+)\.py\)", r"](\1.md)", markdown)
+    from_root = r"\]\(((?:\.\./)*)\.\./(CHANGELOG|CONTRIBUTING)\.md"
+    return re.sub(from_root, lambda match: f"]({match[1]}{match[2].lower()}.md", markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Drawings in SVG stand in the page itself, where they follow its light or dark colours."""
+    """Puts SVG drawings into the page itself."""
 
     def inline(match: re.Match) -> str:
         drawing = Path(page.file.abs_src_path or "").parent / match.group(1)

@@ -3,7 +3,7 @@
     python -m experiments.lgl2o --only behind     # the records, about an hour
     python -m experiments.lgl2o_mechanism         # the figure, some seconds
 
-Writes docs/images/lgl2o-mechanism as PNG and PDF; docs/guards/race.md shows it.
+Writes docs/images/lgl2o-mechanism.png; docs/guards/race.md shows it.
 
 Left: test losses. Middle: the share of windows that L2O wins. In the first hundreds of steps SGD's
 rate is high: ten of its noisy steps from the kept point do not lower the loss at once, and the
@@ -20,11 +20,12 @@ import numpy as np
 
 from experiments.lgl2o import LGL2O, PAPER, RACE, SGD
 from experiments.panels import Panel
+from experiments.pictures import save
 from metaopt.evaluation.records import Curves
-from metaopt.report.figures import save, style
+from metaopt.report.figures import style
 from metaopt.report.looks import COLOURS
 
-IMAGE = Path("docs/images/lgl2o-mechanism")
+IMAGE = Path("docs/images/lgl2o-mechanism.png")
 SMOOTHING = 20  # windows that a point of the middle and right axes averages
 
 OPTIMIZERS = {  # name in the records -> (colour, label)

@@ -27,6 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
+from experiments.pictures import save
 from metaopt import meta, optimizers
 from metaopt.core.types import LearnedOptimizer, TaskFamily, Theta
 from metaopt.evaluation.records import write_json
@@ -249,9 +250,7 @@ def draw(record: dict[str, Any], out: Path) -> None:
                 yscale="log",
             )
             axis.legend()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
-        plt.close(figure)
+        save(figure, out)
 
 
 def main() -> None:

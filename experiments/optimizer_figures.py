@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 import metaopt
+from experiments.pictures import save
 from metaopt import meta, optimizers
 from metaopt.core.rollouts import step, unroll
 from metaopt.core.trees import leaf_names
@@ -232,9 +233,7 @@ def draw(path: Path, out: Path) -> None:
         axes[0].legend(fontsize=8)
         handles, names = axes[1].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower right", ncols=4, fontsize=8)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
-        plt.close(figure)
+        save(figure, out)
 
 
 def main() -> None:

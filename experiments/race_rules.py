@@ -30,6 +30,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
+from experiments.pictures import save
 from metaopt import datasets, guards, meta, optimizers
 from metaopt.core.types import Batch, Split, Task, Theta, single
 from metaopt.evaluation.curves import evaluate
@@ -40,7 +41,7 @@ from metaopt.tasks import classification
 from metaopt.tasks.networks import MLP
 
 RESULT = Path("docs/results/race/race.json")
-FIGURE = Path("docs/images/race-rules")
+FIGURE = Path("docs/images/race-rules.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,9 +288,7 @@ def draw(record: dict[str, Any], out: Path) -> None:
         )
         draw_curves(left, record)
         draw_rules(right, record)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out.with_suffix(".png"))
-        plt.close(figure)
+        save(figure, out)
 
 
 def draw_curves(axis: Any, record: dict[str, Any]) -> None:

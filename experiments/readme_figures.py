@@ -4,7 +4,7 @@
 
 Takes some seconds. Reads docs/results/l3rs (A, A-500, B) and docs/results/lgl2o (fig03-start,
 fig03), which `experiments.l3rs` and `experiments.lgl2o` write. Writes l3rs-finetuning and
-lgl2o-start to docs/images, as PNG and PDF.
+lgl2o-start to docs/images.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,10 @@ import matplotlib.pyplot as plt
 
 from experiments import l3rs, lgl2o
 from experiments.panels import Panel
+from experiments.pictures import save
 from metaopt.evaluation.records import Curves
 from metaopt.evaluation.statistics import mean_interval
-from metaopt.report.figures import save, style
+from metaopt.report.figures import style
 from metaopt.report.looks import COLOURS, loss_bounds
 
 IMAGES = Path("docs/images")
@@ -113,14 +114,14 @@ PICTURES = (
 
 
 def draw(picture: Picture) -> None:
-    """Draws means and 95% bootstrap intervals over seeds, as PNG and PDF."""
+    """Draws means and 95% bootstrap intervals over seeds."""
     with plt.rc_context(style()):
         figure, axes = plt.subplots(1, len(picture.subplots), figsize=(12, 3.4))
         for axis, subplot in zip(axes, picture.subplots, strict=True):
             _draw_subplot(axis, subplot, picture.styles)
         axes[picture.legend_axis].legend(fontsize=7, loc=picture.legend_location)
         figure.tight_layout()
-        save(figure, IMAGES / picture.name)
+        save(figure, IMAGES / f"{picture.name}.png")
 
 
 def _draw_subplot(axis: Any, subplot: Subplot, styles: Mapping[str, LineStyle]) -> None:

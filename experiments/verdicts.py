@@ -20,7 +20,8 @@ HEAD = """# What the papers claim, and what came out here
 Each line is decided by `python -m experiments.verdicts` from the records beside this page; the
 checks are in `experiments/`. Real MNIST and FashionMNIST, runs shortened to what 2 CPU cores can
 do; the scale of each reproduction against its paper's stands in the experiment's first lines.
-`metaopt report docs/results/NAME` draws all figures again. Baselines are tuned for each task and
+The figures are not committed: `make docs` draws those of this page from the records, and
+`metaopt report docs/results/NAME` draws all of an experiment. Baselines are tuned for each task and
 length of run; LGL2O's paper did it once for all of its figures.
 
 "reproduced": all parts of the claim hold; "partly": some do; "not": none.

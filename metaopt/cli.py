@@ -16,6 +16,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from metaopt.core.checks import check_known
+from metaopt.core.extras import MissingExtra
 from metaopt.jobs.subcommands import subcommands
 
 # Command -> the settings class in the module of `metaopt.jobs` of the same name.
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtra) as error:
         print(f"metaopt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -137,7 +138,3 @@ def _suggested_flags(lines: Sequence[str]) -> list[str]:
             if " of " not in flags[-1]:
                 flags[-1] += f" of {place[1]}"
     return flags
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,14 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def main() -> None:
+def constraints() -> list[str]:
+    """One line, ``NAME==VERSION``, for each lower bound of the core and of all extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    for requirement in declared:
-        name, _, rest = re.fullmatch(r"([\w.-]+)(\[.*?\])?(.*)", requirement).groups()
-        if lowest := re.search(r">=([\w.]+)", rest):
-            print(f"{name}=={lowest[1]}")
+    extras = project["optional-dependencies"].values()
+    requirements = [*project["dependencies"], *(text for extra in extras for text in extra)]
+    bounds = (re.match(r"([\w.-]+)(?:\[.*?\])?>=([\w.]+)", text) for text in requirements)
+    return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
 
 
 if __name__ == "__main__":
-    main()
+    print("\n".join(constraints()))

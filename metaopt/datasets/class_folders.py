@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from metaopt.core.extras import optional_imports
 from metaopt.datasets import tfds_records
 from metaopt.datasets.catalog import Spec
 from metaopt.datasets.sources import Example, Examples, Files, ImageSet, find_one
@@ -226,7 +227,8 @@ def _decode(files: Files, path: str, shape: tuple[int, ...]) -> np.ndarray:
 @contextmanager
 def _open_image(files: Files, path: str) -> Iterator["PIL.Image.Image"]:
     """Opens an image without decoding it; errors while it is open name the file."""
-    import PIL.Image
+    with optional_imports("data", needed_by="metaopt.datasets"):
+        import PIL.Image
 
     where = f"{files.where}/{path}"
     if files.sizes[path] > MAX_FILE_SIZE:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from metaopt.core.checks import check_file_name, check_json
+from metaopt.core.extras import optional_imports
 from metaopt.datasets.sources import Example, ImageSet
 
 FOLDER, MANIFEST = "decoded", "manifest.json"
@@ -70,14 +71,15 @@ def writer(
 @contextmanager
 def _progress_bar(label: str, total: int) -> Iterator[Callable[[], None]]:
     """A progress bar on stderr if that is a terminal; yields the function that advances it."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    with optional_imports("data", needed_by="metaopt.datasets"):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
     progress = Progress(
         TextColumn("{task.description}"),

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from metaopt.core.checks import check_integer, check_number
+from metaopt.core.extras import optional_imports
 from metaopt.datasets.dataset import Dataset, split_in_three
 
 
@@ -14,7 +15,8 @@ def digits() -> Dataset:
     Returns:
       Images uint8 ``[n, 8, 8, 1]`` with values 0..16 and scale 1/16, in ten classes.
     """
-    from sklearn.datasets import load_digits
+    with optional_imports("data", needed_by="metaopt.datasets.digits"):
+        from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     return split_in_three(
@@ -40,7 +42,8 @@ def moons(n: int = 2000, *, noise: float = 0.15, seed: int = 0) -> Dataset:
     Raises:
       ValueError: when an argument is out of range.
     """
-    from sklearn.datasets import make_moons
+    with optional_imports("data", needed_by="metaopt.datasets.moons"):
+        from sklearn.datasets import make_moons
 
     _check_points("moons", n, noise)
     x, y = make_moons(n, noise=noise, random_state=seed)
@@ -62,7 +65,8 @@ def circles(n: int = 2000, *, noise: float = 0.08, factor: float = 0.5, seed: in
     Raises:
       ValueError: when an argument is out of range.
     """
-    from sklearn.datasets import make_circles
+    with optional_imports("data", needed_by="metaopt.datasets.circles"):
+        from sklearn.datasets import make_circles
 
     _check_points("circles", n, noise)
     check_number("circles: factor", factor, least=0, below=1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from metaopt.core.extras import optional_imports
 from metaopt.datasets.catalog import Spec
 from metaopt.datasets.pictures import encode_png
 from metaopt.datasets.sources import Example, Examples, ImageSet
@@ -51,7 +52,7 @@ def write(
     Returns:
       The folder of the records.
     """
-    import tensorflow_datasets as tfds
+    tfds = _import_tfds()
 
     builder = _make_builder(spec, image_set, root, on_example)
     config = tfds.download.DownloadConfig(
@@ -77,7 +78,7 @@ def read(root: Path, name: str, version: str) -> ImageSet:
     Raises:
       ValueError: when the records are not labelled images, or not ArrayRecord files.
     """
-    import tensorflow_datasets as tfds
+    tfds = _import_tfds()
 
     full_name = f"{name}:{version}"
     features: Any = tfds.builder(full_name, data_dir=root).info.features
@@ -105,7 +106,8 @@ def read(root: Path, name: str, version: str) -> ImageSet:
 
 
 def _decode_records(source: Any, shape: tuple[int, int, int]) -> Iterator[Example]:
-    import PIL.Image
+    with optional_imports("data", needed_by="metaopt.datasets"):
+        import PIL.Image
 
     for start in range(0, len(source), READ_SIZE):
         indices = range(start, min(start + READ_SIZE, len(source)))
@@ -115,8 +117,14 @@ def _decode_records(source: Any, shape: tuple[int, int, int]) -> Iterator[Exampl
             yield Example(image=pixels.reshape(shape), label=int(record["label"]))
 
 
+def _import_tfds() -> Any:
+    with optional_imports("data", needed_by="metaopt.datasets"):
+        import tensorflow_datasets
+    return tensorflow_datasets
+
+
 def _stock_builder(spec: Spec, root: Path) -> Any:
-    import tensorflow_datasets as tfds
+    tfds = _import_tfds()
 
     return tfds.builder(spec.name, data_dir=root, file_format="array_record")
 
@@ -125,7 +133,7 @@ def _make_builder(
     spec: Spec, image_set: ImageSet, root: Path, on_example: Callable[[str, Example], None]
 ) -> Any:
     """A builder with the stock metadata, or that of a user's own set, and our examples."""
-    import tensorflow_datasets as tfds
+    tfds = _import_tfds()
     from tensorflow_datasets.core.registered import skip_registration
 
     if spec.in_tfds:

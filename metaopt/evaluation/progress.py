@@ -3,16 +3,19 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from multiprocessing import parent_process
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from metaopt.core.extras import optional_imports
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # (name, optimizers left including this one) -> function to call with the windows done so far
 Begin = Callable[[str, int], Callable[[int], None]]
 
 
 @contextlib.contextmanager
-def progress(title: str, windows: int, console: Console | None = None) -> Iterator[Begin]:
+def progress(title: str, windows: int, console: "Console | None" = None) -> Iterator[Begin]:
     """Shows the progress of one task.
 
     Args:
@@ -24,6 +27,15 @@ def progress(title: str, windows: int, console: Console | None = None) -> Iterat
     Yields:
       A function to call when an optimizer begins; see `Begin`.
     """
+    with optional_imports("train", needed_by="metaopt.evaluation"):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
     console = console or Console(stderr=True, soft_wrap=True)
     if not console.is_terminal or parent_process() is not None:
         yield lambda name, left: _print_line(console, f"{title}: {name}")
@@ -48,6 +60,6 @@ def progress(title: str, windows: int, console: Console | None = None) -> Iterat
         yield begin
 
 
-def _print_line(console: Console, text: str) -> Callable[[int], None]:
+def _print_line(console: "Console", text: str) -> Callable[[int], None]:
     console.print(text, markup=False, highlight=False)
     return lambda count: None

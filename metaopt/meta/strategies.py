@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
+from metaopt.core.extras import optional_imports
 from metaopt.core.trees import all_finite
 from metaopt.core.types import Key, Theta
 from metaopt.meta.updates import centered_ranks, strong
@@ -91,7 +92,8 @@ def strategy(
 
     A generation without any finite loss, or an update that is not finite, changes nothing.
     """
-    from evosax.algorithms.distribution_based import distribution_based_algorithms
+    with optional_imports("train", needed_by="metaopt.meta.nes"):
+        from evosax.algorithms.distribution_based import distribution_based_algorithms
 
     make: Any = distribution_based_algorithms[name]
     scheduled = "std_schedule" in inspect.signature(make).parameters
@@ -183,7 +185,8 @@ def persistent(
     Args: as in `strategy`; accumulate: False forgets the noise before every window;
       clip_difference: bound on the difference of the losses of an antithetic pair; 0: none.
     """
-    from evosax.algorithms import PersistentES
+    with optional_imports("train", needed_by="metaopt.meta.pes"):
+        from evosax.algorithms import PersistentES
 
     population_size = population
     with jax.ensure_compile_time_eval():

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from metaopt.core.extras import optional_imports
 from metaopt.core.files import write_whole
-from metaopt.report import figures, page, summary, tables
-from metaopt.report.tables import print_summary as print_summary
+
+with optional_imports("report", needed_by="metaopt.report"):
+    from metaopt.report import figures, page, summary, tables
+    from metaopt.report.tables import print_summary as print_summary
 
 
 def report(folder: Path) -> dict[str, Any]:

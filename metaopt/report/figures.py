@@ -5,7 +5,8 @@ Figures are drawn without pyplot, so that a notebook's plotting backend stays as
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,20 +75,32 @@ class TaskCurves(NamedTuple):
 
 def draw(evaluation: Evaluation, out: Path) -> list[Path]:
     """Writes all figures into the folder `out` and returns their paths."""
+    return [
+        path for name, make in drawings(evaluation).items() for path in save(make(), out / name)
+    ]
+
+
+def drawings(evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
+    """Name of each figure of an evaluation -> the function that draws it."""
     looks = choose_looks(optimizers(evaluation), [task.curves for task in evaluation.tasks])
-    paths = []
-    for cost, name in (("steps", "comparison"), ("grad_evals", "comparison-gradients")):
+
+    def comparison(cost: str) -> Figure:
         panels = [_task_curves(task, cost) for task in evaluation.tasks]
-        paths += save(curves_figure(panels, looks, xlabel=COSTS[cost]), out / name)
+        return curves_figure(panels, looks, xlabel=COSTS[cost])
+
+    figures = {
+        "comparison": partial(comparison, "steps"),
+        "comparison-gradients": partial(comparison, "grad_evals"),
+    }
     ranking = [s for s in standings(evaluation) if s.speedup and s.optimizer != REFERENCE]
     if ranking:
-        paths += save(standings_figure(ranking, looks), out / "aggregate")
+        figures["aggregate"] = partial(standings_figure, ranking, looks)
     if runs := training_runs(evaluation.index):
-        paths += save(meta_training_figure(runs), out / "meta_training")
+        figures["meta_training"] = partial(meta_training_figure, runs)
     for mixture in mixtures(evaluation.tasks[0]):
         name = re.sub(r"[^a-z0-9]+", "-", mixture.optimizer.lower()).strip("-") or "l3rs"
-        paths += save(mixture_figure(mixture), out / f"mixture-{name}")
-    return paths
+        figures[f"mixture-{name}"] = partial(mixture_figure, mixture)
+    return figures
 
 
 def style() -> Any:  # matplotlib's stubs accept no plain dict

@@ -7,6 +7,7 @@ its path.
 import re
 from pathlib import Path
 
+from metaopt.core.extras import optional_imports
 from metaopt.core.files import cache_folder, read_plain
 from metaopt.zoo.exports import SPEC, WEIGHTS, CheckpointError, write_folder
 
@@ -35,19 +36,16 @@ def fetch(repo_id: str, revision: str = "main", *, into: Path | None = None) -> 
       before comes from the hub's own cache.
 
     Raises:
-      ImportError: when ``huggingface_hub`` is not installed.
+      MissingExtra: when ``huggingface_hub`` is not installed. An export folder that is copied to
+        this machine needs no hub: give `metaopt.load` its path.
       CheckpointError: when `repo_id` is not a name on the hub, the hub or the revision cannot be
         reached, or the repository holds no export.
     """
     who = f"hub.fetch({repo_id!r}, revision={revision!r})"
     if not isinstance(repo_id, str) or not NAME.fullmatch(repo_id):
         raise CheckpointError(f"{who}: repo_id must be 'owner/name'. {OFFLINE}")
-    try:
+    with optional_imports("hub", needed_by="metaopt.zoo.hub.fetch"):
         from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ImportError(
-            f"{who}: needs huggingface_hub: pip install 'metaopt-jax[hub]'. {OFFLINE}"
-        ) from None
     try:
         snapshot = Path(
             snapshot_download(repo_id, revision=revision, allow_patterns=[SPEC, WEIGHTS])

@@ -218,7 +218,7 @@ def test_records_that_cannot_be_decoded_are_named_with_the_command(root, file, c
 
 
 def start_preparation(root, source) -> subprocess.Popen:
-    arguments = [sys.executable, "-m", "metaopt.cli", "data", "prepare", "mine"]
+    arguments = [sys.executable, "-m", "metaopt", "data", "prepare", "mine"]
     return subprocess.Popen(
         [*arguments, "--from", str(source)],
         env={**os.environ, "METAOPT_DATA_DIR": str(root)},

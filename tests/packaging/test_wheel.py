@@ -54,7 +54,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
     for needed in ("py.typed", "report/page.html", "report/page.css", "report/page.js"):
         assert f"metaopt/{needed}" in sources
     assert packed[f"{info}licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
-    assert "metaopt = metaopt.cli:main" in packed[f"{info}entry_points.txt"].decode()
+    assert "metaopt = metaopt.__main__:main" in packed[f"{info}entry_points.txt"].decode()
 
 
 def test_metadata_names_the_extras_and_the_licence(wheel):
@@ -62,7 +62,7 @@ def test_metadata_names_the_extras_and_the_licence(wheel):
         (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = archive.read(name).decode()
     extras = set(re.findall(r"^Provides-Extra: (\w+)$", metadata, re.M))
-    assert extras >= {"docs", "hub", "tensorboard", "test"}
+    assert extras >= {"all", "data", "docs", "hub", "report", "tensorboard", "test", "train"}
     assert re.search(r"^License-Expression: Apache-2.0$", metadata, re.M)
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from metaopt.core.checks import check_json
+from metaopt.core.extras import optional_imports
 from metaopt.core.files import parse_json, read_plain, write_whole
 
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -98,12 +99,8 @@ def _events(folder: Path, done: int):
 
 def _writer(folder: Path, done: int):
     """tensorboardX's writer of event files."""
-    try:
+    with optional_imports("tensorboard", needed_by="tensorboard=True"):
         from tensorboardX import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "tensorboard: event files need the extra: pip install 'metaopt-jax[tensorboard]'."
-        ) from None
     # File names contain the time in seconds. Without the suffix, a run that is resumed within the
     # second in which it started would overwrite its first file.
     return SummaryWriter(str(folder), purge_step=done or None, filename_suffix=f".{done}")

@@ -85,7 +85,7 @@ def test_sigterm_lets_the_step_finish_and_saves_it(whole, tmp_path):
 
 
 def test_the_command_ends_with_143_on_sigterm_and_goes_on_when_given_again(tmp_path):
-    command = [sys.executable, "-m", "metaopt.cli", "train", "--task", "quadratic"]
+    command = [sys.executable, "-m", "metaopt", "train", "--task", "quadratic"]
     command += ["--learned.base", "sgd", "--method.population", "4", "--method.tasks", "1"]
     command += ["--method.min-steps", "3", "--method.max-steps", "5"]
     command += ["--out", str(tmp_path / "run"), "--steps", "1000000"]

@@ -82,6 +82,6 @@ def test_steps_taken_again_are_purged(tmp_path):
 
 def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with pytest.raises(ValueError, match=r"metaopt-jax\[tensorboard\]"):
+    with pytest.raises(ImportError, match=r"metaopt-jax\[tensorboard\]"):
         with log(tmp_path, 0, 5, "run", tensorboard=True):
             pass
