@@ -2,3 +2,8 @@
 
 `metaopt.cli` imports the module of the command that is given, and no other.
 """
+
+from metaopt.core.extras import optional_imports
+
+with optional_imports("train", needed_by="metaopt.jobs"):
+    import tyro as tyro

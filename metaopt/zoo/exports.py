@@ -130,6 +130,9 @@ def load(path: str | os.PathLike[str]) -> Exported:
 
     Raises:
       CheckpointError: when the folder is missing, truncated, foreign, or of another format.
+
+    Examples:
+      >>> tx = load("lstm-mlp-mnist").apply(num_steps=100)  # an optax transformation
     """
     folder = _export_folder(path)
     spec = _read_spec(folder / SPEC)

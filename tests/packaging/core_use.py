@@ -31,7 +31,7 @@ def main() -> None:
     assert jnp.isfinite(updates).all() and jnp.any(updates != 0)
 
     with tempfile.TemporaryDirectory() as folder:
-        path = metaopt.save(Path(folder), exported.name, exported.config, exported.theta)
+        path = metaopt.save(Path(folder), exported.settings, exported.theta)
         equal = jax.tree.map(jnp.array_equal, metaopt.load(path).theta, exported.theta)
     assert jax.tree.all(equal)
     assert datasets.spirals(60).splits["train"]["x"].shape[1:] == (2,)

@@ -114,15 +114,14 @@ def test_the_core_loads_guards_and_saves_an_optimizer(tmp_path):
 
 # What a user calls -> the package that is missing, and the extra that brings it.
 ENTRY_POINTS = {
-    "meta.nes(lopt, family, theta, meta.NESConfig(population=2))": ("evosax", "train"),
-    "meta.pes(lopt, family, theta, meta.PESConfig(population=2))": ("evosax", "train"),
+    "meta.nes(lopt, family, meta.NESConfig(population=2)).init(key, theta)": ("evosax", "train"),
+    "meta.pes(lopt, family, meta.PESConfig(population=2)).init(key, theta)": ("evosax", "train"),
     "import_module('metaopt.jobs')": ("tyro", "train"),
     "datasets.digits()": ("sklearn", "data"),
     "datasets.moons()": ("sklearn", "data"),
     "datasets.circles()": ("sklearn", "data"),
     "datasets.prepare('my_images', images, root=images)": ("PIL", "data"),
     "datasets.prepare('cifar10', images, root=images)": ("tensorflow_datasets", "data"),
-    "contact_sheet(datasets.spirals(60))": ("PIL", "data"),
     "metaopt.report": ("matplotlib", "report"),
     "hub.fetch('owner/name')": ("huggingface_hub", "hub"),
     "logs.log(images, 0, 1, 'run', tensorboard=True).__enter__()": ("tensorboardX", "tensorboard"),
@@ -132,12 +131,12 @@ import json, pathlib
 from importlib import import_module
 import jax, metaopt
 from metaopt import datasets, meta, optimizers, tasks
-from metaopt.datasets.sheet import contact_sheet
 from metaopt.meta.loop import logs
 from metaopt.zoo import hub
 
 lopt, family = optimizers.lstm(2), metaopt.single(tasks.quadratic(2))
-theta = lopt.init(jax.random.key(0), {})
+key = jax.random.key(0)
+theta = lopt.init(key, {})
 images = pathlib.Path("images")
 (images / "train" / "0").mkdir(parents=True)
 (images / "train" / "0" / "0.png").write_bytes(b"no image is decoded")
