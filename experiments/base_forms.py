@@ -1,14 +1,14 @@
-"""L3RS's own forms of SGD and Adam against optax's: generations of NES on CPU.
+"""Measures L3RS's own forms of SGD and Adam against optax's, in generations of NES on CPU.
 
-    python -m experiments.base_forms     # writes docs/results/bench-bases.json
+    python -m experiments.base_forms
 
-`metaopt.core.cpu` computes both directions differently from optax, to save time in
-populations on CPU. If the ratios are near 1, optax's own are fast enough and the forms can go.
+Needs no data. Takes a few minutes on 2 cores. Writes docs/results/bench-bases.json: seconds of a
+generation with every form, and their ratios to metaopt's, medians of 15 rounds in which all forms
+are timed in turn. `metaopt.core.cpu` computes both directions differently from optax, to save time
+in populations on CPU. If the ratios are near 1, optax's own forms are fast enough and ours can go.
 """
 
 import os
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from benchmarks.workload import Workload, mlp_task, nes_generation
+from experiments.timing import median_ratio, median_seconds, time_in_turn
 from metaopt.core import cpu
 from metaopt.evaluation.records import write_json
 from metaopt.jobs.evaluate import environment
@@ -43,50 +44,43 @@ FORMS: dict[str, Sequence[str | Base]] = {
 }
 
 
-def generation(
+def compiled_generation(
     bases: Sequence[str | Base], workload: Workload, mesh: Mesh | None
 ) -> Callable[[], Any]:
-    """Returns a compiled generation, which has run once."""
-    spread = devices.Spread(mesh)
-    step, *args = nes_generation(l3rs(bases), mlp_task(workload), workload, spread)
-    where = devices.placed(devices.WHOLE, mesh) if mesh else None
-    program = jax.jit(step, out_shardings=where, compiler_options=cpu.fast())
-    compiled = program.lower(*args).compile()
-    call = lambda: jax.block_until_ready(compiled(*args))
-    call()
-    return call
+    """A generation of NES that is compiled and has run once."""
+    update = nes_generation(l3rs(bases), mlp_task(workload), workload, devices.Spread(mesh))
+    args = (update.trainer, update.key_data, update.state)
+    out_shardings = devices.placed(devices.WHOLE, mesh) if mesh else None
+    jitted = jax.jit(update.step, out_shardings=out_shardings, compiler_options=cpu.fast())
+    compiled = jitted.lower(*args).compile()
+    jax.block_until_ready(compiled(*args))
+    return lambda: jax.block_until_ready(compiled(*args))
 
 
 def measure(workload: Workload, mesh: Mesh | None) -> dict[str, Any]:
-    """Returns seconds of a generation, and the ratio of every form to that of metaopt.
-
-    Both are medians of rounds in which all forms are timed in turn.
-    """
-    calls = {name: generation(bases, workload, mesh) for name, bases in FORMS.items()}
-    rounds = []
-    for _ in range(ROUNDS):
-        seconds = {}
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name] = time.perf_counter() - start
-        rounds.append(seconds)
+    """Seconds of a generation with every form, and their ratios to metaopt's form."""
+    generations = {
+        name: compiled_generation(bases, workload, mesh) for name, bases in FORMS.items()
+    }
+    rounds = time_in_turn(generations, ROUNDS)
     return {
-        "seconds": {name: statistics.median(one[name] for one in rounds) for name in calls},
-        "ratios": {
-            name: statistics.median(one[name] / one["metaopt"] for one in rounds) for name in calls
-        },
+        "seconds": median_seconds(rounds),
+        "ratios": {name: median_ratio(rounds, name, reference="metaopt") for name in FORMS},
     }
 
 
 def main() -> None:
+    """Times all workloads on one device and on all devices, and writes the record."""
     devices.initialise("none")  # every core becomes a device
     rows = []
     for name, workload in WORKLOADS.items():
-        spread_mesh = devices.mesh_for(workload.population, workload.tasks)
-        for num_devices, mesh in {1: None, jax.device_count(): spread_mesh}.items():
-            row = {"workload": workload._asdict(), "devices": num_devices}
-            row |= measure(workload, mesh)
+        mesh = devices.mesh_for(workload.population, workload.tasks)
+        for num_devices, mesh_or_none in {1: None, jax.device_count(): mesh}.items():
+            row = {
+                "workload": workload._asdict(),
+                "devices": num_devices,
+                **measure(workload, mesh_or_none),
+            }
             rows.append(row)
             ratios = [f"{form} {ratio:.2f}" for form, ratio in row["ratios"].items()]
             print(f"{name}, {num_devices} devices:", *ratios, flush=True)

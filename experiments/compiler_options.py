@@ -9,17 +9,11 @@ docs/scaling.md quotes it.
 """
 
 import os
-import statistics
 from pathlib import Path
 from unittest import mock
 
-from experiments.population_forms import (
-    CASES,
-    Form,
-    compiled_update,
-    keep_to_one_core,
-    time_in_turn,
-)
+from experiments.population_forms import CASES, Form, compiled_update
+from experiments.timing import keep_to_one_core, median_ratio, median_seconds, time_in_turn
 from metaopt.core import cpu
 from metaopt.evaluation.records import write_json
 from metaopt.jobs.evaluate import environment
@@ -39,9 +33,8 @@ def main() -> None:
             with mock.patch.object(cpu, "fast", lambda options=options: options):
                 updates[name] = compiled_update(case, Form())
         rounds = time_in_turn(updates, ROUNDS)
-        seconds = {name: statistics.median(times[name] for times in rounds) for name in updates}
-        ratio = statistics.median(times["xla"] / times["metaopt"] for times in rounds)
-        rows.append({**case._asdict(), "seconds": seconds, "ratio": ratio})
+        ratio = median_ratio(rounds, "xla", reference="metaopt")
+        rows.append({**case._asdict(), "seconds": median_seconds(rounds), "ratio": ratio})
         print(*case, f"{ratio:.2f}", flush=True)
     record = {
         "environment": environment("python -m experiments.compiler_options"),

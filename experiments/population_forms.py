@@ -8,8 +8,6 @@ in which all forms are timed in turn; docs/scaling.md quotes it.
 """
 
 import os
-import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,6 +17,7 @@ from unittest import mock
 import jax
 
 from benchmarks.workload import nes_config
+from experiments.timing import keep_to_one_core, median_seconds, time_in_turn
 from metaopt import meta, optimizers
 from metaopt.core import cpu
 from metaopt.evaluation.records import write_json
@@ -117,33 +116,13 @@ def compiled_update(case: Case, form: Form) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(update(trainer, k_step, state))
 
 
-def time_in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
-    """Seconds of each call, by name, for every round."""
-    seconds = []
-    for _ in range(rounds):
-        times = {}
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name] = time.perf_counter() - start
-        seconds.append(times)
-    return seconds
-
-
-def keep_to_one_core() -> None:
-    """Restricts this process to one core, on Linux; call it before JAX counts the cores."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
 def main() -> None:
     """Times all cases and writes the record."""
     keep_to_one_core()
     rows = []
     for case in CASES:
         updates = {name: compiled_update(case, form) for name, form in forms(case).items()}
-        rounds = time_in_turn(updates, ROUNDS)
-        seconds = {name: statistics.median(times[name] for times in rounds) for name in updates}
+        seconds = median_seconds(time_in_turn(updates, ROUNDS))
         rows.append({**case._asdict(), "seconds": seconds})
         speedups = [f"{name} {seconds['side by side'] / s:.2f}" for name, s in seconds.items()]
         print(*case, *speedups, flush=True)
