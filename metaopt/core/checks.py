@@ -33,7 +33,7 @@ def check_integer(where: str, value: Any, least: int | None = None) -> None:
         except TypeError:
             pass
     if integer is None:
-        raise ValueError(f"{where} must be an integer, got {short(value)}.")
+        raise ValueError(f"{where} must be an integer, got {show(value)}.")
     if least is not None and integer < least:
         raise ValueError(f"{where} must be at least {least}, got {value}.")
 
@@ -67,7 +67,7 @@ def check_number(
         except (TypeError, ValueError, OverflowError):
             pass
     if not math.isfinite(number):
-        raise ValueError(f"{where} must be a finite number, got {short(value)}.")
+        raise ValueError(f"{where} must be a finite number, got {show(value)}.")
     legal = (
         (least is None or number >= least)
         and (above is None or number > above)
@@ -103,7 +103,7 @@ def check_choice(where: str, value: Any, allowed: Any) -> None:
       ValueError: when `value` is anything else.
     """
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{where} must be one of {', '.join(allowed)}, got {short(value)}.")
+        raise ValueError(f"{where} must be one of {', '.join(allowed)}, got {show(value)}.")
 
 
 def check_known(kind: str, name: str, table: Iterable[str]) -> None:
@@ -135,7 +135,7 @@ def check_callable(where: str, value: Any) -> None:
       ValueError: when `value` is not callable.
     """
     if not callable(value):
-        raise ValueError(f"{where} must be a function, got {short(value)}.")
+        raise ValueError(f"{where} must be a function, got {show(value)}.")
 
 
 def check_fields(settings: Any) -> None:
@@ -143,7 +143,7 @@ def check_fields(settings: Any) -> None:
 
     Args:
       settings: an instance of a dataclass whose annotations are int, float, str, bool or other
-        classes, `Literal` of strings, ``tuple[kind, ...]``, or one of these or None.
+        classes, `Literal` of strings, ``tuple[kind, ...]``, or unions of these and None.
 
     Raises:
       ValueError: for the first field whose value has another type.
@@ -164,7 +164,7 @@ def _check_type(where: str, value: Any, kind: Any) -> None:
         check_choice(where, value, arguments)
     elif origin is tuple:
         if not isinstance(value, tuple):
-            raise ValueError(f"{where} must be a tuple, got {short(value)}.")
+            raise ValueError(f"{where} must be a tuple, got {show(value)}.")
         for index, entry in enumerate(value):
             _check_type(f"{where}[{index}]", entry, arguments[0])
     elif kind is int:
@@ -172,7 +172,7 @@ def _check_type(where: str, value: Any, kind: Any) -> None:
     elif kind is float:
         check_number(where, value)
     elif not isinstance(value, kind):
-        raise ValueError(f"{where} must be a {kind.__name__}, got {short(value)}.")
+        raise ValueError(f"{where} must be a {kind.__name__}, got {show(value)}.")
 
 
 def _check_any_type(where: str, value: Any, kinds: Sequence[Any]) -> None:
@@ -186,7 +186,7 @@ def _check_any_type(where: str, value: Any, kinds: Sequence[Any]) -> None:
     for kind in kinds:
         origin = get_origin(kind)
         names += map(str, get_args(kind)) if origin is Literal else [(origin or kind).__name__]
-    raise ValueError(f"{where} must be one of {', '.join(names)}, got {short(value)}.")
+    raise ValueError(f"{where} must be one of {', '.join(names)}, got {show(value)}.")
 
 
 def check_json(where: str, value: Any, kind: Any) -> None:
@@ -216,7 +216,7 @@ def check_json(where: str, value: Any, kind: Any) -> None:
         for key, inner in kinds.items():
             if key not in value:
                 raise ValueError(f"{where} lacks {key!r}.")
-            check_json(f"{where}.{short(key)}", value[key], inner)
+            check_json(f"{where}.{show(key)}", value[key], inner)
     else:
         _check_json_type(where, value, kind)
 
@@ -227,7 +227,7 @@ def _check_json_type(where: str, value: Any, kind: type) -> None:
     if not isinstance(value, types_allowed) or bool_by_mistake:
         names = {dict: "an object", list: "a list", str: "a string", float: "a number"}
         name = names.get(kind, f"of type {kind.__name__}")
-        raise ValueError(f"{where} must be {name}, got {short(value)}.")
+        raise ValueError(f"{where} must be {name}, got {show(value)}.")
 
 
 def check_file_name(where: str, name: str) -> None:
@@ -241,10 +241,10 @@ def check_file_name(where: str, name: str) -> None:
       ValueError: when `name` is empty or could lead to another folder.
     """
     if name in ("", ".", "..") or any(mark in name for mark in ("/", "\\", "\0")):
-        raise ValueError(f"{where} must be the name of a file in this folder, got {short(name)}.")
+        raise ValueError(f"{where} must be the name of a file in this folder, got {show(name)}.")
 
 
-def short(value: Any) -> str:
+def show(value: Any) -> str:
     """A short description of `value` for messages.
 
     Args:

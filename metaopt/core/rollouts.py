@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from metaopt.core import cpu
-from metaopt.core.checks import short
+from metaopt.core.checks import show
 from metaopt.core.types import Batch, LossFn, Params, transformation
 
 
@@ -127,7 +127,7 @@ def scalar(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
             or jnp.shape(loss)
             or not jnp.issubdtype(jnp.result_type(loss), jnp.floating)
         ):
-            found = short(loss) if hasattr(loss, "dtype") else f"a {type(loss).__name__}"
+            found = show(loss) if hasattr(loss, "dtype") else f"a {type(loss).__name__}"
             raise ValueError(
                 f"loss_fn must return one real number, got {found}; return the mean over the "
                 "mini-batch, without auxiliary outputs."

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer, Num
 
-from metaopt.core.checks import check_integer, check_number, short
+from metaopt.core.checks import check_integer, check_number, show
 from metaopt.core.types import SPLITS, Batch, Split
 
 
@@ -45,7 +45,7 @@ def check(data: Dataset) -> Dataset:
         or contains NaN, inf or a label out of range; names the split.
     """
     if not isinstance(data, Dataset):
-        raise ValueError(f"data must be a Dataset, got {short(data)}; see metaopt.datasets.")
+        raise ValueError(f"data must be a Dataset, got {show(data)}; see metaopt.datasets.")
     if set(data.splits) != set(SPLITS):
         raise ValueError(
             f"data set {data.name!r}: its splits must be {', '.join(SPLITS)}, got "

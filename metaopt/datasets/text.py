@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.core.checks import short
+from metaopt.core.checks import show
 from metaopt.core.types import Split
 
 MIN_LENGTH = 1000  # characters
@@ -47,7 +47,7 @@ def from_string(name: str, text: str, vocabulary: str = "") -> Text:
     vocabulary = vocabulary or "".join(sorted(set(text)))
     if unknown := sorted(set(text) - set(vocabulary)):
         raise ValueError(
-            f"text {name!r}: holds {short(''.join(unknown))}, not in the vocabulary; remove them "
+            f"text {name!r}: holds {show(''.join(unknown))}, not in the vocabulary; remove them "
             "from the text or add them to the vocabulary."
         )
     token = {character: index for index, character in enumerate(vocabulary)}

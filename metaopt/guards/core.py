@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from metaopt.core.checks import check_integer, short
+from metaopt.core.checks import check_integer, show
 from metaopt.core.rollouts import check_window_call, scalar
 from metaopt.core.trees import all_finite
 from metaopt.core.types import Batch, LearnedOptimizer, LossFn, Params, transformation
@@ -338,7 +338,7 @@ def check_window(
         )
     if not callable(loss_fn):
         raise ValueError(
-            f"{guard}: loss_fn must be a function (params, batch) -> loss, got {short(loss_fn)}."
+            f"{guard}: loss_fn must be a function (params, batch) -> loss, got {show(loss_fn)}."
         )
     return (
         _leading_axis(guard, "train_batches", train_batches),

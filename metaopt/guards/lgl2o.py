@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from metaopt.core.checks import check_callable, check_choice, check_fields, check_integer, short
+from metaopt.core.checks import check_callable, check_choice, check_fields, check_integer, show
 from metaopt.core.types import LearnedOptimizer, Params, Theta
 from metaopt.guards.core import (
     Guard,
@@ -235,7 +235,7 @@ def lgl2o(
     if average is not None:
         check_callable("lgl2o: average", average)
     if not isinstance(adaptive, Adaptive | None):
-        raise ValueError(f"lgl2o: adaptive must be an Adaptive, got {short(adaptive)}.")
+        raise ValueError(f"lgl2o: adaptive must be an Adaptive, got {show(adaptive)}.")
     learned_tx = inner_transformation("lgl2o", "learned", learned)
     fallback_tx = inner_transformation("lgl2o", "fallback", fallback)
 

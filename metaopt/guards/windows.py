@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.core.checks import check_integer, short
+from metaopt.core.checks import check_integer, show
 from metaopt.core.types import Batch
 
 Size = int | Callable[[], Any]
@@ -42,7 +42,7 @@ def windows(iterator: Iterable[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[B
       (2, 8, 3) (1, 8, 3)
     """
     if not isinstance(iterator, Iterable):
-        raise ValueError(f"windows: iterator must be an iterable, got {short(iterator)}.")
+        raise ValueError(f"windows: iterator must be an iterable, got {show(iterator)}.")
     _check_sizes([size for size in (n_t, n_c) if not callable(size)])
     return _cut(iter(iterator), n_t, n_c)
 

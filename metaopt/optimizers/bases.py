@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from metaopt.core import cpu
-from metaopt.core.checks import short
+from metaopt.core.checks import show
 
 
 class Base(NamedTuple):
@@ -58,7 +58,7 @@ def _resolve_one(index: int, base: Any) -> Base:
     if isinstance(base, optax.GradientTransformation):
         return Base(name=f"user_{index}", hyper={}, make=lambda hyper: base)
     raise ValueError(
-        f"l3rs: base {index} must be a name, a Base or an optax transformation, got {short(base)}."
+        f"l3rs: base {index} must be a name, a Base or an optax transformation, got {show(base)}."
     )
 
 

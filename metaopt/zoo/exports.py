@@ -25,7 +25,7 @@ from safetensors.numpy import save as save_safetensors
 
 from metaopt import zoo
 from metaopt._version import __version__
-from metaopt.core.checks import short
+from metaopt.core.checks import show
 from metaopt.core.files import parse_json, read_plain
 from metaopt.core.trees import check_same_structure as check_same_structure
 from metaopt.core.types import LearnedOptimizer, Theta
@@ -98,7 +98,7 @@ def save(
     if type(settings) not in OPTIMIZERS.values():
         known = ", ".join(settings.__name__ for settings in OPTIMIZERS.values())
         raise ValueError(
-            f"save: settings must be one of {known} of metaopt.optimizers, got {short(settings)}. "
+            f"save: settings must be one of {known} of metaopt.optimizers, got {show(settings)}. "
             "Optimizers built from your own transformations cannot be exported; keep their code "
             "beside theta."
         )
@@ -171,12 +171,12 @@ def _settings(name: str, values: Mapping[str, Any], spec: Path) -> Settings:
     """The settings in a spec; a setting that it lacks has its default."""
     if name not in OPTIMIZERS:
         raise CheckpointError(
-            f"{spec}: unknown optimizer {short(name)}; this version knows {', '.join(OPTIMIZERS)}."
+            f"{spec}: unknown optimizer {show(name)}; this version knows {', '.join(OPTIMIZERS)}."
         )
     known = [field.name for field in dataclasses.fields(OPTIMIZERS[name])]
     if unknown := [key for key in values if key not in known]:
         raise CheckpointError(
-            f"{spec}: {name!r} has no setting {short(unknown[0])}; it has {', '.join(known)}."
+            f"{spec}: {name!r} has no setting {show(unknown[0])}; it has {', '.join(known)}."
         )
     tuples = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     try:
@@ -273,7 +273,7 @@ def _rebuild(described: Any, leaves: Mapping[str, np.ndarray], where: Path) -> T
 
 def _export_folder(path: str | os.PathLike[str]) -> Path:
     if not isinstance(path, str | os.PathLike):
-        raise CheckpointError(f"load: path must be a str or a pathlib.Path, got {short(path)}.")
+        raise CheckpointError(f"load: path must be a str or a pathlib.Path, got {show(path)}.")
     folder = Path(path)
     try:
         if not (folder / SPEC).exists() and (folder / "export" / SPEC).exists():
@@ -311,14 +311,14 @@ def _read_spec(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: there is no format {spec['format']}; formats begin at 1.")
     if spec["format"] < FORMAT:
         raise CheckpointError(
-            f"{path}: format {spec['format']} was written by metaopt {short(spec.get('metaopt'))}; "
+            f"{path}: format {spec['format']} was written by metaopt {show(spec.get('metaopt'))}; "
             f"this version reads format {FORMAT}. Load it with that version, and save theta again "
             "with this one."
         )
     if spec["format"] > FORMAT:
         raise CheckpointError(
-            f"{path}: format {short(spec['format'])} is newer than this version reads ({FORMAT}); "
-            f"it was written by metaopt {short(spec.get('metaopt'))}. Upgrade metaopt-jax."
+            f"{path}: format {show(spec['format'])} is newer than this version reads ({FORMAT}); "
+            f"it was written by metaopt {show(spec.get('metaopt'))}. Upgrade metaopt-jax."
         )
     kinds = {"optimizer": str, "settings": dict, "trained": dict, "theta": dict, "sha256": str}
     for field, kind in kinds.items():

@@ -180,4 +180,4 @@ def test_a_file_name_leads_nowhere_else(name):
     ],
 )
 def test_messages_show_the_start_of_a_value_and_the_shape_of_an_array(value, shown):
-    assert checks.short(value) == shown
+    assert checks.show(value) == shown
