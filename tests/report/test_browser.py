@@ -44,6 +44,7 @@ def visit(browser, path):
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=colour_scheme, offline=True
         )
+        context.set_default_timeout(120_000)  # milliseconds, for machines under load
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda m: problems.append(m.text) if m.type in PROBLEMS else None)
