@@ -104,8 +104,12 @@ Check: TypeAlias = Callable[[Panel], tuple[Outcome, str]]  # the outcome, and ou
 class Claim(NamedTuple):
     """A sentence of a paper and how it is decided.
 
-    Attributes: figure: of the paper; text: the claim; panel: name of the figure's folder, "": of
-    all, with the meta-trainings; check; reason: one line of words on the outcome.
+    Attributes:
+      figure: the paper's figure.
+      text: the claim.
+      panel: name of the figure's folder; "": all figures and the meta-trainings.
+      check: decides the claim.
+      reason: one line on the outcome.
     """
 
     figure: str

@@ -1,4 +1,4 @@
-"""The one loop over optimizee steps, and its lift from steps to windows."""
+"""The loop over optimizee steps, and its lift from steps to windows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +21,17 @@ def step(
     *,
     second_order: bool = True,
 ) -> tuple[Params, Any, tuple[jax.Array, Params]]:
-    """One step of `tx` on one mini-batch, whose loss is ``value_fn(params)``; see `unroll`.
+    """One step of `tx` on one mini-batch.
+
+    Args:
+      tx: see `unroll`.
+      params: params before the step.
+      state: state of `tx` before the step.
+      value_fn: ``params -> loss`` on the mini-batch.
+      second_order: see `unroll`.
 
     Returns:
-      params and state after the step, and what `tx` saw: the loss and its gradient before it.
+      params and state after the step, and the loss and its gradient before the step.
     """
     value, grad = jax.value_and_grad(scalar(value_fn))(params)
     grad = jax.tree.map(cpu.in_rows, grad)
@@ -48,17 +55,17 @@ def unroll(
     """Takes one step of `tx` per mini-batch.
 
     Args:
-      tx: a per-step transformation. It is given optax's own extra args: `value`, `grad` and
-        `value_fn` at the current params.
-      params, state: where to start.
+      tx: a per-step transformation. It receives optax's extra args `value`, `grad` and `value_fn`
+        at the current params.
+      params: initial params.
+      state: initial state of `tx`.
       loss_fn: ``(params, batch) -> scalar``.
       batches: mini-batches with a leading axis ``[T, ...]``.
-      second_order: False stops the gradient at what `tx` sees of the loss (value and gradient),
-        the first-order rule of learned-optimizer training (algorithms that differentiate through
-        an unroll drop second derivatives of the loss). Without differentiation: no effect.
-      remat: when differentiated, keep params and state of each step only and compute the rest of
-        it again. Same result; an LSTM's unroll needs a fifth of the memory, and on CPU, where
-        memory is what it waits for. Without differentiation: no effect.
+      second_order: False stops gradients at the loss value and the loss gradient that `tx`
+        receives. This is the first-order rule of learned-optimizer training, which drops second
+        derivatives of the loss. It has an effect only under differentiation.
+      remat: under differentiation, store only params and state of each step, and recompute the
+        rest. The result is the same; the unroll of an LSTM needs a fifth of the memory.
 
     Returns:
       params and state after T steps, and the losses ``[T]`` before each step.
@@ -80,8 +87,16 @@ def unroll_sampled(
 ) -> tuple[Params, Any, jax.Array]:
     """`unroll` without stored mini-batches, for a number of steps that may be traced.
 
-    Mini-batch t is ``sample(t)``, drawn when it is needed. Forward only: a loop of unknown
-    length has no reverse-mode derivative.
+    Mini-batch t is ``sample(t)``, drawn when it is needed. The loop has no reverse-mode derivative,
+    since its length is not static.
+
+    Args:
+      tx: see `unroll`.
+      params: initial params.
+      state: initial state of `tx`.
+      loss_fn: ``(params, batch) -> scalar``.
+      sample: ``t -> batch``.
+      num_steps: number of steps.
 
     Returns:
       params, state, and the mean (a scalar) of the losses before each step.
@@ -99,7 +114,7 @@ def unroll_sampled(
 
 
 def _step(tx: optax.GradientTransformation, loss_fn: LossFn, second_order: bool):
-    """The one step that every loop takes: ``((params, state), batch) -> (params, state), loss``."""
+    """The body of every loop: ``((params, state), batch) -> ((params, state), loss)``."""
 
     def body(carry, batch):
         params, state = carry
@@ -111,13 +126,13 @@ def _step(tx: optax.GradientTransformation, loss_fn: LossFn, second_order: bool)
 
 
 def mean_loss(loss_fn: LossFn, params: Params, batches: Batch) -> jax.Array:
-    """Mean loss over ``batches [C, ...]``; NaN counts as +inf: it loses every comparison."""
+    """Mean loss over ``batches [C, ...]``; +inf instead of NaN, so that it loses comparisons."""
     loss = jnp.mean(jax.vmap(scalar(loss_fn), in_axes=(None, 0))(params, batches))
     return jnp.where(jnp.isnan(loss), jnp.inf, loss)
 
 
 def scalar(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`loss_fn`, with a `ValueError` where it returns anything but one real number."""
+    """`loss_fn`, which raises `ValueError` unless it returns one real number."""
 
     def checked(*arguments):
         loss = loss_fn(*arguments)
@@ -127,9 +142,9 @@ def scalar(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
             or jnp.shape(loss)
             or not jnp.issubdtype(jnp.result_type(loss), jnp.floating)
         ):
-            found = show(loss) if hasattr(loss, "dtype") else f"a {type(loss).__name__}"
+            given = show(loss) if hasattr(loss, "dtype") else f"a {type(loss).__name__}"
             raise ValueError(
-                f"loss_fn must return one real number, got {found}; return the mean over the "
+                f"loss_fn must return one real number, got {given}; return the mean over the "
                 "mini-batch, without auxiliary outputs."
             )
         return loss
@@ -138,7 +153,7 @@ def scalar(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def check_window_call(name: str, updates: Any, params: Params) -> None:
-    """Raises `ValueError` where a window update was called like a per-step one."""
+    """Raises `ValueError` if a window update was called like a per-step update."""
     if params is None:
         raise ValueError(
             f"{name}: update needs `params`; a window starts from a parameter vector. "
@@ -153,10 +168,16 @@ def check_window_call(name: str, updates: Any, params: Params) -> None:
 
 
 def windowed(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Lifts a per-step transformation to the window contract of the guards.
+    """Lifts a per-step transformation to the window form of the guards.
 
-    ``update(None, state, params, *, loss_fn, train_batches [T, ...])`` takes T steps and returns
-    their sum, so that one driver runs plain and guarded optimizers on the same x-axis.
+    One loop can then run plain and guarded optimizers.
+
+    Args:
+      tx: a per-step transformation.
+
+    Returns:
+      A transformation whose ``update(None, state, params, *, loss_fn, train_batches)``, with
+      ``train_batches [T, ...]``, takes T steps and returns their sum.
     """
 
     def update_fn(updates, state, params=None, *, loss_fn, train_batches, **extra_args):

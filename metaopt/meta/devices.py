@@ -1,4 +1,4 @@
-"""Which devices and processes share a meta-training, and how a population is spread over them."""
+"""The devices and processes that share a meta-training, and the distribution of runs over them."""
 
 import contextlib
 import importlib.util
@@ -19,7 +19,7 @@ POPULATION, TASK = "population", "task"
 
 
 class Spread(NamedTuple):
-    """How a population is evaluated; the default is one device, all candidates at once.
+    """The distribution of inner runs over devices; the default is one device.
 
     Attributes:
       mesh: devices with the axes `POPULATION` and `TASK` (see `mesh_for`); None: one device.
@@ -41,19 +41,21 @@ def initialise(
     process_id: int | None = None,
     cpu_devices: int = 0,
 ) -> None:
-    """Joins the processes of one meta-training, and makes devices of this one's CPU cores.
+    """Joins the processes of one meta-training, and makes each CPU core of this one a device.
 
-    Call it before anything else uses JAX, whose devices are fixed from then on.
+    Call it before anything else uses JAX: the first use fixes JAX's devices.
 
     Args:
-      coordinator: "auto" joins what Slurm, Open MPI or a TPU pod started as several processes and
-        does nothing elsewhere; "none" never joins; ``host:port`` is an address of process 0 that
-        all others reach.
-      num_processes, process_id: with ``host:port``: how many there are, and which one this is.
-      cpu_devices: devices that the CPU is divided into; 0: one per core that this process may run
-        on, since XLA keeps programs as small as ours on one core each.
+      coordinator: "auto" joins the processes that Slurm, Open MPI or a TPU pod started, and does
+        nothing elsewhere. "none" never joins. ``host:port`` is an address of process 0 that all
+        others can reach.
+      num_processes: number of processes, with ``host:port``.
+      process_id: index of this process, with ``host:port``.
+      cpu_devices: devices that the CPU is divided into; 0: one per core that this process may use.
+        XLA runs programs of this size on one core each.
 
-    Raises: ValueError: arguments that do not fit together.
+    Raises:
+      ValueError: the arguments do not fit together.
     """
     _divide_cpu(cpu_devices)
     explicit = coordinator not in ("auto", "none")
@@ -89,7 +91,7 @@ def _divide_cpu(count: int) -> None:
 
 
 def _started_in_parallel() -> bool:
-    """Whether a launcher that JAX knows started more than one process."""
+    """True if a launcher that JAX knows started more than one process."""
     counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
     if any(int(os.environ.get(name) or 1) > 1 for name in counts):
         return True
@@ -100,21 +102,23 @@ def _started_in_parallel() -> bool:
 
 
 def mesh_shape(population: int, tasks: int, count: int) -> tuple[int, int]:
-    """Sizes of the axes `POPULATION` and `TASK` that leave the least to the busiest of devices.
+    """Sizes of the axes `POPULATION` and `TASK` that minimise the work of the busiest device.
 
-    The population need not divide (a last, uneven share is filled up); the tasks must.
+    The axis of the population need not divide the population (the last share is padded); the axis
+    of tasks must divide the tasks.
     """
     shapes = [(count // n, n) for n in range(1, count + 1) if count % n == 0 == tasks % n]
     return min(shapes, key=lambda s: (-(-population // s[0]) * (tasks // s[1]), s[1]))
 
 
 def mesh_for(population: int, tasks: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over which `evaluate` spreads so many candidates and tasks.
+    """The mesh over which `metaopt.meta.population.evaluate` distributes a generation.
 
     Args:
       population: candidates of a generation.
       tasks: tasks of a generation.
-      devices: default: those of all processes; one process takes no more than there are runs.
+      devices: the devices; None: those of all processes. A single process uses no more devices than
+        there are runs.
     """
     devices = list(jax.devices() if devices is None else devices)
     if jax.process_count() == 1:
@@ -126,12 +130,13 @@ def mesh_for(population: int, tasks: int, devices: Sequence[Any] | None = None) 
 def over_runs(
     fn: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
-    """`fn` of arrays with an axis of runs, every device with its share of them.
+    """`fn` of arrays with an axis of runs; every device computes its share of the runs.
 
     Args:
-      fn: a pure function that treats each run by itself.
-      mesh: None: `fn` as it is.
-      in_specs, out_specs: `WHOLE`, or where the axis of runs is, for example `runs_on_axis`.
+      fn: a pure function that treats runs independently.
+      mesh: the devices; None: `fn` itself.
+      in_specs: for each argument `WHOLE`, or the position of the axis of runs (`runs_on_axis`).
+      out_specs: the same for the results.
     """
     if mesh is None:
         return fn

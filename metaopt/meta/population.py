@@ -32,7 +32,8 @@ def evaluate(
       spread: over which devices, and how many candidates at a time.
       bytes_each: size of the state that a run carries from step to step; 0: unknown.
 
-    Returns: the results as ``[n, tasks, ...]``, the same on every device.
+    Returns:
+      The results as ``[n, tasks, ...]``, the same on every device.
     """
 
     def share(population, starts, shared):
@@ -66,7 +67,8 @@ def evaluate_one(
 ) -> Any:
     """``run(start, shared)`` for all starts, shared out over all devices: see `evaluate`.
 
-    Returns: the results as ``[tasks, ...]``, the same on every device.
+    Returns:
+      The results as ``[tasks, ...]``, the same on every device.
     """
 
     def share(starts: Any, shared: Any) -> Any:

@@ -1,4 +1,4 @@
-"""evosax's distribution-based strategies behind one interface: they sample and update theta."""
+"""evosax's distribution-based strategies behind one interface."""
 
 import inspect
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from metaopt.core.trees import all_finite
 from metaopt.core.types import Key, Theta
 from metaopt.meta.updates import centered_ranks, strong
 
-# These follow an estimated gradient, by our meta-optimizer on centered ranks. All others have a
-# rule of their own for the mean (a recombination of the best), and mostly one for sigma too.
+# These estimate a gradient from centered ranks, and our meta-optimizer follows it. All others have
+# an update rule of their own for the mean (a recombination of the best); most have one for sigma.
 GRADIENT = ("ARS", "ASEBO", "ESMC", "GuidedES", "Open_ES", "PGPE")
 UNFIT = {
     "PersistentES": "it works on windows of longer runs; use meta.pes",
@@ -25,8 +25,8 @@ UNFIT = {
     "SV_CMA_ES": "it learns several thetas, but one is asked for",
     "SV_Open_ES": "it learns several thetas, but one is asked for",
 }
-# What evosax 0.3.2 has, without the unfit. Its module is imported late: that import already starts
-# JAX's devices, which processes of one training must not do before they have joined.
+# The strategies of evosax 0.3.2 except `UNFIT`. evosax is imported late: its import initialises
+# JAX's devices, and processes of one training must join before that.
 STRATEGIES = (
     "ARS",
     "ASEBO",
@@ -56,15 +56,16 @@ STRATEGIES = (
 
 
 class Strategy(NamedTuple):
-    """A strategy whose functions are pure; `es` is evosax's state, a pytree of arrays.
+    """A strategy of pure functions; `es` is evosax's state, a pytree of arrays.
 
     Attributes:
       init: ``(key, theta) -> es``.
-      ask: ``(key, es, generation) -> (population, es)``: theta's leaves with an axis [n] in front.
-      tell: ``(key, population, losses [n], es) -> es``; losses are minimised, NaN and inf worst.
+      ask: ``(key, es, generation) -> (population, es)``; the leaves of the population are those of
+        theta with a leading axis [n].
+      tell: ``(key, population, losses [n], es) -> es``; minimises losses; NaN and inf rank last.
       theta: ``es -> theta``, the mean of the distribution.
-      metrics: ``(asked, told) -> dict`` of what is known of a generation from the states before
-        and after `tell`: sigma, and grad_norm if it follows a gradient.
+      metrics: ``(before, after) -> dict`` of a generation, from the states before and after `tell`:
+        sigma, and grad_norm if the strategy follows a gradient.
     """
 
     init: Callable[[Key, Theta], Any]
@@ -82,15 +83,16 @@ def strategy(
     sigma: Callable[[Any], jax.Array],
     optimizer: optax.GradientTransformation,
 ) -> Strategy:
-    """evosax's strategy `name`, one of `STRATEGIES`.
+    """A strategy of evosax.
+
+    A generation without a finite loss, or an update that is not finite, changes nothing.
 
     Args:
-      theta: an example; only its structure is used.
+      name: one of `STRATEGIES`.
+      theta: an example; only its structure is used, and it may be traced.
       population: candidates per generation.
-      sigma: generation -> standard deviation. Strategies that adapt their own start at sigma(0).
-      optimizer: moves the mean of strategies in `GRADIENT`.
-
-    A generation without any finite loss, or an update that is not finite, changes nothing.
+      sigma: generation -> standard deviation. Strategies that adapt it start at sigma(0).
+      optimizer: moves the mean of the strategies in `GRADIENT`.
     """
     with optional_imports("train", needed_by="metaopt.meta.nes"):
         from evosax.algorithms.distribution_based import distribution_based_algorithms
@@ -143,9 +145,9 @@ def _zeros(theta: Theta) -> Theta:
 
 
 def worst_last(losses: Float[Array, " n"], finite: Bool[Array, " n"]) -> jax.Array:
-    """Losses ``[n]`` in which those that are not finite are finite and above all others.
+    """Losses ``[n]`` in which a finite value above all others replaces each non-finite loss.
 
-    Not inf: strategies that work with means and variances of the losses would turn to NaN.
+    It is not inf: strategies that compute means and variances of the losses would become NaN.
     """
     worst = jnp.max(losses, initial=-jnp.inf, where=finite)
     best = jnp.min(losses, initial=jnp.inf, where=finite)
@@ -157,10 +159,14 @@ class Persistent(NamedTuple):
     """evosax's PersistentES; all functions are pure.
 
     Attributes:
-      init, ask, theta, metrics: as in `Strategy`. Of the population ``[n]``, candidate i and
-        i + n/2 are an antithetic pair.
-      tell: as in `Strategy`, but losses count by their values, NaN and inf as the worst finite.
+      init: as in `Strategy`.
+      ask: as in `Strategy`. Candidates i and i + n/2 of the population ``[n]`` are an antithetic
+        pair.
+      tell: as in `Strategy`, but losses count by their values; NaN and inf count as the worst
+        finite loss.
       forget: ``(es, ended [n]) -> es`` without the noise of particles whose run has ended.
+      theta: as in `Strategy`.
+      metrics: as in `Strategy`.
     """
 
     init: Callable[[Key, Theta], Any]
@@ -180,9 +186,14 @@ def persistent(
     accumulate: bool = True,
     clip_difference: float = 0.0,
 ) -> Persistent:
-    """PersistentES whose particles end their runs one by one (`forget`), not all together.
+    """PersistentES whose particles end their runs at different times (`forget`).
 
-    Args: as in `strategy`; accumulate: False forgets the noise before every window;
+    Args:
+      theta: as in `strategy`.
+      population: as in `strategy`.
+      sigma: as in `strategy`.
+      optimizer: as in `strategy`.
+      accumulate: False forgets the noise before every window.
       clip_difference: bound on the difference of the losses of an antithetic pair; 0: none.
     """
     with optional_imports("train", needed_by="metaopt.meta.pes"):
@@ -197,8 +208,8 @@ def persistent(
         return strong(evosax.init(key, theta, params).replace(std=sigma(0)))
 
     def ask(key, es, generation):
-        # The estimate divides all noise by the sigma of today, squared; earlier noise was drawn
-        # with another one, so it is carried in today's unit.
+        # The estimate divides all noise by the square of the current sigma. Earlier noise was drawn
+        # with another sigma, so it is rescaled.
         now = sigma(generation)
         rescale = (now / es.std) ** 2 if accumulate else 0.0
         es = es.replace(std=now, pert_accum=es.pert_accum * rescale)
@@ -209,7 +220,7 @@ def persistent(
         finite = jnp.isfinite(losses)
         worst = jnp.max(losses, initial=-jnp.inf, where=finite)
         losses = jnp.where(finite, losses, worst)
-        if clip_difference:  # the noise of a pair is antithetic: what both share cancels
+        if clip_difference:  # the noise of a pair is antithetic: their common loss cancels
             half = (losses[: population_size // 2] - losses[population_size // 2 :]) / 2
             half = jnp.clip(half, -clip_difference / 2, clip_difference / 2)
             losses = jnp.concatenate([half, -half])

@@ -1,4 +1,4 @@
-"""Inner runs cut into windows: how long they are, where they stand, how they begin."""
+"""Inner runs cut into windows: their lengths, phases and starts."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,19 +16,20 @@ UNIT_BATCHES = 4  # mini-batches of the loss before the first step, where losses
 
 @dataclass(frozen=True, kw_only=True)
 class WindowsConfig:
-    """Settings of inner runs that meta-updates see window by window.
+    """Settings of inner runs of which a meta-update sees one window.
 
     Attributes:
-      rollout: steps of the longest inner run, after which it starts afresh.
-      truncation: steps per window, i.e. per meta-update; lengths of runs are multiples of it.
-      tasks: inner runs side by side per task group, whose losses are averaged.
-      lengths: "fixed": all runs take `rollout` steps; "log_uniform": each draws its own, from
-        `min_rollout` to `rollout`; "curriculum": runs begun at meta-update 0 take `min_rollout`
-        steps, growing evenly in the logarithm to `rollout` at meta-update `curriculum`.
+      rollout: steps of the longest inner run; a new run starts after its last step.
+      truncation: steps per window, that is per meta-update; lengths of runs are multiples of it.
+      tasks: inner runs side by side per task group; their losses are averaged.
+      lengths: "fixed": all runs take `rollout` steps. "log_uniform": each run draws its length from
+        `min_rollout` to `rollout`. "curriculum": runs that begin at meta-update 0 take
+        `min_rollout` steps, and the length grows geometrically to `rollout` at meta-update
+        `curriculum`.
       min_rollout: steps of the shortest run where lengths are not fixed.
       curriculum: meta-updates over which runs grow.
-      normalised: divide losses by the loss before the run's first step, so that the tasks of a
-        mixture weigh alike.
+      normalised: divide losses by the loss before the first step of the run, so that the tasks of
+        a mixture have equal weight.
     """
 
     rollout: int = 100
@@ -60,8 +61,11 @@ class WindowsConfig:
 class InnerRun(NamedTuple):
     """An inner run between two windows.
 
-    Attributes: task_params: of its task; params, state: of the optimizee; unit: its losses are
-    divided by this.
+    Attributes:
+      task_params: task params of its task.
+      params: params of the optimizee.
+      state: state of the optimizer.
+      unit: the unit of its losses.
     """
 
     task_params: Any
@@ -71,14 +75,19 @@ class InnerRun(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """Attributes: length: steps of the run; left: windows until it starts afresh; int32."""
+    """The phase of an inner run.
+
+    Attributes:
+      length: int32 []; steps of the run.
+      left: int32 []; windows until a new run starts.
+    """
 
     length: Int[Array, ""]
     left: Int[Array, ""]
 
 
 def new_phase(config: WindowsConfig, key: Key, update: Int[Array, ""]) -> Phase:
-    """The phase of a run that begins at meta-update `update`; nothing here is static."""
+    """The phase of a run that begins at meta-update `update`; all arguments may be traced."""
     low, high = config.min_rollout // config.truncation, config.rollout // config.truncation
     if config.lengths == "fixed":
         windows = jnp.asarray(high)
@@ -86,8 +95,8 @@ def new_phase(config: WindowsConfig, key: Key, update: Int[Array, ""]) -> Phase:
         ends = jnp.log(jnp.array([low, high + 1.0]))
         windows = jnp.floor(jnp.exp(jax.random.uniform(key, (), minval=ends[0], maxval=ends[1])))
     else:
-        grown = jnp.minimum(update / config.curriculum, 1.0)
-        windows = jnp.round(low * (high / low) ** grown)
+        progress = jnp.minimum(update / config.curriculum, 1.0)
+        windows = jnp.round(low * (high / low) ** progress)
     windows = jnp.clip(windows, min(low, high), high).astype(jnp.int32)
     return Phase(length=windows * config.truncation, left=windows)
 
@@ -100,7 +109,7 @@ def begin(
     start: Start,
     length: Int[Array, ""],
 ) -> InnerRun:
-    """The run before its first window; theta enters it through the optimizer's initial memory."""
+    """The run before its first window. Theta determines the optimizer's initial memory."""
     state = lopt.apply(theta, num_steps=length).init(start.params)
     unit = jnp.ones([])
     if config.normalised:

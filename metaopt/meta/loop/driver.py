@@ -26,7 +26,14 @@ from metaopt.meta.updates import strong
 
 
 class _Plan(NamedTuple):
-    """Attributes: steps: at most; seconds: at most, 0: no bound; the others are in steps."""
+    """The end of a run, and the intervals of its events.
+
+    Attributes:
+      steps: largest number of meta-updates.
+      seconds: longest time; 0: no bound.
+      validate_every: meta-updates between two validations.
+      checkpoint_every: meta-updates between two checkpoints.
+    """
 
     steps: int
     seconds: float
@@ -35,13 +42,13 @@ class _Plan(NamedTuple):
 
 
 class _Programs(NamedTuple):
-    """The run's compiled functions; all take numpy arrays or each other's results.
+    """The run's compiled functions. They take numpy arrays, or results of each other.
 
     Attributes:
-      first: ``() -> TrainState`` before any step.
+      first: ``() -> TrainState`` before the first step.
       step: ``(step, trainer state) -> (trainer state, metrics)``.
-      validate: ``TrainState -> (TrainState with the best theta brought up to date, loss)``.
-      layout: `jax.ShapeDtypeStruct`s of a `TrainState`, with where it is to lie.
+      validate: ``TrainState -> (TrainState, loss)``; updates the best theta.
+      layout: `jax.ShapeDtypeStruct`s of a `TrainState`, with shardings.
     """
 
     first: Callable[..., TrainState]
@@ -68,23 +75,24 @@ def train(
     tensorboard: bool = False,
     mesh: Mesh | None = None,
 ) -> tuple[Theta, float]:
-    """Meta-trains for `steps` steps, or what is left of them in the run folder `out`.
+    """Meta-trains for `steps` steps; continues the run in the folder `out`, if there is one.
 
-    On SIGTERM the current step is finished and saved. With several processes each calls it with
-    the same arguments; `out` is a folder that all of them see.
+    On SIGTERM it finishes and saves the current step. With several processes, each calls it with
+    the same arguments, and all of them see the folder `out`.
 
     Args:
       trainer: the method; its `step` is jitted here.
       theta: initial meta-parameters.
       steps: meta-updates of the whole run.
-      seed: fixes all randomness; step i uses ``fold_in(key(seed), i)``, so that a resumed run
-        continues exactly the same one.
+      seed: fixes all randomness. Step i uses ``fold_in(key(seed), i)``, so that a resumed run
+        continues exactly the same run.
       out: folder of the run: ``config.json``, ``metrics.jsonl``, ``states/`` (orbax).
-      config: plain JSON data that a resumed run must share.
+      config: plain JSON data that must be the same when a run is resumed.
       validate: ``(theta, key) -> loss`` on held-out runs; the same key at every call.
-      minutes: the run ends after the step in which it has lasted so long, the time of its
-        earlier parts up to their last checkpoints included; 0: no bound.
-      validate_every, checkpoint_every: in steps.
+      minutes: the run ends after the step in which this time is exceeded. The time of earlier
+        parts, up to their last checkpoints, counts. 0: no bound.
+      validate_every: steps between two validations.
+      checkpoint_every: steps between two checkpoints.
       label: shown by the progress bar.
       overwrite: start afresh where `out` holds a run.
       resume_changed: go on with a run of another configuration, with a warning that names what
