@@ -93,7 +93,7 @@ def draw_figures(results: Path, lock: Path) -> None:
             old = [name for name in names if _modified(paths[name].with_suffix(".png")) < newest]
             drawings = figures.drawings(summary.load(folder)) if old else {}
             for name in old:
-                figures.save(drawings[name](), paths[name])
+                figures.save(drawings[name](), paths[name], formats=["png"])
 
 
 def _modified(path: Path) -> float:

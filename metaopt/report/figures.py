@@ -3,6 +3,7 @@
 Figures are drawn without pyplot, so that a notebook's plotting backend stays as it is.
 """
 
+import io
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from metaopt.core.files import write_whole
 from metaopt.evaluation.statistics import Interval, final_mean, mean_interval
 from metaopt.report.looks import (
     COLOURS,
@@ -119,13 +121,14 @@ def style() -> Any:  # matplotlib's stubs accept no plain dict
     }
 
 
-def save(figure: Figure, out: Path) -> list[Path]:
-    """Writes a figure as PNG and PDF; `out` is the path without a suffix."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [out.with_suffix(suffix) for suffix in (".png", ".pdf")]
+def save(figure: Figure, out: Path, formats: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Writes a figure in each of the formats; `out` is the path without a suffix."""
+    paths = [out.with_suffix(f".{name}") for name in formats]
     with matplotlib.rc_context(style()):
-        for path in paths:
-            figure.savefig(path)
+        for path, name in zip(paths, formats, strict=True):
+            picture = io.BytesIO()
+            figure.savefig(picture, format=name)
+            write_whole(path, picture.getvalue())
     return paths
 
 
