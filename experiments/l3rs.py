@@ -39,7 +39,7 @@ from experiments.checks import (
     steadier,
 )
 from experiments.reproduction import Figure, Reproduction, main
-from experiments.zoo import ENTRIES
+from experiments.zoo import RECIPES
 from metaopt import optimizers
 from metaopt.evaluation.comparing import slug
 from metaopt.jobs.train import TrainJob
@@ -70,7 +70,7 @@ ABLATIONS = {
 
 def ablation(label: str, full: bool) -> TrainJob:
     """The zoo's meta-training of L3RS with the settings of an ablation."""
-    (job,) = ENTRIES[LEARNED[L3RS]].jobs
+    (job,) = RECIPES[LEARNED[L3RS]].jobs
     folder = f"{slug(label)}-full" if full else slug(label)
     return dataclasses.replace(
         job,
@@ -142,7 +142,7 @@ def trainings(full: bool) -> dict[str, TrainJob]:
     """Figure 6: the zoo's meta-trainings, each with several seeds."""
     jobs = {}
     for name, source in LEARNED.items():
-        (job,) = ENTRIES[source].jobs
+        (job,) = RECIPES[source].jobs
         for seed in range(5 if full else 2):
             out = Path(f"runs/l3rs-trainings/{slug(name)}-{seed}")
             jobs[f"{name}, seed {seed}"] = dataclasses.replace(job, seed=seed, out=out)
