@@ -25,6 +25,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.checks import (
+    Claim,
     ahead,
     below,
     decays,
@@ -37,9 +38,8 @@ from experiments.checks import (
     settles,
     steadier,
 )
-from experiments.panels import Claim
 from experiments.reproduction import Figure, Reproduction, main
-from experiments.zoo import ENTRIES
+from experiments.zoo import RECIPES
 from metaopt import optimizers
 from metaopt.evaluation.comparing import slug
 from metaopt.jobs.train import TrainJob
@@ -70,7 +70,7 @@ ABLATIONS = {
 
 def ablation(label: str, full: bool) -> TrainJob:
     """The zoo's meta-training of L3RS with the settings of an ablation."""
-    (job,) = ENTRIES[LEARNED[L3RS]].jobs
+    (job,) = RECIPES[LEARNED[L3RS]].jobs
     folder = f"{slug(label)}-full" if full else slug(label)
     return dataclasses.replace(
         job,
@@ -142,7 +142,7 @@ def trainings(full: bool) -> dict[str, TrainJob]:
     """Figure 6: the zoo's meta-trainings, each with several seeds."""
     jobs = {}
     for name, source in LEARNED.items():
-        (job,) = ENTRIES[source].jobs
+        (job,) = RECIPES[source].jobs
         for seed in range(5 if full else 2):
             out = Path(f"runs/l3rs-trainings/{slug(name)}-{seed}")
             jobs[f"{name}, seed {seed}"] = dataclasses.replace(job, seed=seed, out=out)
@@ -151,129 +151,129 @@ def trainings(full: bool) -> dict[str, TrainJob]:
 
 CLAIMS = (
     Claim(
-        figure="3 A",
+        source="3 A",
         text="within the horizon, at 100 steps, L3RS is ahead of VeLO(ft)",
-        panel="A",
+        figure="A",
         check=below(L3RS, VELO),
     ),
     Claim(
-        figure="3 A",
+        source="3 A",
         text="within the horizon, at 10 steps, L3RS is ahead of VeLO(ft)",
-        panel="A-10",
+        figure="A-10",
         check=below(L3RS, VELO),
     ),
     Claim(
-        figure="3 A",
+        source="3 A",
         text="within the horizon, at 100 steps, L3RS is ahead of all Adams",
-        panel="A",
+        figure="A",
         check=below(L3RS, *ADAMS),
     ),
     Claim(
-        figure="3 A",
+        source="3 A",
         text="within the horizon, at 10 steps, L3RS is ahead of all Adams",
-        panel="A-10",
+        figure="A-10",
         check=below(L3RS, *ADAMS),
     ),
     Claim(
-        figure="3 A",
+        source="3 A",
         text="beyond the horizon L3RS is comparable to Adam",
-        panel="A-500",
+        figure="A-500",
         check=negated(below("Adam", L3RS)),
         reason="L3RS ends below Adam",
     ),
     Claim(
-        figure="3 A",
+        source="3 A",
         text="beyond the horizon VeLO(ft) becomes worse",
-        panel="A-500",
+        figure="A-500",
         check=rises(VELO),
     ),
     Claim(
-        figure="3 B",
+        source="3 B",
         text="the same order: L3RS is ahead of VeLO(ft) and of all Adams",
-        panel="B",
+        figure="B",
         check=below(L3RS, VELO, *ADAMS),
     ),
     Claim(
-        figure="3 C",
+        source="3 C",
         text="the same order: L3RS is ahead of VeLO(ft) and of all Adams",
-        panel="C",
+        figure="C",
         check=below(L3RS, VELO, *ADAMS),
     ),
     Claim(
-        figure="3 D",
+        source="3 D",
         text="the same order: L3RS is ahead of VeLO(ft) and of all Adams",
-        panel="D",
+        figure="D",
         check=below(L3RS, VELO, *ADAMS),
     ),
     Claim(
-        figure="3 E",
+        source="3 E",
         text="without pretraining L3RS does not beat the baselines",
-        panel="E",
+        figure="E",
         check=negated(below(L3RS, "Adam")),
         reason=(
             "CNN-3 nearly learns 3 classes in 100 steps from any start; the paper's task is harder"
         ),
     ),
     Claim(
-        figure="3 F",
+        source="3 F",
         text=(
             "L3RS needs half the steps of the best hand-designed optimizer, two thirds of "
             "VeLO(ft)'s"
         ),
-        panel="F",
+        figure="F",
         check=every(faster(L3RS, 2, "SGD", *ADAMS), faster(L3RS, 1.5, VELO)),
     ),
     Claim(
-        figure="4, 5",
+        source="4, 5",
         text="L3RS begins with Adam and ends with SGD",
-        panel="F",
+        figure="F",
         check=every(mostly(L3RS, "adam", 0, 0.1), mostly(L3RS, "sgd", 0.9, 1)),
         reason="ours begins with three quarters of SGD, and ends with half of each",
     ),
     Claim(
-        figure="4, 5",
+        source="4, 5",
         text="lambda warms up, stays, and decays at the end",
-        panel="F",
+        figure="F",
         check=decays(L3RS),
         reason="ours has no warm-up: lambda falls from the first step on",
     ),
     Claim(
-        figure="6",
+        source="6",
         text="meta-training makes L3RS good very soon, and improves it slowly from there",
-        panel="",
+        figure="",
         check=every(settles(L3RS, lambda share: share < 0.2), gains(L3RS)),
     ),
     Claim(
-        figure="6",
+        source="6",
         text="the meta-training of VeLO(ft) is unstable, and converges late",
-        panel="",
+        figure="",
         check=every(steadier(L3RS, VELO), settles(VELO, lambda share: share > 0.5)),
     ),
     Claim(
-        figure="Table 2",
+        source="Table 2",
         text="both bases together are better than either alone",
-        panel="ablations",
+        figure="ablations",
         check=ahead(UNCHANGED, "SGD alone", "Adam alone"),
         reason="each has one meta-training",
     ),
     Claim(
-        figure="Table 2",
+        source="Table 2",
         text="L3RS is better with an embedding than without",
-        panel="ablations",
+        figure="ablations",
         check=ahead(UNCHANGED, "no embedding", "a network per layer", "one network for all"),
         reason="L3RS with no embedding at all ends lower still",
     ),
     Claim(
-        figure="Table 3",
+        source="Table 3",
         text="three averages are better than one average, raw features, or no features",
-        panel="ablations",
+        figure="ablations",
         check=ahead(UNCHANGED, "one average", "raw features", "no features"),
         reason="all three end above it on average, but within the spread over 40 tasks",
     ),
     Claim(
-        figure="Table 4",
+        source="Table 4",
         text="a third base, Lion, makes it better still",
-        panel="ablations",
+        figure="ablations",
         check=ahead("SGD, Adam, Lion", UNCHANGED),
         reason="the paper compares four sets; we do not know their order",
     ),

@@ -29,6 +29,8 @@ from typing import Any
 
 import metaopt
 from experiments.checks import (
+    Check,
+    Claim,
     below,
     best_of,
     diverges,
@@ -40,7 +42,6 @@ from experiments.checks import (
     stuck,
     switches,
 )
-from experiments.panels import Check, Claim
 from experiments.reproduction import Figure, Reproduction, TunedBaselines, main
 from metaopt import guards
 from metaopt.core.rollouts import windowed
@@ -292,22 +293,22 @@ def below_at(steps: Sequence[int], name: str, *others: str) -> list[Check]:
     return [below(name, *others, step=step) for step in steps]
 
 
-def race_is_safe(panel: str, race: str = RACE, sgd: str = SGD) -> Claim:
+def race_is_safe(figure: str, race: str = RACE, sgd: str = SGD) -> Claim:
     """Our own claim about `race`, on one of the figures."""
     return Claim(
-        figure="ours",
+        source="ours",
         text="race is never above SGD's own run",
-        panel=panel,
+        figure=figure,
         check=best_of(race, sgd),
     )
 
 
-def longer_meta_training_pays(panel: str) -> Claim:
+def longer_meta_training_pays(figure: str) -> Claim:
     """Our own claim about L2O-300, on one of the figures."""
     return Claim(
-        figure="ours",
+        source="ours",
         text="L2O-300 is below L2O from step 100 on",
-        panel=panel,
+        figure=figure,
         check=every(*below_at((100, 300, 1_000), "L2O-300", "L2O")),
     )
 
@@ -317,9 +318,9 @@ LGL2O_IS_SGD = level(LGL2O_CNN, SGD_CNN)
 TUNED = "SGD's decay is tuned for the length of the run, and SGD leaves the local optimum"
 CLAIMS = (
     Claim(
-        figure="3",
+        source="3",
         text="L2O is the fastest at first",
-        panel="fig03-start",
+        figure="fig03-start",
         check=every(below("L2O", SGD, "Adam", step=50), below("L2O", SGD, "Adam", step=100)),
         reason=(
             "Adam is tuned on this task; L2O is ahead of it up to step 60, and ahead of SGD up "
@@ -327,53 +328,53 @@ CLAIMS = (
         ),
     ),
     Claim(
-        figure="3",
+        source="3",
         text="L2O-300, meta-trained on longer runs, is the fastest over the first 300 steps",
-        panel="fig03-start",
+        figure="fig03-start",
         check=every(*below_at((20, 50, 100, 200, 300), "L2O-300", SGD, "Adam")),
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text=(
             "LGL2O around L2O-300 is the fastest too, and later level with the better of "
             "L2O-300 and SGD"
         ),
-        panel="fig03-start",
+        figure="fig03-start",
         check=every(
             *below_at((20, 50, 100, 200, 300), LGL2O_300, SGD, "Adam"),
             best_of(LGL2O_300, "L2O-300", SGD),
         ),
     ),
     Claim(
-        figure="3",
+        source="3",
         text="early on, the losses are in the order L2O < GL2O < SGD",
-        panel="fig03-start",
+        figure="fig03-start",
         check=every(below("L2O", GL2O, step=100), below(GL2O, SGD, step=100)),
     ),
     Claim(
-        figure="3",
+        source="3",
         text="the loss of L2O rises again from about step 1000",
-        panel="fig03",
+        figure="fig03",
         check=rises("L2O"),
     ),
     Claim(
-        figure="3",
+        source="3",
         text="LGL2O is never above the better of L2O and SGD",
-        panel="fig03",
+        figure="fig03",
         check=best_of(LGL2O, "L2O", SGD),
         reason="LGL2O falls behind SGD's own run, as on FashionMNIST below; race does not",
     ),
     Claim(
-        figure="3",
+        source="3",
         text="LGL2O uses L2O at first, and both later",
-        panel="fig03",
+        figure="fig03",
         check=switches(LGL2O),
         reason="L2O is ahead of tuned SGD for 150 steps, which are 15 of the first 40 windows",
     ),
     Claim(
-        figure="3",
+        source="3",
         text="LGL2O around L2O-300 is never above the better of L2O-300 and SGD",
-        panel="fig03",
+        figure="fig03",
         check=best_of(LGL2O_300, "L2O-300", SGD),
         reason=(
             "LGL2O is below both at steps 500 and 1000; later it falls behind SGD's own run, by"
@@ -381,9 +382,9 @@ CLAIMS = (
         ),
     ),
     Claim(
-        figure="3",
+        source="3",
         text="LGL2O around L2O-300 uses L2O-300 at first, and both later",
-        panel="fig03",
+        figure="fig03",
         check=switches(LGL2O_300),
         reason=(
             "L2O-300 wins all windows of the first 40 steps, half of them at step 200, and none"
@@ -391,114 +392,114 @@ CLAIMS = (
         ),
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text="GL2O around L2O-300 is never above the better of L2O-300 and SGD",
-        panel="fig03",
+        figure="fig03",
         check=best_of(GL2O_300, "L2O-300", SGD),
     ),
     Claim(
-        figure="3",
+        source="3",
         text="GL2O does not diverge",
-        panel="fig03",
+        figure="fig03",
         check=never_diverges(GL2O),
     ),
     race_is_safe("fig03"),
     Claim(
-        figure="ours",
+        source="ours",
         text="race is never above L2O",
-        panel="fig03",
+        figure="fig03",
         check=best_of(RACE, "L2O"),
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text="on FashionMNIST LGL2O falls behind SGD's own run; race does not",
-        panel="behind",
+        figure="behind",
         check=every(below(SGD, LGL2O), best_of(RACE, SGD)),
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text="the same holds around L2O-300, which ends below L2O",
-        panel="behind",
+        figure="behind",
         check=every(below(SGD, LGL2O_300), best_of(RACE_300, SGD), below("L2O-300", "L2O")),
     ),
     Claim(
-        figure="4",
+        source="4",
         text="early on, LGL2O is as fast as L2O, and GL2O is slower",
-        panel="fig04",
+        figure="fig04",
         check=every(level(LGL2O, "L2O", step=500), below("L2O", GL2O, step=500)),
     ),
     Claim(
-        figure="4",
+        source="4",
         text="the loss of L2O rises later; GL2O does not diverge",
-        panel="fig04",
+        figure="fig04",
         check=every(rises("L2O"), never_diverges(GL2O)),
     ),
     Claim(
-        figure="4",
+        source="4",
         text="the loss of LGL2O rises after some 20 000 steps",
-        panel="fig04",
+        figure="fig04",
         check=rises(LGL2O),
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text="L2O-300 is slower than L2O at first, and ends below it",
-        panel="fig04",
+        figure="fig04",
         check=every(below("L2O", "L2O-300", step=600), below("L2O-300", "L2O")),
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text="on spirals L2O-300 is behind L2O throughout",
-        panel="fig05",
+        figure="fig05",
         check=every(*below_at((1_000, 5_000, 50_000), "L2O", "L2O-300")),
     ),
     Claim(
-        figure="5",
+        source="5",
         text="SGD never leaves a local optimum",
-        panel="fig05",
+        figure="fig05",
         check=stuck(SGD),
         reason=TUNED,
     ),
     Claim(
-        figure="5",
+        source="5",
         text="L2O, LGL2O and GL2O leave the local optimum sooner than SGD",
-        panel="fig05",
+        figure="fig05",
         check=every(*(below(name, SGD, step=3_000) for name in ("L2O", LGL2O, GL2O))),
     ),
     Claim(
-        figure="5",
+        source="5",
         text="LGL2O is as fast as L2O, and GL2O is slower",
-        panel="fig05",
+        figure="fig05",
         check=every(level(LGL2O, "L2O", step=5_000), below("L2O", GL2O, step=5_000)),
     ),
     Claim(
-        figure="5",
+        source="5",
         text="LGL2O ends below both L2O and SGD",
-        panel="fig05",
+        figure="fig05",
         check=below(LGL2O, "L2O", SGD),
     ),
     Claim(
-        figure="9",
+        source="9",
         text="Adam is a better fallback than SGD",
-        panel="fig05",
+        figure="fig05",
         check=below("LGL2O(L2O, Adam)", LGL2O),
     ),
     Claim(
-        figure="9",
+        source="9",
         text="tuned Adam is ahead of LGL2O in the long run, and behind it early on",
-        panel="fig05",
+        figure="fig05",
         check=every(below("Adam", LGL2O), below(LGL2O, "Adam", step=1_000)),
     ),
     Claim(
-        figure="6",
+        source="6",
         text="L2O and GL2O diverge quickly on a CNN",
-        panel="fig06",
+        figure="fig06",
         check=L2O_AND_GL2O_DIVERGE,
         reason="the loss of our L2O rises after 200 steps, and stays far below its start",
     ),
     Claim(
-        figure="6",
+        source="6",
         text="on a CNN LGL2O is equal to SGD",
-        panel="fig06",
+        figure="fig06",
         check=LGL2O_IS_SGD,
         reason=(
             "LGL2O follows L2O, whose windows win; SGD's own run, which is far ahead, is lost. "
@@ -508,25 +509,25 @@ CLAIMS = (
     longer_meta_training_pays("fig06"),
     race_is_safe("fig06", race=RACE_CNN, sgd=SGD_CNN),
     Claim(
-        figure="7",
+        source="7",
         text="L2O and GL2O diverge to a high loss",
-        panel="fig07",
+        figure="fig07",
         check=L2O_AND_GL2O_DIVERGE,
         reason="as in figure 6: our L2O rises after 200 steps; GL2O is equal to SGD from the start",
     ),
     Claim(
-        figure="7",
+        source="7",
         text="LGL2O is equal to SGD from the start",
-        panel="fig07",
+        figure="fig07",
         check=LGL2O_IS_SGD,
         reason="LGL2O follows L2O, which is ahead of SGD up to step 200, and then fails with it",
     ),
     longer_meta_training_pays("fig07"),
     race_is_safe("fig07", race=RACE_CNN, sgd=SGD_CNN),
     Claim(
-        figure="12",
+        source="12",
         text="L2O is stable for a long time, and LGL2O reaches a lower loss",
-        panel="fig12",
+        figure="fig12",
         check=every(never_diverges("L2O"), below(LGL2O, "L2O")),
         reason=(
             "our CNN's optimizer fails on this MLP from the start; the paper's is stable for "
@@ -534,72 +535,72 @@ CLAIMS = (
         ),
     ),
     Claim(
-        figure="13",
+        source="13",
         text="L2O diverges on the other data, and GL2O prevents it",
-        panel="fig13",
+        figure="fig13",
         check=every(diverges("L2O"), never_diverges(GL2O_CNN)),
     ),
     Claim(
-        figure="13",
+        source="13",
         text="LGL2O ends far below both L2O and SGD",
-        panel="fig13",
+        figure="fig13",
         check=below(LGL2O_CNN, "L2O", SGD_CNN),
         reason="LGL2O falls to chance, as in figure 16",
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text=(
             "on the other data too, L2O-300 is ahead of SGD and Adam at steps 200 and 300, and "
             "does not diverge"
         ),
-        panel="fig13",
+        figure="fig13",
         check=every(
             *below_at((200, 300), "L2O-300", SGD_CNN, "Adam"),
             never_diverges("L2O-300"),
         ),
     ),
     Claim(
-        figure="13",
+        source="13",
         text=(
             "LGL2O around L2O-300 is never above the better of L2O-300 and SGD, and ends below both"
         ),
-        panel="fig13",
+        figure="fig13",
         check=every(
             best_of(LGL2O_CNN_300, "L2O-300", SGD_CNN), below(LGL2O_CNN_300, "L2O-300", SGD_CNN)
         ),
     ),
     race_is_safe("fig13", race=RACE_CNN, sgd=SGD_CNN),
     Claim(
-        figure="14",
+        source="14",
         text="SGD and GL2O never leave a local optimum",
-        panel="fig14",
+        figure="fig14",
         check=every(stuck(SGD), stuck(GL2O)),
         reason=TUNED,
     ),
     Claim(
-        figure="14",
+        source="14",
         text="L2O and LGL2O leave it",
-        panel="fig14",
+        figure="fig14",
         check=every(below("L2O", SGD, GL2O, step=3_000), below(LGL2O, SGD, GL2O, step=3_000)),
     ),
     Claim(
-        figure="14",
+        source="14",
         text="L2O stops on a plateau, and LGL2O ends below it",
-        panel="fig14",
+        figure="fig14",
         check=below(LGL2O, "L2O"),
     ),
     race_is_safe("fig14"),
     Claim(
-        figure="15",
+        source="15",
         text="all learned optimizers are faster than SGD, and GL2O is the slowest of them",
-        panel="fig15",
+        figure="fig15",
         check=every(below(GL2O, SGD, step=1_000), below("L2O", GL2O, step=1_000)),
     ),
     race_is_safe("fig15"),
     Claim(
-        figure="16",
+        source="16",
         text="LGL2O is the best, and stays stable",
-        panel="fig16",
+        figure="fig16",
         check=every(below(LGL2O_CNN, "L2O", SGD_CNN), never_diverges(LGL2O_CNN)),
         reason=(
             "LGL2O falls to chance, as in figure 1 a of Meta Guard; the paper's SGD has a rate "
@@ -607,42 +608,42 @@ CLAIMS = (
         ),
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text=(
             "L2O-300, which starts from the MLP's and is meta-trained on longer runs, is below "
             "SGD to the end, and level with Adam up to step 300"
         ),
-        panel="fig16",
+        figure="fig16",
         check=every(
             *below_at((100, 300, 500, 1_000), "L2O-300", SGD_CNN),
             *(level("L2O-300", "Adam", step=step) for step in (200, 300)),
         ),
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text="LGL2O around L2O-300 is never above the better of L2O-300 and SGD, and stays stable",
-        panel="fig16",
+        figure="fig16",
         check=every(best_of(LGL2O_CNN_300, "L2O-300", SGD_CNN), never_diverges(LGL2O_CNN_300)),
     ),
     race_is_safe("fig16", race=RACE_CNN, sgd=SGD_CNN),
     Claim(
-        figure="17",
+        source="17",
         text="with windows of 100 steps the loss of LGL2O does not rise late",
-        panel="fig17-100",
+        figure="fig17-100",
         check=negated(rises(LGL2O)),
     ),
     Claim(
-        figure="17",
+        source="17",
         text="nor does it with windows that grow when the two losses cannot be told apart",
-        panel="fig17-growing",
+        figure="fig17-growing",
         check=every(
             negated(rises("LGL2O, growing (std)")), negated(rises("LGL2O, growing (paired)"))
         ),
     ),
     Claim(
-        figure="ours",
+        source="ours",
         text="growing windows end as low as windows of 10 and of 100",
-        panel="fig17-growing",
+        figure="fig17-growing",
         check=every(
             level("LGL2O, growing (paired)", "LGL2O, windows of 100"),
             level("LGL2O, growing (paired)", "LGL2O, windows of 10"),

@@ -18,8 +18,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments.figure_records import FigureRecords
 from experiments.lgl2o import LGL2O, PAPER, RACE, SGD
-from experiments.panels import Panel
 from experiments.pictures import save
 from metaopt.evaluation.records import Curves
 from metaopt.report.figures import style
@@ -43,7 +43,7 @@ CANDIDATES = (  # (guard, index of the candidate, colour, dash, label)
 
 def main() -> None:
     """Draws the figure."""
-    curves = Panel(PAPER.out / "behind").curves
+    curves = FigureRecords(PAPER.out / "behind").curves
     with plt.rc_context(style()):
         figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4))
         draw_losses(left, curves)

@@ -30,8 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.checks import below, best_of, every, negated, never_diverges, rises, trapped
-from experiments.panels import Claim
+from experiments.checks import Claim, below, best_of, every, negated, never_diverges, rises, trapped
 from experiments.reproduction import Figure, Reproduction, TunedBaselines, main
 from metaopt import guards
 from metaopt.evaluation.baselines import BASELINES
@@ -364,18 +363,18 @@ def claims(setup: Setup) -> list[Claim]:
     return [
         *(
             Claim(
-                figure=setup.label,
+                source=setup.label,
                 text=text,
-                panel=setup.name,
+                figure=setup.name,
                 check=check,
                 reason=setup.reasons.get(text, ""),
             )
             for text, check in checks.items()
         ),
         Claim(
-            figure="ours",
+            source="ours",
             text="race is never above SGD's own run",
-            panel=setup.name,
+            figure=setup.name,
             check=best_of(f"RACE(L2O, {sgd})", sgd),
         ),
     ]
@@ -384,9 +383,9 @@ def claims(setup: Setup) -> list[Claim]:
 CLAIMS = (
     *(claim for setup in SETUPS for claim in claims(setup)),
     Claim(
-        figure="ours",
+        source="ours",
         text="LGL2O can lose what it had: both candidates of a window may be worse than its start",
-        panel="a",
+        figure="a",
         check=trapped(LGL2O_FRESH),
     ),
 )

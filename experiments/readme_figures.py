@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 
 from experiments import l3rs, lgl2o
-from experiments.panels import Panel
+from experiments.figure_records import FigureRecords
 from experiments.pictures import save
 from metaopt.evaluation.records import Curves
 from metaopt.evaluation.statistics import mean_interval
@@ -125,7 +125,7 @@ def draw(picture: Picture) -> None:
 
 
 def _draw_subplot(axis: Any, subplot: Subplot, styles: Mapping[str, LineStyle]) -> None:
-    curves: dict[str, Curves] = Panel(subplot.folder).curves
+    curves: dict[str, Curves] = FigureRecords(subplot.folder).curves
     for name, line in styles.items():
         steps, loss = curves[name].steps[1:], curves[name].loss[:, 1:]
         mean, low, high = mean_interval(loss)

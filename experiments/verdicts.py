@@ -1,15 +1,17 @@
-"""The verdict table: each claim of the papers against the committed records.
+"""Decides each claim of the papers on the committed records, and writes the table of verdicts.
 
-    python -m experiments.verdicts     # writes docs/results/README.md
+    python -m experiments.verdicts
 
-Every number is computed from docs/results; only the reasons are words.
+Takes some seconds. Reads the records in docs/results and writes docs/results/README.md. All numbers
+are computed from the records; only the reasons are written by hand.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import l3rs, lgl2o, meta_guard
-from experiments.checks import short
-from experiments.panels import Claim, Panel
+from experiments.checks import Claim, short_name
+from experiments.figure_records import FigureRecords
 from metaopt.core.files import write_whole
 from metaopt.evaluation.records import INDEX, RECORD, read_index
 
@@ -28,46 +30,61 @@ length of run; LGL2O's paper did it once for all of its figures.
 """
 
 
-def lines(name: str, claims: tuple[Claim, ...]) -> list[str]:
-    """The table of one paper."""
+def section(name: str, claims: Sequence[Claim]) -> list[str]:
+    """The lines of one paper: how it was run, its figures, and the table of its claims.
+
+    Args:
+      name: folder of its records in `RESULTS`.
+      claims: rows of the table.
+    """
     index = read_index(RESULTS / name)
-    made, trained = index["environment"], bool(index.get("training"))
-    found = [
-        f"\n## {index['job']['suite']}\n",
-        f"{index['job']['seeds']} seeds; `{made['command']}`; {made['device']}. "
+    job, environment = index["job"], index["environment"]
+    lines = [
+        f"\n## {job['suite']}\n",
+        f"{job['seeds']} seeds; `{environment['command']}`; {environment['device']}. "
         f"[Tables]({name}/summary.md).\n",
         f"![Test loss of all optimizers, figure by figure]({name}/figures/comparison.png)\n",
-        *([f"![Meta-training, loss by generation]({name}/figures/meta_training.png)\n"] * trained),
+    ]
+    if index.get("training"):
+        figure = f"{name}/figures/meta_training.png"
+        lines.append(f"![Meta-training, loss by generation]({figure})\n")
+    lines += [
         "| figure | claim | verdict | our numbers | why |",
         "|---|---|---|---|---|",
     ]
     for claim in claims:
-        outcome, numbers = decided(RESULTS / name / claim.panel, claim)
-        row = (claim.figure, claim.text, f"**{outcome}**", numbers, claim.reason)
-        found.append(f"| {' | '.join(row)} |")
-    return found
+        verdict, numbers = decide(claim, RESULTS / name / claim.figure)
+        cells = (claim.source, claim.text, f"**{verdict}**", numbers, claim.reason)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
-def decided(folder: Path, claim: Claim) -> tuple[str, str]:
-    """The verdict and our numbers; "not run yet" where curves are missing."""
-    if not (folder / (RECORD if claim.panel else INDEX)).exists():
+def decide(claim: Claim, folder: Path) -> tuple[str, str]:
+    """The verdict and our numbers; "not run yet" where records are missing.
+
+    Args:
+      claim: the claim.
+      folder: of the records that decide it.
+    """
+    if not (folder / (RECORD if claim.figure else INDEX)).exists():
         return "not run yet", "–"
-    panel = Panel(folder)
+    records = FigureRecords(folder)
     try:
-        return claim.check(panel)
-    except KeyError as missing:
-        if missing.args[0] in (panel.curves if claim.panel else panel.training):
+        return claim.check(records)
+    except KeyError as error:
+        name = error.args[0]
+        if name in (records.curves if claim.figure else records.training):
             raise
-        return "not run yet", f"no curves of {short(str(missing.args[0]))}"
+        return "not run yet", f"no curves of {short_name(str(name))}"
 
 
 def main() -> None:
     """Writes the page."""
-    text = [HEAD]
+    lines = [HEAD]
     for name, paper in PAPERS.items():
         if (RESULTS / name).exists():
-            text += lines(name, paper.CLAIMS)
-    write_whole(RESULTS / "README.md", ("\n".join(text) + "\n").encode())
+            lines += section(name, paper.CLAIMS)
+    write_whole(RESULTS / "README.md", ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

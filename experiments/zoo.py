@@ -1,9 +1,11 @@
-"""The zoo: meta-trains every optimizer that ships with the package, and writes its card.
+"""Meta-trains every optimizer of the zoo, measures it on its home task, and writes its card.
 
-    make zoo      # or: python -m experiments.zoo [NAME ...]
+    make zoo      # or: python -m experiments.zoo [NAME ...] [--measure]
 
-goes on where it was interrupted (runs/zoo), measures each optimizer against tuned baselines on its
-home task, and replaces metaopt/zoo/NAME. Needs MNIST and FashionMNIST (docs/data.md).
+Needs MNIST and FashionMNIST (docs/data.md). Takes some hours on 2 cores (docs/zoo.md has the
+minutes of each meta-training); it resumes from runs/zoo. Measures each optimizer beside tuned
+baselines on its home task. Replaces metaopt/zoo/NAME, and writes docs/zoo.md. ``--measure`` only
+measures the optimizers that ship with the package again.
 """
 
 import argparse
@@ -30,22 +32,25 @@ from metaopt.meta.loop import read_metrics
 from metaopt.optimizers import L3RS, LSTM, VeLO
 from metaopt.zoo import exports
 
-RUNS, PAGE = Path("runs/zoo"), Path("docs/zoo.md")
+RUNS = Path("runs/zoo")
+PAGE = Path("docs/zoo.md")
 
 
-class Entry(NamedTuple):
-    """What is not measured about an optimizer.
+class Recipe(NamedTuple):
+    """How an optimizer is made, and what its card says beyond measurements.
 
     Attributes:
       about: one line.
-      jobs: its meta-training, part by part; each starts from what the one before found.
+      jobs: its meta-training, part by part; each starts from the theta of the one before.
       home: the task and the number of steps of the card's run.
-      horizon, wins, loses: see `zoo.Card`.
-      baselines: tuned at home.
-      room: the card's bound is the loss that was reached, times this. The losses of fine-tuning
-        are small, and differ by half with the rounding of a compiler.
-      seeds: runs at home. Fine-tuning draws its classes anew for each: from 4 to 4 of them the
-        mean differs by a factor of five, from 16 to 16 by a half.
+      horizon: see `zoo.Card`.
+      wins: see `zoo.Card`.
+      loses: see `zoo.Card`.
+      baselines: baselines that are tuned at home.
+      room: the card's bound is the measured loss times this factor. The losses of fine-tuning are
+        small, and differ by half with the rounding of a compiler.
+      seeds: runs at home. Fine-tuning draws new classes for each run: between two sets of 4 runs
+        the mean differs by a factor of five, between two sets of 16 by a half.
     """
 
     about: str
@@ -158,125 +163,127 @@ _TO_CNN = dataclasses.replace(
 # L3RS, section 4: few-class tasks from a pretrained CNN, K drawn from 10 to 100.
 _NES = NESConfig(population=16, tasks=1, min_steps=10, max_steps=100)
 
-ENTRIES = {
-    "lstm-mlp-mnist": Entry(
-        "LSTM (2 x 20) for small sigmoid MLPs on images; a fast start, best under a guard",
-        (
+RECIPES = {
+    "lstm-mlp-mnist": Recipe(
+        about="LSTM (2 x 20) for small sigmoid MLPs on images; a fast start, best under a guard",
+        jobs=(
             _lstm("mnist-mlp20", 1225, TBPTTConfig()),
             _lstm("mnist-mlp20", 500, TBPTTConfig(lr=2e-4)),
         ),
-        ("mnist-mlp20", 100),
-        "100 steps; beyond some hundreds it needs a guard",
-        (
+        home=("mnist-mlp20", 100),
+        horizon="100 steps; beyond some hundreds it needs a guard",
+        wins=(
             "MLP-20 on MNIST: below tuned Adam for some 60 steps, below tuned SGD for some 150",
             "MLP-20 on FashionMNIST: below both at 100 steps",
         ),
-        (
+        loses=(
             "runs of 1000 steps and more without a guard: it stalls",
             "CNN-3 on MNIST: the loss rises again after some 150 steps",
         ),
     ),
-    "lstm-mlp-mnist-300": Entry(
-        "LSTM (2 x 20) for small sigmoid MLPs on images, for runs of some hundred steps",
-        (_LONGER, _WHOLE_RUNS, _FASTER_START, _LONGER_STILL),
-        ("mnist-mlp20", 300),
-        "300 steps; beyond some hundreds it needs a guard",
-        (
+    "lstm-mlp-mnist-300": Recipe(
+        about="LSTM (2 x 20) for small sigmoid MLPs on images, for runs of some hundred steps",
+        jobs=(_LONGER, _WHOLE_RUNS, _FASTER_START, _LONGER_STILL),
+        home=("mnist-mlp20", 300),
+        horizon="300 steps; beyond some hundreds it needs a guard",
+        wins=(
             "MLP-20 on MNIST: below tuned SGD and tuned Adam from step 20 to 340",
             "MLP-20 on FashionMNIST: below tuned SGD up to step 300, tuned Adam to 100",
         ),
-        (
+        loses=(
             "spirals: lstm-mlp-mnist is ahead throughout, on circles for 5000 steps",
             "runs of 1000 steps and more without a guard: it stalls",
         ),
     ),
-    "lstm-cnn-fmnist": Entry(
-        "LSTM (2 x 20) for small CNNs on images; a fast start, best under a guard",
-        (_lstm("fashion-cnn3", 2050, TBPTTConfig(lr=3e-4, clip=1.0)),),  # at 1e-3 it collapses
-        ("fashion-cnn3", 100),
-        "100 steps; beyond some hundreds it needs a guard",
-        ("CNN-3 on FashionMNIST: below tuned SGD for its 100 steps, a little behind tuned Adam",),
-        ("runs of 500 steps and more without a guard: the loss rises again",),
+    "lstm-cnn-fmnist": Recipe(
+        about="LSTM (2 x 20) for small CNNs on images; a fast start, best under a guard",
+        jobs=(_lstm("fashion-cnn3", 2050, TBPTTConfig(lr=3e-4, clip=1.0)),),  # at 1e-3 it collapses
+        home=("fashion-cnn3", 100),
+        horizon="100 steps; beyond some hundreds it needs a guard",
+        wins=(
+            "CNN-3 on FashionMNIST: below tuned SGD for its 100 steps, a little behind tuned Adam",
+        ),
+        loses=("runs of 500 steps and more without a guard: the loss rises again",),
     ),
-    "lstm-cnn-fmnist-300": Entry(
-        "LSTM (2 x 20) for small CNNs on images, for runs of some hundred steps",
-        (_TO_CNN,),
-        ("fashion-cnn3", 300),
-        "300 steps; seen to hold what it has up to 1000",
-        (
+    "lstm-cnn-fmnist-300": Recipe(
+        about="LSTM (2 x 20) for small CNNs on images, for runs of some hundred steps",
+        jobs=(_TO_CNN,),
+        home=("fashion-cnn3", 300),
+        horizon="300 steps; seen to hold what it has up to 1000",
+        wins=(
             "CNN-3 on FashionMNIST: below tuned SGD for 1000 steps, level with Adam to 400",
             "CNN-3 on MNIST: below tuned SGD for 950 steps, level with Adam to 350",
         ),
-        ("runs of 500 steps and more: it stalls, and tuned Adam is ahead",),
+        loses=("runs of 500 steps and more: it stalls, and tuned Adam is ahead",),
     ),
-    "l3rs-finetune-cnn": Entry(
-        "L3RS (SGD + Adam) for fine-tuning a pretrained CNN on a few new classes",
-        (TrainJob(task="finetune", learned=L3RS(), method=_NES, steps=400),),
-        ("finetune-A", 100),
-        "10 to 100 steps",
-        ("few-class fine-tuning of CNN-3 within its horizon",),
-        ("networks with other layers: its embeddings do not fit them",),
+    "l3rs-finetune-cnn": Recipe(
+        about="L3RS (SGD + Adam) for fine-tuning a pretrained CNN on a few new classes",
+        jobs=(TrainJob(task="finetune", learned=L3RS(), method=_NES, steps=400),),
+        home=("finetune-A", 100),
+        horizon="10 to 100 steps",
+        wins=("few-class fine-tuning of CNN-3 within its horizon",),
+        loses=("networks with other layers: its embeddings do not fit them",),
         room=2.0,
         seeds=16,
     ),
-    "velo-small": Entry(
-        "VeLO (32 units, 16 banks) fine-tuning a pretrained CNN on a few new classes",
-        (TrainJob(task="finetune", learned=VeLO(hidden=32, bank=16), method=_NES, steps=400),),
-        ("finetune-A", 100),
-        "10 to 100 steps; theta fits any network, and has seen only CNN-3",
-        ("few-class fine-tuning of CNN-3 within its horizon",),
-        ("runs of 300 steps and more without a guard: it diverges",),
+    "velo-small": Recipe(
+        about="VeLO (32 units, 16 banks) fine-tuning a pretrained CNN on a few new classes",
+        jobs=(TrainJob(task="finetune", learned=VeLO(hidden=32, bank=16), method=_NES, steps=400),),
+        home=("finetune-A", 100),
+        horizon="10 to 100 steps; theta fits any network, and has seen only CNN-3",
+        wins=("few-class fine-tuning of CNN-3 within its horizon",),
+        loses=("runs of 300 steps and more without a guard: it diverges",),
         room=2.0,
         seeds=16,
     ),
 }
 
 
-def build(name: str, entry: Entry) -> Path:
+def build(name: str, recipe: Recipe) -> Path:
     """Trains, measures and exports one optimizer; every part resumes."""
     jobs: list[TrainJob] = []
-    for number, part in enumerate(entry.jobs, start=1):
+    for number, part in enumerate(recipe.jobs, start=1):
         out = RUNS / (name if number == 1 else f"{name}-{number}")
         start = str(jobs[-1].out) if jobs else part.warm_start
         jobs.append(dataclasses.replace(part, out=out, warm_start=start))
         meta_train(jobs[-1])
     export = metaopt.load(jobs[-1].out)
+    origin = f"from {jobs[0].warm_start}: " if jobs[0].warm_start else ""
     card = zoo.Card(
-        about=entry.about,
-        trained=f"from {jobs[0].warm_start}: " * bool(jobs[0].warm_start)
-        + "; then ".join(map(_trained, jobs)),
+        about=recipe.about,
+        trained=origin + "; then ".join(map(_trained, jobs)),
         command=" && ".join(map(_command, jobs)),
-        horizon=entry.horizon,
-        wins=list(entry.wins),
-        loses=list(entry.loses),
+        horizon=recipe.horizon,
+        wins=list(recipe.wins),
+        loses=list(recipe.loses),
         licence="Apache-2.0",
-        home=measure(name, entry, export),
+        home=measure(name, recipe, export),
     )
     folder = exports.save(zoo.FOLDER / name, export.settings, export.theta, export.trained)
     return _write(folder, card)
 
 
-def measure_again(name: str, entry: Entry) -> Path:
-    """Measures the optimizer that ships with the package; what its card says else stays."""
-    there = zoo.folder(name)
-    home = measure(name, entry, metaopt.load(there))
-    return _write(there, zoo.card(name)._replace(home=home))
+def measure_again(name: str, recipe: Recipe) -> Path:
+    """Measures the optimizer that ships with the package; the rest of its card stays."""
+    folder = zoo.folder(name)
+    home = measure(name, recipe, metaopt.load(folder))
+    return _write(folder, zoo.card(name)._replace(home=home))
 
 
-def measure(name: str, entry: Entry, export: metaopt.Exported) -> zoo.Home:
-    """Its run at home, and those of the tuned baselines."""
-    task, num_steps = entry.home
-    folder = RUNS / f"{name}-home-{export.sha256[:8]}-{entry.seeds}"
+def measure(name: str, recipe: Recipe, export: metaopt.Exported) -> zoo.Home:
+    """The final losses at home, of the optimizer and of the tuned baselines."""
+    task, num_steps = recipe.home
+    folder = RUNS / f"{name}-home-{export.sha256[:8]}-{recipe.seeds}"
     learned = contenders.from_export(name, export)
     compare(
         folder,
         SuiteTask(f"home of {name}", task, num_steps),
-        entry.baselines,
+        recipe.baselines,
         lambda makes: [
             *(contenders.baseline(BASELINES[n].label, make) for n, make in makes.items()),
             contenders.plain(learned),
         ],
-        Settings(seeds=entry.seeds),
+        Settings(seeds=recipe.seeds),
     )
     record = read_record(folder)
     assert record is not None
@@ -288,12 +295,12 @@ def measure(name: str, entry: Entry, export: metaopt.Exported) -> zoo.Home:
     }
     own = float(reached.pop(name).mean())
     others = {label: float(losses.mean()) for label, losses in reached.items()}
-    return zoo.Home(task, num_steps, entry.seeds, own, round(entry.room * own, 4), others)
+    return zoo.Home(task, num_steps, recipe.seeds, own, round(recipe.room * own, 4), others)
 
 
-def _write(there: Path, card: zoo.Card) -> Path:
-    write_json(there / zoo.CARD, card._asdict() | {"home": card.home._asdict()})
-    return there
+def _write(folder: Path, card: zoo.Card) -> Path:
+    write_json(folder / zoo.CARD, card._asdict() | {"home": card.home._asdict()})
+    return folder
 
 
 def _trained(job: TrainJob) -> str:
@@ -355,18 +362,19 @@ def page() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Builds or measures the named entries, or all."""
+    """Builds or measures the named optimizers, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(ENTRIES)}; none: all")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(RECIPES)}; none: all")
     parser.add_argument(
         "--measure", action="store_true", help="only measure what ships with the package again"
     )
-    given = parser.parse_args(argv)
-    if unknown := sorted(set(given.names) - set(ENTRIES)):
-        parser.error(f"no entries {unknown}; there are {', '.join(ENTRIES)}")
-    for name in given.names or ENTRIES:
-        there = (measure_again if given.measure else build)(name, ENTRIES[name])
-        print(json.dumps({name: zoo.card(name).home._asdict()}, indent=1), there)
+    args = parser.parse_args(argv)
+    if unknown := sorted(set(args.names) - set(RECIPES)):
+        parser.error(f"no recipes {unknown}; there are {', '.join(RECIPES)}")
+    make = measure_again if args.measure else build
+    for name in args.names or RECIPES:
+        folder = make(name, RECIPES[name])
+        print(json.dumps({name: zoo.card(name).home._asdict()}, indent=1), folder)
     write_whole(PAGE, page().encode())
 
 

@@ -1,10 +1,10 @@
-"""How claims are decided, on curves whose verdicts are plain to see."""
+"""The checks of claims, on curves whose verdicts are evident."""
 
 import numpy as np
 import pytest
 
 from experiments import checks
-from experiments.panels import Panel
+from experiments.figure_records import FigureRecords
 from metaopt.evaluation import records
 from metaopt.evaluation.records import FORMAT, INDEX, CurveRecord, Curves, TaskRecord
 
@@ -25,19 +25,35 @@ STATE = {
 
 
 @pytest.fixture(scope="module")
-def panel(tmp_path_factory):
-    folder, entries = tmp_path_factory.mktemp("panel"), {}
+def figure(tmp_path_factory):
+    """Records of optimizers with the curves of `LOSSES`, each on two equal seeds."""
+    folder, entries = tmp_path_factory.mktemp("figure"), {}
     for name, loss in LOSSES.items():
-        two = lambda values: np.stack([values, values])  # two seeds
+        two_seeds = lambda values: np.stack([values, values])
         curves = Curves(
-            *(STEPS, STEPS, STEPS * 1.0),
-            *(two(loss), two(loss * 0), two(loss * 0), STEPS[1:]),
-            state={key: two(value) for key, value in STATE.items()},
+            steps=STEPS,
+            grad_evals=STEPS,
+            seconds=STEPS * 1.0,
+            loss=two_seeds(loss),
+            accuracy=two_seeds(loss * 0),
+            train_loss=two_seeds(loss * 0),
+            windows=STEPS[1:],
+            state={key: two_seeds(value) for key, value in STATE.items()},
         )
         records.write_arrays(folder / f"{name}.npz", curves)
         entries[name] = CurveRecord(f"{name}.npz", "learned", bases=("sgd", "adam"))
-    records.write_record(folder, TaskRecord("a task", "quadratic", 1000, 100, {}, entries, {}, {}))
-    return Panel(folder)
+    record = TaskRecord(
+        title="a task",
+        task="quadratic",
+        num_steps=1000,
+        window=100,
+        tuned={},
+        curves=entries,
+        left_out={},
+        velodrome={},
+    )
+    records.write_record(folder, record)
+    return FigureRecords(folder)
 
 
 @pytest.mark.parametrize(
@@ -77,31 +93,33 @@ def panel(tmp_path_factory):
         (checks.every(checks.rises("turns"), checks.rises("falls")), "partly"),
     ],
 )
-def test_verdicts(panel, check, outcome):
-    assert check(panel)[0] == outcome
+def test_verdicts(figure, check, outcome):
+    assert check(figure)[0] == outcome
 
 
-def test_a_guard_is_trapped_where_both_of_its_candidates_are_worse(panel):
-    outcome, words = checks.trapped("falls")(panel)
+def test_a_guard_is_trapped_where_both_of_its_candidates_are_worse(figure):
+    outcome, words = checks.trapped("falls")(figure)
     assert outcome == "reproduced"
     assert words == "falls: 2 of 2 seeds, from 1 to 3 on average"
-    other = Panel(panel.folder)
+    other = FigureRecords(figure.folder)
     other.curves["falls"].state["losses"][..., 1] = 1.0  # the second candidate saves it
     assert checks.trapped("falls")(other)[0] == "not"
 
 
-def test_shares_and_numbers(panel):
-    assert panel.share("falls", 0, 0.5) == pytest.approx(0.6)  # three of the first five windows
-    assert panel.loss("falls") == pytest.approx(LOSSES["falls"][-3:].mean())
-    assert panel.best("breaks") == (700, pytest.approx(LOSSES["falls"][5:8].mean()))
-    assert panel.steps_to("falls", 0.5) == 1000
-    assert panel.steps_to("slow", 0.5) == np.inf
-    words = checks.below("falls", "slow", step=500)(panel)[1]
+def test_shares_and_numbers(figure):
+    assert figure.share_won("falls", 0, 0.5) == pytest.approx(
+        0.6
+    )  # three of the first five windows
+    assert figure.loss("falls") == pytest.approx(LOSSES["falls"][-3:].mean())
+    assert figure.lowest_loss("breaks") == (700, pytest.approx(LOSSES["falls"][5:8].mean()))
+    assert figure.steps_to("falls", 0.5) == 1000
+    assert figure.steps_to("slow", 0.5) == np.inf
+    words = checks.below("falls", "slow", step=500)(figure)[1]
     assert words == "at step 500: falls 1.4, slow 1.6"
 
 
 @pytest.mark.parametrize(
-    "name, short",
+    "name, short_name",
     [
         ("L2O", "L2O"),
         ("SGD (constant)", "SGD"),
@@ -113,8 +131,8 @@ def test_shares_and_numbers(panel):
         ("VeLO(ft)", "VeLO"),
     ],
 )
-def test_names_are_short(name, short):
-    assert checks.short(name) == short
+def test_names_are_short(name, short_name):
+    assert checks.short_name(name) == short_name
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +156,7 @@ def trainings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trainings")
     index = {"format": FORMAT, "job": {"suite": "a paper", "seeds": 1}, "tasks": []}
     records.write_json(folder / INDEX, index | {"environment": {}, "training": curves})
-    return Panel(folder)
+    return FigureRecords(folder)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +176,7 @@ def trainings(tmp_path_factory):
     ],
 )
 def test_verdicts_on_meta_trainings(trainings, check, outcome, words):
-    found, numbers = check(trainings)
-    assert found == outcome and words in numbers
+    verdict, numbers = check(trainings)
+    assert verdict == outcome and words in numbers
     with pytest.raises(KeyError, match="nobody"):
-        trainings.held_out("nobody")
+        trainings.held_out_losses("nobody")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import metaopt
-from experiments.panels import Panel, graded
+from experiments.checks import graded
+from experiments.figure_records import FigureRecords
 from experiments.reproduction import TRAININGS, Figure, Reproduction, main
 from metaopt import optimizers
 from metaopt.evaluation.records import read_curves, read_record
@@ -57,13 +58,13 @@ def test_runs_once_and_is_read_by_reports(paper):
     assert before == {path: path.stat().st_mtime_ns for path in (paper.out / "fig1").iterdir()}
     assert "a figure" in report(paper.out)["summary"].read_text()
 
-    panel = Panel(paper.out / "fig1")
+    figure = FigureRecords(paper.out / "fig1")
     curves = read_curves(paper.out / "fig1" / record.curves["L2O"].file)
     assert curves.loss.shape == (2, 3)  # two seeds; the start and two measurements
-    assert panel.loss("L2O", 10) == pytest.approx(curves.loss[:, 1].mean())
-    assert panel.loss("L2O") == pytest.approx(curves.loss[:, 1:].mean())
+    assert figure.loss("L2O", 10) == pytest.approx(curves.loss[:, 1].mean())
+    assert figure.loss("L2O") == pytest.approx(curves.loss[:, 1:].mean())
     won = read_curves(paper.out / "fig1" / record.curves[names[2]].file).state["accepted"]
-    assert panel.share(names[2], 0, 0.5) == won[:, :2].mean()
+    assert figure.share_won(names[2], 0, 0.5) == won[:, :2].mean()
 
 
 def test_unknown_figures_are_named(paper, capsys):
@@ -83,12 +84,12 @@ def test_meta_trainings_are_run_once_and_drawn(paper, tmp_path):
     )
     trained = dataclasses.replace(paper, trainings=lambda full: {"L2O, seed 0": job})
     main(trained, "experiments.paper", ["--workers", "1", "--only", TRAININGS])
-    ((update, loss),) = Panel(paper.out).held_out("L2O")
+    ((update, loss),) = FigureRecords(paper.out).held_out_losses("L2O")
     np.testing.assert_array_equal(update, [0, 1])
     np.testing.assert_array_equal(loss, read_metrics(job.out)["validation_loss"])
     shutil.rmtree(job.out)  # what is recorded is not run again
     main(trained, "experiments.paper", ["--workers", "1"])
-    assert not job.out.exists() and len(Panel(paper.out).held_out("L2O")) == 1
+    assert not job.out.exists() and len(FigureRecords(paper.out).held_out_losses("L2O")) == 1
     assert "meta_training.png" in {path.name for path in report(paper.out)["figures"]}
 
 
