@@ -106,6 +106,7 @@ def test_commands_that_need_no_jax_do_not_import_it(arguments, tmp_path):
 def test_benchmarks_outside_of_a_clone(tmp_path, monkeypatch, capsys):
     """As a user of the wheel has it: `benchmarks` cannot be imported."""
     monkeypatch.setitem(sys.modules, "benchmarks", None)
+    monkeypatch.setitem(sys.modules, "benchmarks.__main__", None)
     assert main(["bench", "step"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "python -m benchmarks step" in line

@@ -127,7 +127,7 @@ def min_max(values: Real[np.ndarray, "S ..."]) -> Interval:
 
 
 def iqm_interval(
-    scores: Sequence[Real[np.ndarray, " runs"]], *, resamples: int = 2000, seed: int = 0
+    scores: Sequence[Real[np.ndarray, " _"]], *, resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Interquartile mean over all runs of all tasks, with a 95% stratified-bootstrap interval.
 

@@ -43,7 +43,7 @@ def nothing():
 
 
 def changed(**fields):
-    return GOOD._replace(**fields)
+    return GOOD.replace(**fields)
 
 
 def vector_loss():
@@ -166,7 +166,7 @@ COMMANDS = {
     ),
     "a flag of another method": (
         train("method:nes", "--method.rollout", "20"),
-        "--method.rollout .*perhaps you meant --method.rollout of method:pes",
+        "--method.rollout .*perhaps you meant .*--method.rollout of method:pes",
     ),
     "task: unknown": (train("--task", "digitz"), "did you mean digits"),
     "task: empty": (train("--task", ""), "TrainJob.task must name at least one task"),

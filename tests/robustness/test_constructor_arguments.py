@@ -27,7 +27,7 @@ CONSTRUCTORS = {
     "l3rs: base a LearnedOptimizer": (lambda: l3rs([LSTM]), "l3rs: base .*LearnedOptimizer"),
     "l3rs: variant None": (lambda: l3rs(variant=None), "l3rs: variant must be"),
     "l3rs: ema of 1": (lambda: l3rs(ema=[1.0]), r"ema decays must be in \[0, 1\)"),
-    "l3rs: hidden of 0": (lambda: l3rs(hidden=[0]), "hidden must be at least 1"),
+    "l3rs: hidden of 0": (lambda: l3rs(hidden=[0]), "hidden: each entry must be at least 1"),
     "l3rs: embedding_dim 0": (lambda: l3rs(embedding_dim=0), "embedding_dim must be at least 1"),
     "l3rs: lambda_0 0": (lambda: l3rs(lambda_0=0.0), "lambda_0 must be positive"),
     "l3rs: layer_names a list": (lambda: l3rs(layer_names=["w"]), "layer_names must be a function"),
