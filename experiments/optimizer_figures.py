@@ -140,10 +140,10 @@ def trace(tx: optax.GradientTransformation, task: Task, key: jax.Array) -> dict[
 
 
 def tune(make: Callable[[Any], Any], rates: tuple[float, ...], task: Task) -> float:
-    """The rate with the lowest mean final loss on the "valid" split."""
+    """The rate with the lowest mean loss on the "valid" split after the last step."""
     valid = task.whole("valid")
 
-    def final_loss(rate, key):
+    def last_loss(rate, key):
         k_init, k_data = jax.random.split(key)
         params, tx = task.init(k_init), make(rate)
         batches = task.sample(k_data, (CONFIG.num_steps,))
@@ -151,7 +151,7 @@ def tune(make: Callable[[Any], Any], rates: tuple[float, ...], task: Task) -> fl
         return task.loss(params, valid)
 
     keys = jax.random.split(jax.random.key(3), CONFIG.tuning_seeds)
-    over_seeds = jax.vmap(final_loss, in_axes=(None, 0))
+    over_seeds = jax.vmap(last_loss, in_axes=(None, 0))
     losses = jax.jit(jax.vmap(over_seeds, in_axes=(0, None)))(jnp.array(rates), keys)
     return rates[int(jnp.argmin(jnp.mean(losses, axis=1)))]
 

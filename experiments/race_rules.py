@@ -34,6 +34,7 @@ from experiments.pictures import save
 from metaopt import datasets, guards, meta, optimizers
 from metaopt.core.types import Batch, Split, Task, Theta, single
 from metaopt.evaluation.curves import evaluate
+from metaopt.evaluation.statistics import final_mean
 from metaopt.meta.loop import train
 from metaopt.report.figures import style
 from metaopt.report.looks import COLOURS
@@ -235,7 +236,7 @@ def run(config: Config, task: Task, theta: Theta, out: Path, only: tuple[str, ..
         np.savez(part, loss=curves.loss.astype(np.float32), wins=wins)
         part.rename(path)
         seconds = time.perf_counter() - start
-        print(f"{name}: {curves.loss[:, -1].mean():.3f}, {seconds:.0f} s", flush=True)
+        print(f"{name}: {final_mean(curves.loss).mean():.3f}, {seconds:.0f} s", flush=True)
 
 
 def summarise(config: Config, out: Path) -> dict[str, Any]:

@@ -16,13 +16,16 @@ CARD = "card.json"
 class Home(NamedTuple):
     """A measurement on the task that an optimizer was meta-trained on.
 
+    The shipped cards hold losses after the last step, as they were measured; a new measurement
+    (`python -m experiments.zoo --measure`) follows `metaopt.evaluation.statistics.final_mean`.
+
     Attributes:
       task: a name of `metaopt.tasks.catalog.TASKS`.
       num_steps: steps of each run, by `metaopt.evaluation.curves.evaluate`.
       seeds: number of runs.
-      loss: mean final test loss of the runs.
+      loss: mean test loss of the runs at their end.
       bound: every later version of the package must stay below this mean loss in the same runs.
-      baselines: label of a tuned baseline -> its mean final test loss from the same seeds.
+      baselines: label of a tuned baseline -> its mean test loss at the end, from the same seeds.
     """
 
     task: str
