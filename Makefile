@@ -4,6 +4,10 @@ PYTHON ?= python3
 # Worker processes of the test suite.
 WORKERS ?= 2
 
+# Compiled modules are kept where the environment says otherwise: the suite starts many processes, and
+# each of them would compile JAX's modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup run lint pytest test test-oldest docs wheel small soak zoo reproduce-lgl2o \
 	reproduce-meta-guard reproduce-l3rs clean
 
