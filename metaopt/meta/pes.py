@@ -65,12 +65,6 @@ class PESConfig(WindowsConfig):
         for name in ("half_life", "weight_decay", "clip", "clip_difference"):
             check_number(f"PESConfig.{name}", getattr(self, name), least=0)
 
-    @property
-    def horizon(self) -> tuple[int, int]:
-        """Steps of the shortest and of the longest inner run."""
-        shortest = self.rollout if self.lengths == "fixed" else self.min_rollout
-        return shortest, self.rollout
-
     def mesh(self) -> Mesh | None:
         """The devices that share the antithetic pairs evenly; None for a single device."""
         return even_mesh("PESConfig.population", self.population, unit=2)

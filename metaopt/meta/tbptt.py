@@ -54,12 +54,6 @@ class TBPTTConfig(WindowsConfig):
             check_number(f"TBPTTConfig.{name}", getattr(self, name), least=0)
         check_number("TBPTTConfig.average", self.average, least=0, below=1)
 
-    @property
-    def horizon(self) -> tuple[int, int]:
-        """Steps of the shortest and of the longest inner run."""
-        shortest = self.rollout if self.lengths == "fixed" else self.min_rollout
-        return shortest, self.rollout
-
     def mesh(self) -> Mesh | None:
         """The devices that share the inner runs evenly; None for a single device."""
         return even_mesh("TBPTTConfig.tasks", self.tasks)

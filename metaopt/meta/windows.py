@@ -57,6 +57,12 @@ class WindowsConfig:
                 f"rollout ({self.rollout})."
             )
 
+    @property
+    def horizon(self) -> tuple[int, int]:
+        """Steps of the shortest and of the longest inner run."""
+        shortest = self.rollout if self.lengths == "fixed" else self.min_rollout
+        return shortest, self.rollout
+
 
 class InnerRun(NamedTuple):
     """An inner run between two windows.
