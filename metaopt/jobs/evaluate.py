@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import tyro
 
-from metaopt import report
 from metaopt._version import __version__
 from metaopt.core.checks import check_fields, check_known
 from metaopt.core.processes import in_processes
@@ -87,6 +86,8 @@ class EvaluateJob:
 
 def run(job: EvaluateJob) -> None:
     """Runs an `EvaluateJob`, writes its report and prints its summary."""
+    from metaopt import report  # not by the worker processes, which import this module
+
     report.print_summary(report.report(evaluate_suite(job)))
 
 

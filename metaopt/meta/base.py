@@ -103,7 +103,7 @@ def as_groups(name: str, families: TaskFamily | Sequence[TaskFamily]) -> tuple[T
     """One family or several (a mixture of structures), as the groups of a meta-batch.
 
     Raises:
-      ValueError: there is no family, one is not a `TaskFamily`, or its functions fail.
+      ValueError: there is no family, or one is not a `TaskFamily`.
     """
     groups = (families,) if isinstance(families, Task | TaskFamily) else tuple(families)
     if not groups:
@@ -114,6 +114,19 @@ def as_groups(name: str, families: TaskFamily | Sequence[TaskFamily]) -> tuple[T
                 f"{name}: families[{index}] must be a TaskFamily, got a {type(family).__name__}; "
                 "metaopt.single(task) makes one of a Task."
             )
+    return groups
+
+
+def checked_groups(
+    name: str, families: TaskFamily | Sequence[TaskFamily]
+) -> tuple[TaskFamily, ...]:
+    """`as_groups`, which also traces the functions of every family.
+
+    Raises:
+      ValueError: as in `as_groups`, or a function of a family fails.
+    """
+    groups = as_groups(name, families)
+    for index, family in enumerate(groups):
         check_family(f"{name}: families[{index}]", family)
     return groups
 

@@ -14,9 +14,9 @@ from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import (
     MetaTrainer,
     Start,
-    as_groups,
     carried_bytes,
     check_theta,
+    checked_groups,
     held_out_loss,
     inner_run,
     loss_unit,
@@ -156,7 +156,7 @@ def nes(
     """
     if not isinstance(config, NESConfig):
         raise ValueError(f"nes: config must be a NESConfig, got a {type(config).__name__}.")
-    groups = as_groups("nes", families)
+    groups = checked_groups("nes", families)
     sigma, lr = decayed(config.sigma, config.half_life), decayed(config.lr, config.half_life)
 
     def strategy_of(theta: Theta) -> Strategy:

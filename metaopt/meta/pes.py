@@ -17,7 +17,7 @@ from metaopt.core.rollouts import unroll_sampled
 from metaopt.core.trees import all_finite, nbytes
 from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
-from metaopt.meta.base import MetaTrainer, Start, as_groups, check_theta, starts
+from metaopt.meta.base import MetaTrainer, Start, check_theta, checked_groups, starts
 from metaopt.meta.devices import EVERYTHING_HERE, Spread
 from metaopt.meta.sharing import even_mesh
 from metaopt.meta.strategies import Persistent, persistent
@@ -137,7 +137,7 @@ def pes(
     """
     if not isinstance(config, PESConfig):
         raise ValueError(f"pes: config must be a PESConfig, got a {type(config).__name__}.")
-    groups, mesh = as_groups("pes", families), spread.mesh
+    groups, mesh = checked_groups("pes", families), spread.mesh
     sigma, lr = decayed(config.sigma, config.half_life), decayed(config.lr, config.half_life)
     pairs = config.population // 2
     devices.check_shares("pes: pairs (half of the population)", pairs, mesh)

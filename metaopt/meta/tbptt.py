@@ -17,7 +17,7 @@ from metaopt.core.rollouts import unroll
 from metaopt.core.trees import all_finite, nbytes
 from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
-from metaopt.meta.base import MetaTrainer, Start, as_groups, check_theta, starts
+from metaopt.meta.base import MetaTrainer, Start, check_theta, checked_groups, starts
 from metaopt.meta.devices import EVERYTHING_HERE, Spread
 from metaopt.meta.sharing import even_mesh
 from metaopt.meta.updates import decayed, meta_optimizer, population_metrics
@@ -126,7 +126,7 @@ def tbptt(
     """
     if not isinstance(config, TBPTTConfig):
         raise ValueError(f"tbptt: config must be a TBPTTConfig, got a {type(config).__name__}.")
-    groups, mesh = as_groups("tbptt", families), spread.mesh
+    groups, mesh = checked_groups("tbptt", families), spread.mesh
     devices.check_shares("tbptt: tasks", config.tasks, mesh)
     of_runs, whole = devices.runs_on_axis(0), devices.WHOLE
     window = devices.over_runs(

@@ -53,8 +53,8 @@ def validation(
       so that compiled programs take it as an argument.
 
     Raises:
-      ValueError: `on` is unknown; `num_steps`, `runs` or `eval_batches` is below 1; a family is
-        not usable.
+      ValueError: `on` is unknown; `num_steps`, `runs` or `eval_batches` is below 1; `families`
+        is empty or holds something else.
     """
     check_choice("validation: on", on, ("final", "trajectory"))
     for name, value in (("num_steps", num_steps), ("runs", runs), ("eval_batches", eval_batches)):
