@@ -14,7 +14,7 @@ import metaopt
 from metaopt.core.processes import in_processes
 from metaopt.evaluation import contenders
 from metaopt.evaluation.baselines import BASELINES
-from metaopt.evaluation.comparing import Settings, compare
+from metaopt.evaluation.comparing import ComparisonSettings, compare
 from metaopt.evaluation.contenders import Contender, Learned
 from metaopt.evaluation.curves import Adjustable
 from metaopt.evaluation.records import FORMAT, INDEX, read_index, write_json
@@ -169,7 +169,7 @@ def _run_figure(
         ),
         figure.baselines,
         figure.contenders,
-        Settings(seeds=figure.seeds or seeds, window=figure.window),
+        ComparisonSettings(seeds=figure.seeds or seeds, window=figure.window),
     )
 
 

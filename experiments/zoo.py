@@ -22,7 +22,7 @@ from metaopt import zoo
 from metaopt.core.files import write_whole
 from metaopt.evaluation import contenders
 from metaopt.evaluation.baselines import BASELINES
-from metaopt.evaluation.comparing import Settings, compare
+from metaopt.evaluation.comparing import ComparisonSettings, compare
 from metaopt.evaluation.records import read_curves, read_record, write_json
 from metaopt.evaluation.statistics import final_mean
 from metaopt.evaluation.suites import SuiteTask
@@ -283,7 +283,7 @@ def measure(name: str, recipe: Recipe, export: metaopt.Exported) -> zoo.Home:
             *(contenders.baseline(BASELINES[n].label, make) for n, make in makes.items()),
             contenders.plain(learned),
         ],
-        Settings(seeds=recipe.seeds),
+        ComparisonSettings(seeds=recipe.seeds),
     )
     record = read_record(folder)
     assert record is not None

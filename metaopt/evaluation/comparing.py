@@ -34,8 +34,8 @@ VELODROME = Path("velodrome") / "speedup_over_multiple_baselines.json"
 TUNING_MEASUREMENTS = 20  # per run of a grid, at most
 
 
-class Settings(NamedTuple):
-    """Settings that all contenders of a comparison share.
+class ComparisonSettings(NamedTuple):
+    """ComparisonSettings that all contenders of a comparison share.
 
     Attributes:
       seeds: runs per contender.
@@ -54,14 +54,14 @@ class _Place(NamedTuple):
     Attributes:
       folder: folder of the task's record and curves.
       suite_task: the task of the suite.
-      settings: see `Settings`.
+      settings: see `ComparisonSettings`.
       family: the family of tasks that is run.
       record: the task's record so far.
     """
 
     folder: Path
     suite_task: SuiteTask
-    settings: Settings
+    settings: ComparisonSettings
     family: TaskFamily
     record: TaskRecord
 
@@ -79,7 +79,7 @@ def compare(
     suite_task: SuiteTask,
     baselines: Sequence[str],
     contenders_of: Callable[[dict[str, Adjustable]], Sequence[Contender]],
-    settings: Settings,
+    settings: ComparisonSettings,
 ) -> None:
     """Tunes the baselines and runs the contenders that have no curves in `folder` yet.
 
@@ -88,7 +88,7 @@ def compare(
       suite_task: the task.
       baselines: names in `metaopt.evaluation.baselines.BASELINES`.
       contenders_of: ``{name of a baseline: tuned baseline} -> contenders``, in the order of tables.
-      settings: see `Settings`.
+      settings: see `ComparisonSettings`.
     """
     record = read_record(folder) or TaskRecord(
         title=suite_task.title,

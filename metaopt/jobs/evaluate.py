@@ -21,7 +21,7 @@ from metaopt.core.checks import check_fields, check_known
 from metaopt.core.processes import in_processes
 from metaopt.evaluation import contenders
 from metaopt.evaluation.baselines import BASELINES
-from metaopt.evaluation.comparing import Settings, compare, task_id
+from metaopt.evaluation.comparing import ComparisonSettings, compare, task_id
 from metaopt.evaluation.contenders import Contender, Learned
 from metaopt.evaluation.records import FORMAT, INDEX, read_json, write_json
 from metaopt.evaluation.suites import SUITES, SuiteTask, fitted
@@ -160,7 +160,7 @@ def _evaluate_task(job: EvaluateJob, number: int) -> None:
         task,
         _names(job.baselines),
         lambda makes: _contenders(job, makes),
-        Settings(job.seeds or 1, job.tuning_seeds, job.window),
+        ComparisonSettings(job.seeds or 1, job.tuning_seeds, job.window),
     )
 
 

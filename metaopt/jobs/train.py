@@ -36,11 +36,11 @@ WHERE_AND_HOW = (
 )
 
 if TYPE_CHECKING:
-    Learned: TypeAlias = Settings
-    Method: TypeAlias = meta.Method
+    LearnedSettings: TypeAlias = Settings
+    MethodSettings: TypeAlias = meta.Method
 else:
-    Learned = subcommands(OPTIMIZERS)
-    Method = subcommands(METHODS)
+    LearnedSettings = subcommands(OPTIMIZERS)
+    MethodSettings = subcommands(METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,8 @@ class TrainJob:
     """
 
     task: str = "digits"
-    learned: Learned = field(default_factory=L3RS)
-    method: Method = field(default_factory=NESConfig)
+    learned: LearnedSettings = field(default_factory=L3RS)
+    method: MethodSettings = field(default_factory=NESConfig)
     steps: int | None = None
     minutes: float = 0.0
     validate_every: int = 25

@@ -10,5 +10,5 @@ with optional_imports("train", needed_by="metaopt.meta.loop"):
     from metaopt.meta.loop.logs import read_metrics as read_metrics
     from metaopt.meta.loop.logs import training_curves as training_curves
     from metaopt.meta.loop.states import STATES as STATES
-    from metaopt.meta.loop.states import TrainState as TrainState
+    from metaopt.meta.loop.states import RunState as RunState
     from metaopt.meta.loop.stopping import Terminated as Terminated

@@ -20,7 +20,7 @@ from metaopt.meta.base import MetaTrainer
 from metaopt.meta.loop import folder as run_folder
 from metaopt.meta.loop import states
 from metaopt.meta.loop.logs import log
-from metaopt.meta.loop.states import Saved, TrainState
+from metaopt.meta.loop.states import RunState, Saved
 from metaopt.meta.loop.stopping import Signals, Terminated, sigterm_noted
 from metaopt.meta.updates import strong
 
@@ -45,16 +45,16 @@ class _Programs(NamedTuple):
     """The run's compiled functions. They take numpy arrays, or results of each other.
 
     Attributes:
-      first: ``() -> TrainState`` before the first step.
+      first: ``() -> RunState`` before the first step.
       step: ``(step, trainer state) -> (trainer state, metrics)``.
-      validate: ``TrainState -> (TrainState, loss)``; updates the best theta.
-      layout: `jax.ShapeDtypeStruct`s of a `TrainState`, with shardings.
+      validate: ``RunState -> (RunState, loss)``; updates the best theta.
+      layout: `jax.ShapeDtypeStruct`s of a `RunState`, with shardings.
     """
 
-    first: Callable[..., TrainState]
+    first: Callable[..., RunState]
     step: Callable[..., tuple[Any, dict[str, jax.Array]]]
-    validate: Callable[..., tuple[TrainState, jax.Array]]
-    layout: TrainState
+    validate: Callable[..., tuple[RunState, jax.Array]]
+    layout: RunState
 
 
 def train(
@@ -185,18 +185,18 @@ def _programs(
     def first(trainer, bits, theta):
         theta = jax.tree.map(jnp.asarray, theta)
         # A weakly typed state would make the programs after it compile twice.
-        return strong(TrainState(trainer.init(wrap(bits), theta), theta, jnp.array(jnp.inf)))
+        return strong(RunState(trainer.init(wrap(bits), theta), theta, jnp.array(jnp.inf)))
 
     def step(trainer, bits, index, state):
         state, metrics = trainer.step(jax.random.fold_in(wrap(bits), index), state)
         return strong(state), metrics
 
-    def keep_best(trainer, validate, bits, state: TrainState):
+    def keep_best(trainer, validate, bits, state: RunState):
         current = trainer.theta(state.trainer)
         loss = validate(current, wrap(bits))
         better = loss < state.best_loss
         best = optax.tree.where(better, current, state.best)
-        return TrainState(state.trainer, best, jnp.where(better, loss, state.best_loss)), loss
+        return RunState(state.trainer, best, jnp.where(better, loss, state.best_loss)), loss
 
     shapes = jax.eval_shape(first, trainer, init_bits, theta)
     inner, whole = trainer.specs(shapes.trainer), devices.WHOLE
@@ -212,7 +212,7 @@ def _programs(
     )
 
 
-def _layout(shapes: TrainState, specs: TrainState, mesh: Mesh | None) -> TrainState:
+def _layout(shapes: RunState, specs: RunState, mesh: Mesh | None) -> RunState:
     """Shapes of the state and where it is to lie."""
     if mesh is None:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -18,7 +18,7 @@ from metaopt.core.types import Theta
 STATES, DAMAGED = "states", "damaged"
 
 
-class TrainState(NamedTuple):
+class RunState(NamedTuple):
     """Everything that a resumed run needs.
 
     Attributes:
@@ -42,7 +42,7 @@ class Saved(NamedTuple):
     """
 
     step: int
-    state: TrainState
+    state: RunState
     seconds: float
 
 
@@ -81,7 +81,7 @@ def save(checkpoints: ocp.CheckpointManager, saved: Saved) -> None:
     )
 
 
-def restore_newest(checkpoints: ocp.CheckpointManager, like: TrainState) -> Saved | None:
+def restore_newest(checkpoints: ocp.CheckpointManager, like: RunState) -> Saved | None:
     """Reads the newest intact checkpoint.
 
     Damaged ones that are newer are moved to the folder ``damaged``, with a warning.
@@ -122,9 +122,7 @@ def restore_newest(checkpoints: ocp.CheckpointManager, like: TrainState) -> Save
     return None
 
 
-def _read(
-    checkpoints: ocp.CheckpointManager, step: int, like: TrainState
-) -> tuple[TrainState, float]:
+def _read(checkpoints: ocp.CheckpointManager, step: int, like: RunState) -> tuple[RunState, float]:
     """The state and the seconds of a checkpoint; raises if it is damaged."""
     read = checkpoints.restore(
         step,

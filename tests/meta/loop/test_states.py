@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from metaopt.meta.loop import states
-from metaopt.meta.loop.states import Saved, TrainState
+from metaopt.meta.loop.states import RunState, Saved
 
 # What orbax leaves behind after a failed read complains when it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-LIKE = TrainState(
+LIKE = RunState(
     {"mean": jax.ShapeDtypeStruct((300,), jnp.float32), "n": jax.ShapeDtypeStruct((), jnp.int32)},
     jax.ShapeDtypeStruct((3,), jnp.float32),
     jax.ShapeDtypeStruct((), jnp.float32),
@@ -29,7 +29,7 @@ def collected():
 
 def state(step):
     mean = jax.random.normal(jax.random.key(step), (300,))
-    return TrainState({"mean": mean, "n": jnp.int32(step)}, mean[:3], jnp.float32(step))
+    return RunState({"mean": mean, "n": jnp.int32(step)}, mean[:3], jnp.float32(step))
 
 
 @pytest.fixture(scope="module")
