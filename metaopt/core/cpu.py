@@ -6,12 +6,14 @@ needs it. The records are described in docs/scaling.md.
 
 * `fast`: vector code for narrow layers. L3RS 1.16 to 1.26 times as fast on small networks, other
   optimizers 1.0 to 1.08 (``python -m experiments.compiler_options``).
-* `quick`: half of the compilation time of an evaluation.
+* `quick_options`: shorter compilation of evaluations. No record; compare the times of an
+  evaluation with and without the option.
 * `in_rows`: gradients in the layout of the params; it is part of the records of `fast`.
-* `for_each`, `for_all`: one run after the other where `vmap` is slower: 1.03 to 2.5 times as fast
-  (``python -m experiments.population_forms`` and ``python -m experiments.evaluation_forms``).
-* `negated_gradient` and `scale_by_adam`: SGD and Adam as populations of L3RS run them fastest
-  (``python -m experiments.base_forms``).
+* `for_each`, `for_all`: one run after the other where `vmap` is slower: 0.94 to 2.5 times as fast,
+  mostly 1.2 and more (``python -m experiments.population_forms`` and
+  ``python -m experiments.evaluation_forms``).
+* `negated_gradient` and `scale_by_adam`: forms of SGD and Adam for populations of L3RS. No record
+  yet; ``python -m experiments.base_forms`` compares them with optax's.
 * `metaopt.tasks.networks.Conv` has a convolution of its own
   (``python -m experiments.convolution_forms``).
 """
@@ -61,8 +63,8 @@ def jit(fn: Callable[..., Any], *, quick: bool = False, **settings: Any) -> Call
 def quick_options() -> dict[str, Any]:
     """Compiler options for programs that run for seconds.
 
-    XLA's fusion emitters for CPUs take half of the compilation time of an evaluation, and its
-    programs run no faster for them. (VeLO's meta-training does.)
+    XLA's fusion emitters for CPUs lengthen the compilation of an evaluation, whose programs run no
+    faster for them. (VeLO's meta-training does.)
     """
     return option("xla_cpu_use_fusion_emitters", False)
 

@@ -35,7 +35,7 @@ TUNING_MEASUREMENTS = 20  # per run of a grid, at most
 
 
 class ComparisonSettings(NamedTuple):
-    """ComparisonSettings that all contenders of a comparison share.
+    """The settings that all contenders of a comparison share.
 
     Attributes:
       seeds: runs per contender.

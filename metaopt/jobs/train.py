@@ -64,8 +64,8 @@ class TrainJob:
       overwrite: start afresh where the folder holds a run.
       resume_changed: go on with a run whose configuration was another one.
       tensorboard: write TensorBoard event files too (extra: metaopt-jax[tensorboard]).
-      population_chunk: candidates of nes that a device evaluates at a time, which bounds its
-        memory; 0: all of its share, or on CPU as many as it is fastest with.
+      population_chunk: candidates (nes), pairs (pes) or runs (tbptt) that a device takes at a time,
+        which bounds its memory; 0: all of its share, or on CPU as many as are fastest.
       coordinator: auto joins the processes that Slurm, Open MPI or a TPU pod started; host:port
         of process 0 joins those that are given it; none joins nothing.
       num_processes: with host:port: how many processes there are.

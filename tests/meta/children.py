@@ -50,16 +50,16 @@ def small_nes(spread=None, population=8, tasks_per_generation=4):
     return trainer, theta, lambda theta, key: jnp.sum((theta["log_lr"] + 1.0) ** 2)
 
 
-def small_windows(method: str, mesh=None):
+def small_windows(method: str, mesh=None, chunk: int = 0):
     """(trainer, theta, validate) of the same optimizer by "pes" (8 pairs) or "tbptt" (8 tasks)."""
     _, theta, validate = small_nes()
     lopt, family = step_sizes(), single(tasks.quadratic(DIM))
     lengths = {"rollout": 6, "truncation": 2}
     if method == "pes":
         config = meta.PESConfig(population=16, tasks=2, lr=0.1, **lengths)
-        return meta.pes(lopt, family, config, devices.Spread(mesh)), theta, validate
+        return meta.pes(lopt, family, config, devices.Spread(mesh, chunk)), theta, validate
     config = meta.TBPTTConfig(tasks=8, lr=0.1, **lengths)
-    return meta.tbptt(lopt, family, config, devices.Spread(mesh)), theta, validate
+    return meta.tbptt(lopt, family, config, devices.Spread(mesh, chunk)), theta, validate
 
 
 def train_small(out: Path, steps: int, *, spread=None, method="nes", **settings):

@@ -53,6 +53,19 @@ def test_chunks_of_the_population_give_what_the_whole_gives(chunk):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ["pes", "tbptt"])
+def test_chunks_of_pairs_and_runs_give_what_the_whole_gives(method):
+    results, loops = [], []
+    for chunk in (0, 2):
+        trainer, theta, _ = children.small_windows(method, chunk=chunk)
+        state = trainer.init(jax.random.key(0), theta)
+        results.append(trainer.step(jax.random.key(1), state))
+        loops.append(str(jax.make_jaxpr(trainer.step)(jax.random.key(1), state)).count("scan["))
+    for a, b in zip(*(jax.tree.leaves(r) for r in results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert loops[1] == loops[0] + 1  # the loop over chunks
+
+
 def test_a_chunk_bounds_what_a_device_holds():
     """Every candidate works on 1000 x 1000 numbers; chunks of 2 of 16 need less than 4 of them."""
 
