@@ -8,6 +8,8 @@ needs it. The records are described in docs/scaling.md.
   optimizers 1.0 to 1.08 (``python -m experiments.compiler_options``).
 * `quick_options`: shorter compilation of evaluations. No record; compare the times of an
   evaluation with and without the option.
+* `fast_convolutions`: convolutions in loops and branches, whose gradients are otherwise about 20
+  times as slow (``python -m experiments.convolution_forms``).
 * `in_rows`: gradients in the layout of the params; it is part of the records of `fast`.
 * `for_each`, `for_all`: one run after the other where `vmap` is slower: 0.94 to 2.5 times as fast,
   mostly 1.2 and more (``python -m experiments.population_forms`` and
@@ -20,7 +22,7 @@ needs it. The records are described in docs/scaling.md.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial, wraps
 from typing import Any
 
@@ -29,6 +31,7 @@ import jax.core
 import jax.numpy as jnp
 import optax
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.extend.core import Literal
 
 CACHE = 2**21  # bytes of cache close to a CPU core: the state of runs side by side should fit
 
@@ -103,6 +106,76 @@ def in_rows(grad: jax.Array) -> jax.Array:
     if grad.ndim < 2 or jax.default_backend() != "cpu":
         return grad
     return with_layout_constraint(grad, Layout(tuple(range(grad.ndim))))
+
+
+def fast_convolutions(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, whose convolutions XLA for CPUs can compute fast inside of loops and branches too.
+
+    XLA has a fast convolution for one order of axes: batch, space, channels, and for the kernel
+    space, inputs, outputs. It brings convolutions into this order in the main computation of a
+    program only, not in the bodies of loops and branches. Gradients of convolutions have other
+    orders. Here they are brought into it before XLA sees them. The results are the same.
+
+    Calls outside of a jitted program are left alone. So are convolutions in loops, branches and
+    `jax.checkpoint` inside of `fn`.
+
+    Args:
+      fn: a function of pytrees of arrays, traced as it is called: it may close over tracers.
+
+    Returns:
+      A function of the same arguments.
+    """
+
+    @wraps(fn)
+    def call(*args: Any) -> Any:
+        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        if not is_traced or jax.default_backend() != "cpu":
+            return fn(*args)
+        closed, shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+        outputs = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shape), outputs)
+
+    return call
+
+
+def _evaluate(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
+    """Evaluates a jaxpr with its convolutions in the order of axes that XLA has fast code for."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    read = lambda v: v.val if isinstance(v, Literal) else values[v]
+    for equation in jaxpr.eqns:
+        primitive, inputs = equation.primitive, [read(v) for v in equation.invars]
+        if primitive is jax.lax.conv_general_dilated_p:
+            outputs = [_convolve(*inputs, **equation.params)]
+        elif primitive.name in ("jit", "pjit"):
+            inner = equation.params["jaxpr"]
+            outputs = _evaluate(inner.jaxpr, inner.consts, inputs)
+        else:
+            params = primitive.get_bind_params(equation.params)
+            functions, params = params if isinstance(params, tuple) else ((), params)
+            outputs = primitive.bind(*functions, *inputs, **params)
+            outputs = outputs if primitive.multiple_results else [outputs]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def _convolve(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Any, **params: Any):
+    """A convolution by one of batch, space, channels with a kernel of space, inputs, outputs."""
+    space = tuple(range(1, lhs.ndim - 1))
+    channels = lhs.ndim - 1
+    image = (0, channels, *space)  # where batch, channels and space are
+    kernel = (channels, channels - 1, *(axis - 1 for axis in space))  # outputs, inputs, space
+
+    def moved(spec: Sequence[int], to: Sequence[int]) -> list[int]:
+        """The axes in an array of form `spec` that come first, second, ... in one of form `to`."""
+        return [spec[to.index(axis)] for axis in range(len(to))]
+
+    output = jax.lax.conv_general_dilated_p.bind(
+        jax.lax.transpose(lhs, moved(dimension_numbers.lhs_spec, image)),
+        jax.lax.transpose(rhs, moved(dimension_numbers.rhs_spec, kernel)),
+        dimension_numbers=jax.lax.ConvDimensionNumbers(image, kernel, image),
+        **params,
+    )
+    return jax.lax.transpose(output, moved(image, dimension_numbers.out_spec))
 
 
 def for_all(fn: Callable[..., Any], *, long: bool) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ import optax
 
 from metaopt.core import cpu
 from metaopt.core.checks import show
-from metaopt.core.types import Batch, LossFn, Params, transformation
+from metaopt.core.types import Batch, LossFn, Params, WindowForm, window_form
 
 
 def step(
@@ -33,7 +33,7 @@ def step(
     Returns:
       params and state after the step, and the loss and its gradient before the step.
     """
-    value, grad = jax.value_and_grad(scalar(value_fn))(params)
+    value, grad = cpu.fast_convolutions(jax.value_and_grad(scalar(value_fn)))(params)
     grad = jax.tree.map(cpu.in_rows, grad)
     seen = (value, grad) if second_order else jax.lax.stop_gradient((value, grad))
     updates, state = optax.with_extra_args_support(tx).update(
@@ -167,7 +167,7 @@ def check_window_call(name: str, updates: Any, params: Params) -> None:
         )
 
 
-def windowed(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def windowed(tx: optax.GradientTransformation) -> WindowForm:
     """Lifts a per-step transformation to the window form of the guards.
 
     One loop can then run plain and guarded optimizers.
@@ -186,4 +186,4 @@ def windowed(tx: optax.GradientTransformation) -> optax.GradientTransformationEx
         new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches)
         return optax.tree.sub(new_params, params), state
 
-    return transformation(tx.init, update_fn)
+    return window_form(tx.init, update_fn)

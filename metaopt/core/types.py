@@ -37,6 +37,21 @@ def transformation(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+class WindowForm(optax.GradientTransformationExtraArgs):
+    """A transformation whose `update` takes a window of mini-batches.
+
+    ``update(None, state, params, *, loss_fn, train_batches, eval_batches=None)``.
+    """
+
+    update: Callable[..., tuple[Any, Any]]  # type: ignore  # optax's wants gradients, not None
+
+
+def window_form(init_fn: Callable[..., Any], update_fn: Callable[..., Any]) -> WindowForm:
+    """`WindowForm`, for functions whose types optax's protocols do not accept."""
+    make: Any = WindowForm
+    return make(init_fn, update_fn)
+
+
 def identity_absorb(theta: Theta, state: Any) -> Theta:
     """The `absorb` of an optimizer without memory: returns `theta`."""
     del state

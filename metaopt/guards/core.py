@@ -1,4 +1,4 @@
-"""What all guards share: their type, their diagnostics, the choice of a candidate, and checks."""
+"""What all guards share: their description, diagnostics, the choice of a candidate, and checks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,70 +8,76 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from metaopt.core.checks import check_integer, show
-from metaopt.core.rollouts import check_window_call, scalar
+from metaopt.core.checks import check_integer
 from metaopt.core.trees import all_finite
-from metaopt.core.types import Batch, LearnedOptimizer, LossFn, Params, transformation
+from metaopt.core.types import LearnedOptimizer, Params, WindowForm, transformation
 
 ################################################################################
-# The form of a guard
+# The description of a guard
 ################################################################################
+
+
+class Losses(NamedTuple):
+    """The losses on one mini-batch.
+
+    Attributes:
+      train: ``(params, model_state) -> (loss, model_state)``, the loss to descend.
+      judge: ``(params, model_state) -> loss``, the loss that decides in validation phases.
+    """
+
+    train: Callable[[Params, Any], tuple[jax.Array, Any]]
+    judge: Callable[[Params, Any], jax.Array]
+
+    def at(self, model_state: Any) -> Callable[[Params], jax.Array]:
+        """Returns ``params -> loss`` at a fixed model state, as optax's `value_fn`."""
+        return lambda params: self.train(params, model_state)[0]
 
 
 class Process(NamedTuple):
-    """A guard as phases over single mini-batches, from which `streaming` makes its second form.
+    """The one description of a guard, from which both of its forms are made (`forms`).
 
-    A window is a sequence of phases. `work` holds the intermediate values of a window: the
-    candidates, their optimizer states and the validation losses so far.
+    A window is a sequence of phases over single mini-batches, then a decision. `memory` is what
+    decisions leave, with the diagnostics in its field `info`; `work` holds the runners and their
+    losses. Where `init` returns None for `work`, `start` makes it anew for every window.
 
     Attributes:
-      start: ``(state, params) -> work`` at the beginning of a window.
-      phases: one ``(work, index, value_fn) -> work`` per phase, called once per mini-batch with
-        the index of the mini-batch in the phase.
-      lengths: ``state -> int32 [phases]``, the mini-batches in each phase of the next window.
-      decide: ``(state, params, work, lengths) -> (params, state)`` at the end of a window.
+      name: name of the guard in error messages.
+      window: training and validation mini-batches of the first window.
+      init: ``(params, model_state) -> (memory, work)``.
+      start: ``(memory, work, params) -> work`` before the first mini-batch of a window.
+      phases: one ``(memory, work, index, losses) -> work`` per phase, called once per mini-batch
+        with the index of the mini-batch in the phase and its `Losses`.
+      lengths: ``memory -> lengths [phases]``, the mini-batches in each phase of the next window:
+        integers where they never change, else an int32 array.
+      split: ``(num_train, num_eval) -> lengths`` of the phases, of a window of that many
+        mini-batches. Raises `ValueError` where the guard takes other sizes.
+      decide: ``(memory, work, params, lengths) -> (params, memory)`` after the last mini-batch.
+      point: ``(memory, work, params) -> params`` of the caller after any other mini-batch.
+      model_state: ``(memory, work) -> model_state`` that belongs to the params of the caller.
     """
 
-    start: Callable[[Any, Params], Any]
-    phases: tuple[Callable[[Any, jax.Array, Callable], Any], ...]
-    lengths: Callable[[Any], jax.Array]
-    decide: Callable[[Any, Params, Any, Any], tuple[Params, Any]]
+    name: str
+    window: tuple[int, int]
+    init: Callable[[Params, Any], tuple[Any, Any]]
+    start: Callable[[Any, Any, Params], Any]
+    phases: tuple[Callable[[Any, Any, Any, Losses], Any], ...]
+    lengths: Callable[[Any], Any]
+    split: Callable[[int, int], tuple[int, ...]]
+    decide: Callable[[Any, Any, Params, Any], tuple[Params, Any]]
+    point: Callable[[Any, Any, Params], Params] = lambda memory, work, params: params
+    model_state: Callable[[Any, Any], Any] = lambda memory, work: None
 
 
 class Work(NamedTuple):
-    """The intermediate values of a window in a stream.
+    """The intermediate values of a window.
 
     They may be NaN or inf until the window is decided, so `became_nonfinite` skips this type.
 
     Attributes:
-      value: what `Process.start` and `Process.phases` return.
+      value: `work` of a `Process`.
     """
 
     value: Any
-
-
-class Guard(optax.GradientTransformationExtraArgs):
-    """An optax transformation in window form that also describes its streaming form.
-
-    Attributes:
-      init: ``params -> state``.
-      update: ``(None, state, params, *, loss_fn, train_batches, eval_batches) -> updates, state``,
-        one decision. A per-step guard has optax's own ``(grads, state, params, *, value_fn)``.
-      window: ``(n_t, n_c)``, the training and validation mini-batches of the first window.
-      process: the guard as phases over single mini-batches. A string explains why the guard has
-        no streaming form. None: the guard is already a per-step transformation.
-    """
-
-    update: Callable[..., tuple[Any, Any]]  # type: ignore  # optax's wants gradients, not None
-    window: tuple[int, int]
-    process: Process | str | None
-
-    def __new__(
-        cls, init: Any, update: Any, window: tuple[int, int], process: Process | str | None
-    ):
-        self = super().__new__(cls, init, update)
-        self.window, self.process = window, process
-        return self
 
 
 def inner_transformation(guard: str, role: str, tx: Any) -> optax.GradientTransformationExtraArgs:
@@ -87,7 +93,7 @@ def inner_transformation(guard: str, role: str, tx: Any) -> optax.GradientTransf
 
     Raises:
       ValueError: when `tx` cannot take single steps, such as a `LearnedOptimizer` without theta
-        or a guard in window form.
+        or a transformation in window form.
       TypeError: at `update`, when `tx` requires an extra arg that guards do not pass.
     """
     if isinstance(tx, LearnedOptimizer):
@@ -95,10 +101,10 @@ def inner_transformation(guard: str, role: str, tx: Any) -> optax.GradientTransf
             f"{guard}: {role} is a LearnedOptimizer, a whole family; "
             "give one transformation of it: learned.apply(theta)."
         )
-    if isinstance(tx, Guard) and tx.process is not None:
+    if isinstance(tx, WindowForm):
         raise ValueError(
-            f"{guard}: {role} is a guard in window form, which cannot take single steps; "
-            "nest guards as guards.streaming(guard)."
+            f"{guard}: {role} is in window form, which cannot take single steps; "
+            "nest guards without guards.in_windows."
         )
     if not isinstance(tx, optax.GradientTransformation):
         raise ValueError(f"{guard}: {role} must be an optax transformation, got {tx!r}.")
@@ -130,12 +136,14 @@ class GuardInfo(NamedTuple):
       accepted: bool ``[]``, whether the last decision took the learned optimizer's proposal.
       winner: int32 ``[]``, index of the candidate that the last decision took. It is -1 when no
         proposal was finite and the starting point stayed, and before the first decision.
-      losses: float32 ``[k]``, mean validation losses of the k candidates at the last decision:
-        +inf for a candidate that is not finite, NaN before the first decision.
+      losses: float32 ``[k]``, mean losses of the k candidates at the last decision: +inf for a
+        candidate that is not finite or did not run, and before the first decision.
       windows: int32 ``[]``, number of decisions so far.
       wins: int32 ``[k]``, number of decisions that each candidate won.
       kept_start: int32 ``[]``, number of decisions at which no proposal was finite and the
         starting point stayed.
+      skipped: int32 ``[]``, steps of runners that led to params that are not finite, and were
+        not taken (`race`).
       n_t: int32 ``[]``, training mini-batches of the next window.
       n_c: int32 ``[]``, validation mini-batches of the next window.
       gradient_evals: int32 ``[]``, gradients of the loss on one mini-batch that the guard has
@@ -150,6 +158,7 @@ class GuardInfo(NamedTuple):
     windows: Int[Array, ""]
     wins: Int[Array, " k"]
     kept_start: Int[Array, ""]
+    skipped: Int[Array, ""]
     n_t: Int[Array, ""]
     n_c: Int[Array, ""]
     gradient_evals: Int[Array, ""]
@@ -163,10 +172,11 @@ def init_info(num_candidates: int, n_t: int, n_c: int) -> GuardInfo:
     return GuardInfo(
         accepted=jnp.array(False),
         winner=count(-1),
-        losses=jnp.full(num_candidates, jnp.nan, jnp.float32),
+        losses=jnp.full(num_candidates, jnp.inf, jnp.float32),
         windows=count(),
         wins=jnp.zeros(num_candidates, jnp.int32),
         kept_start=count(),
+        skipped=count(),
         n_t=count(n_t),
         n_c=count(n_c),
         gradient_evals=count(),
@@ -183,6 +193,7 @@ def record_decision(
     kept_start: Bool[Array, ""],
     gradient_evals: Any,
     loss_evals: Any,
+    skipped: Any = 0,
 ) -> GuardInfo:
     """Returns the diagnostics after one more decision.
 
@@ -194,31 +205,34 @@ def record_decision(
       kept_start: whether the starting point stayed because no proposal was finite.
       gradient_evals: gradients that this decision took.
       loss_evals: losses that this decision took.
+      skipped: steps that were not taken since the last decision.
     """
     new_info = info._replace(
         accepted=accepted,
         winner=winner,
         losses=losses,
-        windows=info.windows + 1,
-        wins=info.wins + (jnp.arange(info.wins.size) == winner),
-        kept_start=info.kept_start + kept_start,
-        gradient_evals=info.gradient_evals + gradient_evals,
-        loss_evals=info.loss_evals + loss_evals,
+        windows=_add(info.windows, 1),
+        wins=_add(info.wins, jnp.arange(info.wins.size) == winner),
+        kept_start=_add(info.kept_start, kept_start),
+        skipped=_add(info.skipped, skipped),
+        gradient_evals=_add(info.gradient_evals, gradient_evals),
+        loss_evals=_add(info.loss_evals, loss_evals),
     )
     # Cast to the dtypes of before, which also strips weak types: with other types the second
     # window would compile again.
     return jax.tree.map(lambda old, new: new.astype(old.dtype), info, new_info)
 
 
+def _add(count: jax.Array, number: Any) -> jax.Array:
+    """Returns ``count + number``, or the largest integer where that is larger."""
+    number = jnp.asarray(number).astype(count.dtype)
+    most = jnp.iinfo(count.dtype).max
+    return jnp.where(count > most - number, most, count + number)
+
+
 ################################################################################
 # The choice of a candidate
 ################################################################################
-
-
-def batch_losses(loss_fn: LossFn, params: Params, batches: Batch) -> jax.Array:
-    """Returns the losses ``[C]`` of `params` on ``batches [C, ...]``, in the default float type."""
-    losses = jax.vmap(scalar(loss_fn), in_axes=(None, 0))(params, batches)
-    return losses.astype(jnp.result_type(float))
 
 
 def masked_mean(losses: Float[Array, "... C"], mask: Bool[Array, " C"]) -> jax.Array:
@@ -262,14 +276,24 @@ def keep_counts(state: Any, new_state: Any) -> Any:
     optax's Adam) is left as it is: it is the number of gradients in the moments, which their bias
     correction needs.
     """
+    return _map_counts(lambda old, new: new, lambda old, new: old, state, new_state)
+
+
+def advance_counts(state: Any, number: Any) -> Any:
+    """Returns `state` with `number` added to its step counts (see `keep_counts`)."""
+    add = lambda count: (count + number).astype(count.dtype)
+    return _map_counts(add, lambda leaf: leaf, state)
+
+
+def _map_counts(on_count: Callable, on_other: Callable, state: Any, *others: Any) -> Any:
     has_moments = lambda node: {"count", "mu"} <= set(getattr(node, "_fields", ()))
 
-    def choose(path, old, new):
+    def choose(path, *leaves):
         last: Any = path[-1] if path else None
         is_count = isinstance(last, jax.tree_util.GetAttrKey) and last.name == "count"
-        return new if is_count else old
+        return (on_count if is_count else on_other)(*leaves)
 
-    return jax.tree_util.tree_map_with_path(choose, state, new_state, is_leaf=has_moments)
+    return jax.tree_util.tree_map_with_path(choose, state, *others, is_leaf=has_moments)
 
 
 def became_nonfinite(old: Any, new: Any) -> jax.Array:
@@ -307,53 +331,14 @@ def keep_finite(new_state: Any, state: Any) -> Any:
 ################################################################################
 
 
-def check_sizes(guard: str, n_t: int, n_c: int, *, least: int = 1) -> None:
+def check_sizes(guard: str, n_t: int, n_c: int, *, least: tuple[int, int]) -> None:
     """Checks the numbers of mini-batches of a window.
 
     Raises:
-      ValueError: when `n_t` is not an integer of at least `least`, or `n_c` of at least 1.
+      ValueError: when `n_t` or `n_c` is not an integer of at least that of `least`.
     """
-    check_integer(f"{guard}: n_t", n_t, least)
-    check_integer(f"{guard}: n_c", n_c, 1)
-
-
-def check_window(
-    guard: str, updates: Any, params: Params, loss_fn: Any, train_batches: Any, eval_batches: Any
-) -> tuple[int, int]:
-    """Checks the arguments of a guard's `update` in window form.
-
-    Returns:
-      The lengths of the leading axes of `train_batches` and of `eval_batches`.
-
-    Raises:
-      ValueError: when an argument is missing, `updates` is given, or the arrays of a window do
-        not share a leading axis.
-    """
-    check_window_call(guard, updates, params)
-    arguments = {"loss_fn": loss_fn, "train_batches": train_batches, "eval_batches": eval_batches}
-    if missing := [name for name, value in arguments.items() if value is None]:
-        raise ValueError(
-            f"{guard}: update is missing {', '.join(missing)}; call update(None, state, params, "
-            "loss_fn=..., train_batches=..., eval_batches=...)."
-        )
-    if not callable(loss_fn):
-        raise ValueError(
-            f"{guard}: loss_fn must be a function (params, batch) -> loss, got {show(loss_fn)}."
-        )
-    return (
-        _leading_axis(guard, "train_batches", train_batches),
-        _leading_axis(guard, "eval_batches", eval_batches),
-    )
-
-
-def _leading_axis(guard: str, name: str, batches: Any) -> int:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
-    if not shapes or () in shapes or len({shape[0] for shape in shapes}) > 1:
-        raise ValueError(
-            f"{guard}: all arrays of {name} must share a leading axis over mini-batches, "
-            f"got shapes {shapes}."
-        )
-    return shapes[0][0]
+    check_integer(f"{guard}: n_t", n_t, least[0])
+    check_integer(f"{guard}: n_c", n_c, least[1])
 
 
 def check_lengths(guard: str, lengths: tuple[int, int], expected: tuple[int, int]) -> None:
@@ -368,3 +353,17 @@ def check_lengths(guard: str, lengths: tuple[int, int], expected: tuple[int, int
                 f"{guard}: {kind}_batches holds {length} mini-batches, but this guard's windows "
                 f"take {needed}."
             )
+
+
+def check_whole(guard: str, params: Params) -> None:
+    """Checks that no param is masked.
+
+    Raises:
+      ValueError: when `params` holds an `optax.MaskedNode`.
+    """
+    is_masked = lambda node: isinstance(node, optax.MaskedNode)
+    if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
+        raise ValueError(
+            f"{guard}: some params are masked, but a guard needs the loss of all params; "
+            "put optax.masked and optax.partition around the transformations inside the guard."
+        )

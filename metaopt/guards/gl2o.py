@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 from metaopt.core.checks import check_choice, check_integer, check_number
 from metaopt.core.trees import all_finite
 from metaopt.guards.core import (
-    Guard,
     GuardInfo,
+    check_whole,
     init_info,
     inner_transformation,
     keep_counts,
@@ -19,6 +19,7 @@ from metaopt.guards.core import (
     record_decision,
     select,
 )
+from metaopt.guards.forms import Guard, losses_of
 
 SequenceName = Literal["GS", "AA", "EMA", "RT", "RM"]
 SEQUENCES: tuple[SequenceName, ...] = ("GS", "AA", "EMA", "RT", "RM")
@@ -46,14 +47,16 @@ class GL2OState(NamedTuple):
       learned: state of the learned transformation.
       fallback: state of the fallback transformation.
       safeguard: the threshold and what it is computed from.
-      residual: float ``[]``, residual of the last proposal; NaN before the first step.
+      model_state: model state after the last mini-batch, or None.
+      residual: float ``[]``, residual of the last proposal; +inf before the first step.
       info: diagnostics. A window is one step, and the candidates are (learned, fallback). `losses`
-        stay NaN, since residuals decide. `gradient_evals` includes the caller's gradient.
+        stay +inf, since residuals decide. `gradient_evals` includes the caller's gradient.
     """
 
     learned: Any
     fallback: Any
     safeguard: Safeguard
+    model_state: Any
     residual: Float[Array, ""]
     info: GuardInfo
 
@@ -105,10 +108,10 @@ def gl2o(
         named ``count``, except next to moments ``mu``) always advance.
 
     Returns:
-      A per-step `Guard`; its `update` takes the extra args `value_fn`, the loss on the mini-batch
-      of the step, and optionally `residual_value_fn`, another loss to measure the residual with.
-      It costs one more gradient than a step of either transformation, at the proposal.
-      ``windowed(gl2o(...))`` runs it in windows.
+      A `Guard` that decides at each step. Its `update` uses the gradient that it is given, or
+      computes it where that is None or there is a model state. It also takes
+      `residual_value_fn`, another loss to measure the residual with. It costs one more gradient
+      than a step of either transformation, at the proposal.
 
     Raises:
       ValueError: when an option is out of range; at `update`, when `params` or `value_fn` is
@@ -135,12 +138,14 @@ def gl2o(
         norm = optax.tree.norm(grads if residual == "gradient" else step)
         return jnp.asarray(norm, jnp.result_type(float))
 
-    def init_fn(params):
+    def init_fn(params, model_state=None):
+        check_whole("gl2o", params)
         return GL2OState(
             learned=learned_tx.init(params),
             fallback=fallback_tx.init(params),
             safeguard=_init_safeguard(m if sequence == "RM" else 1),
-            residual=jnp.array(jnp.nan, jnp.result_type(float)),
+            model_state=jax.tree.map(jnp.array, model_state),
+            residual=jnp.array(jnp.inf, jnp.result_type(float)),
             info=init_info(2, n_t=1, n_c=0),
         )
 
@@ -159,18 +164,39 @@ def gl2o(
                 f"gl2o: update is missing {missing}; call "
                 "update(grads, state, params, value_fn=value_fn) with the loss on this mini-batch."
             )
+        losses = losses_of("gl2o", value_fn, None, state.model_state)
+        probe_fn = value_fn if residual_value_fn is None else residual_value_fn
+        probe = losses_of("gl2o", probe_fn, None, state.model_state)
+        value = extra_args.pop("value", None)
+        extra_args.pop("grad", None)
+        model_state = state.model_state
+        if updates is None or model_state is not None:
+            value_and_grad = jax.value_and_grad(losses.train, has_aux=True)
+            (value, model_state), updates = value_and_grad(params, state.model_state)
+        elif value is None:
+            value, _ = losses.train(params, None)
+
         # The two candidates: y of the learned transformation, z of the fallback.
-        extra = {**extra_args, "value_fn": value_fn}
+        extra = {
+            **extra_args,
+            "value": value,
+            "grad": updates,
+            "value_fn": losses.at(state.model_state),
+        }
         z_step, z_state = fallback_tx.update(updates, state.fallback, params, **extra)
         y_step, y_state = learned_tx.update(updates, state.learned, params, **extra)
         y, z = optax.apply_updates(params, y_step), optax.apply_updates(params, z_step)
 
         # The residual of y: one more fallback step, from y, whose state is not kept.
-        probe_fn = value_fn if residual_value_fn is None else residual_value_fn
-        value, grad = jax.value_and_grad(probe_fn)(y)
-        extra = {**extra_args, "value": value, "grad": grad, "value_fn": probe_fn}
-        probe_step, _ = fallback_tx.update(grad, state.fallback, y, **extra)
-        r = residual_norm(grad, probe_step)
+        (value, _), probe_grad = jax.value_and_grad(probe.train, has_aux=True)(y, state.model_state)
+        extra = {
+            **extra_args,
+            "value": value,
+            "grad": probe_grad,
+            "value_fn": probe.at(state.model_state),
+        }
+        probe_step, _ = fallback_tx.update(probe_grad, state.fallback, y, **extra)
+        r = residual_norm(probe_grad, probe_step)
         safeguard = _start_safeguard(state.safeguard, residual_norm(updates, z_step))
 
         # A comparison with NaN is false, so NaN is rejected.
@@ -188,6 +214,7 @@ def gl2o(
             safeguard=optax.tree.where(
                 accepted, _next_safeguard(sequence, factor, safeguard, r), safeguard
             ),
+            model_state=model_state,
             residual=r,
             info=record_decision(
                 state.info,
@@ -200,7 +227,7 @@ def gl2o(
             ),
         )
 
-    return Guard(init_fn, update_fn, window=(1, 0), process=None)
+    return Guard(init_fn, update_fn)  # type: ignore[arg-type]
 
 
 def _init_safeguard(m: int) -> Safeguard:

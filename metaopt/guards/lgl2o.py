@@ -12,8 +12,10 @@ from jaxtyping import Array, Bool, Float
 from metaopt.core.checks import check_callable, check_choice, check_fields, check_integer, show
 from metaopt.core.types import LearnedOptimizer, Params, Theta
 from metaopt.guards.core import (
-    Guard,
     GuardInfo,
+    Losses,
+    Process,
+    check_lengths,
     check_sizes,
     init_info,
     inner_transformation,
@@ -21,25 +23,42 @@ from metaopt.guards.core import (
     keep_finite,
     masked_mean,
     record_decision,
+    score,
     select,
 )
-from metaopt.guards.runners import Runners, runner_guard, scores
+from metaopt.guards.forms import Guard, guard_of
+from metaopt.guards.runners import Runner, advance
 
 OnReject = Literal["rollback", "advance", "reset"]
 
 
-class LGL2OState(NamedTuple):
-    """State of `lgl2o`.
+class Accepted(NamedTuple):
+    """What the decisions of `lgl2o` leave.
 
     Attributes:
       learned: state of the learned transformation.
       fallback: state of the fallback transformation.
+      model_state: model state of the kept point, or None.
       info: diagnostics; the candidates are (learned, fallback).
     """
 
     learned: Any
     fallback: Any
+    model_state: Any
     info: GuardInfo
+
+
+class Candidates(NamedTuple):
+    """The two runners of a window.
+
+    Attributes:
+      runners: the runner of the learned transformation and that of the fallback.
+      losses: losses ``[2, C]`` that decide. C is the largest size of a window; only the first
+        losses of a row are set.
+    """
+
+    runners: tuple[Runner, Runner]
+    losses: Float[Array, "2 C"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +199,10 @@ def lgl2o(
        \quad y_0 = z_0 = x_k, \quad T = n_t
 
     where :math:`y` takes T steps of `learned`, :math:`z` T steps of `fallback`, and
-    :math:`\bar F` is the mean loss over `eval_batches`. A tie keeps the fallback. A candidate
-    counts as +inf unless its loss and params are finite. When neither is, :math:`x_k` stays and
-    `info.kept_start` counts it. On the full data as the only mini-batch and with
+    :math:`\bar F` is the mean loss over n_c further mini-batches. With ``n_c=0`` it is the mean
+    of the training losses, each taken before the step on its mini-batch. A tie keeps the fallback.
+    A candidate counts as +inf unless its loss and params are finite. When neither is, :math:`x_k`
+    stays and `info.kept_start` counts it. On the full data as the only mini-batch and with
     ``n_t = n_c = 1`` this is the paper's deterministic Algorithm 1.
 
     Step counts (fields named ``count``, except next to moments ``mu``) are global and never
@@ -191,10 +211,10 @@ def lgl2o(
 
     Args:
       learned: per-step transformation. It takes optax's own extra args `value`, `grad` and
-        `value_fn`. Nest a guard as ``streaming(guard)``.
-      fallback: per-step transformation, run on the same `train_batches`.
+        `value_fn`.
+      fallback: per-step transformation, run on the same mini-batches.
       n_t: training mini-batches of a window.
-      n_c: validation mini-batches of a window.
+      n_c: validation mini-batches of a window; 0 decides on the training losses.
       on_reject: state of `learned` after a rejected window: "rollback" restores the one before the
         window (Meta Guard, section 3; LGL2O is silent), "advance" keeps the one after it, "reset"
         starts afresh.
@@ -208,13 +228,13 @@ def lgl2o(
         ``windows(iterator, lambda: state.info.n_t, lambda: state.info.n_c)``.
 
     Returns:
-      A `Guard`; its ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` takes
-      batches with leading axes ``[n_t, ...]`` and ``[n_c, ...]``. It costs 2 n_t gradients and
-      2 n_c losses.
+      A `Guard`. Updates are zero until the last mini-batch of a window, whose update leads to the
+      chosen point. A window costs 2 n_t gradients and 2 n_c losses. Do not change params inside a
+      window.
 
     Raises:
-      ValueError: when an option is out of range; at `update`, when `params`, `loss_fn` or batches
-        are missing, `updates` are given, or a window has another size.
+      ValueError: when an option is out of range; at `init`, when params are masked; at `update`,
+        when `params` or `value_fn` is missing.
 
     Examples:
       >>> guard = lgl2o(optax.lion(1e-2), optax.sgd(0.1), n_t=5, n_c=2)
@@ -228,7 +248,7 @@ def lgl2o(
 
       docs/guards/lgl2o.md lists what the paper leaves open and what we chose.
     """
-    check_sizes("lgl2o", n_t, n_c)
+    check_sizes("lgl2o", n_t, n_c, least=(1, 0))
     check_choice("lgl2o: on_reject", on_reject, ("rollback", "advance", "reset"))
     check_choice("lgl2o: fallback_on_reject", fallback_on_reject, ("advance", "rollback"))
     check_choice("lgl2o: memory", memory, ("carry", "fresh"))
@@ -239,32 +259,68 @@ def lgl2o(
     learned_tx = inner_transformation("lgl2o", "learned", learned)
     fallback_tx = inner_transformation("lgl2o", "fallback", fallback)
 
-    def init_fn(params):
-        return LGL2OState(
+    max_scale = 1 if adaptive is None else adaptive.max_scale(n_t, n_c)
+    num_losses = max_scale * (n_c or n_t)
+    dtype = jnp.result_type(float)
+
+    def init_fn(params, model_state):
+        accepted = Accepted(
             learned=learned_tx.init(params),
             fallback=fallback_tx.init(params),
+            model_state=jax.tree.map(jnp.array, model_state),
             info=init_info(2, n_t=n_t, n_c=n_c),
         )
+        return accepted, None
 
-    def start(state: LGL2OState, params):
-        learned_state = state.learned
+    def start(accepted: Accepted, work, params):
+        del work
+        copy = lambda tree: jax.tree.map(jnp.array, tree)
+        learned_state = accepted.learned
         if memory == "fresh":
-            learned_state = keep_counts(learned_tx.init(params), state.learned)
-        return (params, params), (learned_state, state.fallback)
+            learned_state = keep_counts(learned_tx.init(params), accepted.learned)
+        return Candidates(
+            runners=(
+                Runner(copy(params), copy(learned_state), copy(accepted.model_state)),
+                Runner(copy(params), copy(accepted.fallback), copy(accepted.model_state)),
+            ),
+            losses=jnp.zeros((2, num_losses), dtype),
+        )
 
-    def decide(state: LGL2OState, params, runners: Runners, lengths):
-        mask = jnp.arange(runners.losses.shape[1]) < lengths[1]
-        losses = scores(runners, mask)
+    def train(accepted: Accepted, work: Candidates, index, losses: Losses):
+        del accepted
+        results = [
+            advance(tx, runner, losses)
+            for tx, runner in zip((learned_tx, fallback_tx), work.runners, strict=True)
+        ]
+        runners, values = zip(*results, strict=True)
+        work = work._replace(runners=runners)
+        return work if n_c else put_losses(work, index, values)
+
+    def validate(accepted: Accepted, work: Candidates, index, losses: Losses):
+        del accepted
+        values = [losses.judge(runner.params, runner.model_state) for runner in work.runners]
+        return put_losses(work, index, values)
+
+    def put_losses(work: Candidates, index, values):
+        column = jnp.stack([value.astype(dtype) for value in values])
+        return work._replace(losses=work.losses.at[:, index].set(column))
+
+    def decide(state: Accepted, work: Candidates, params, lengths):
+        mask = jnp.arange(num_losses) < lengths[-1]
+        points = [runner.params for runner in work.runners]
+        losses = jnp.stack(
+            [score(row, mask, point) for row, point in zip(work.losses, points, strict=True)]
+        )
         kept_start = ~jnp.any(jnp.isfinite(losses))
         accepted = losses[0] < losses[1]
         winner = jnp.where(kept_start, -1, jnp.where(accepted, 0, 1))
-        new_params = select(winner, runners.points, params)
+        new_params = select(winner, points, params)
 
-        y_state, z_state = runners.states
+        y_state, z_state = (runner.state for runner in work.runners)
         y_before = keep_counts(state.learned, y_state)
         z_before = keep_counts(state.fallback, z_state)
         if average is not None:
-            y_state = keep_counts(average(y_state, runners.points[0]), y_state)
+            y_state = keep_counts(average(y_state, points[0]), y_state)
         y_state = keep_finite(y_state, y_before)
         if on_reject == "rollback":
             y_rejected = y_before
@@ -283,24 +339,39 @@ def lgl2o(
             losses=losses,
             kept_start=kept_start,
             gradient_evals=2 * lengths[0],
-            loss_evals=2 * lengths[1],
+            loss_evals=2 * lengths[1] if n_c else 0,
         )
         if adaptive is not None:
-            is_ambiguous = adaptive.ambiguous(runners.losses, mask)
+            is_ambiguous = adaptive.ambiguous(work.losses, mask)
             info = adaptive.next_sizes(info, is_ambiguous, lengths, n_t, n_c)
-        return new_params, LGL2OState(
+        model_states = [runner.model_state for runner in work.runners]
+        return new_params, Accepted(
             learned=optax.tree.where(accepted, y_state, y_rejected),
             fallback=optax.tree.where(winner == 1, z_state, z_rejected),
+            model_state=select(winner, model_states, state.model_state),
             info=info,
         )
 
-    return runner_guard(
-        "lgl2o",
-        (learned_tx, fallback_tx),
-        init=init_fn,
-        start=start,
-        decide=decide,
-        n_t=n_t,
-        n_c=n_c,
-        max_scale=1 if adaptive is None else adaptive.max_scale(n_t, n_c),
+    def lengths_of(state: Accepted):
+        if adaptive is not None:
+            return jnp.stack([state.info.n_t, state.info.n_c])
+        return (n_t, n_c) if n_c else (n_t,)
+
+    def split(num_train: int, num_eval: int):
+        scale = min(max(num_train // n_t, 1), max_scale)
+        check_lengths("lgl2o", (num_train, num_eval), (scale * n_t, scale * n_c))
+        return (num_train, num_eval) if n_c else (num_train,)
+
+    return guard_of(
+        Process(
+            name="lgl2o",
+            window=(n_t, n_c),
+            init=init_fn,
+            start=start,
+            phases=(train, validate) if n_c else (train,),
+            lengths=lengths_of,
+            split=split,
+            decide=decide,
+            model_state=lambda accepted, work: accepted.model_state,
+        )
     )

@@ -1,34 +1,31 @@
 """The Meta Guards SMG and AMG: theta is part of the guard's state and adapts during the run."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from metaopt.core.checks import check_choice, check_number
-from metaopt.core.rollouts import scalar, step, unroll
+from metaopt.core.checks import check_number
+from metaopt.core.rollouts import step
 from metaopt.core.trees import all_finite, check_float_tree
 from metaopt.core.types import LearnedOptimizer, Params, Theta
 from metaopt.guards.core import (
-    Guard,
     GuardInfo,
+    Losses,
     Process,
-    batch_losses,
     became_nonfinite,
     check_lengths,
     check_sizes,
-    check_window,
     init_info,
     inner_transformation,
     record_decision,
     score,
     select,
 )
-
-Objective = Literal["next", "validation"]
+from metaopt.guards.forms import Guard, guard_of
 
 
 class MetaGuardState(NamedTuple):
@@ -68,8 +65,6 @@ def smg(
     n_c: int = 10,
     lr_params: float = 3.0,
     lr_theta: float = 0.1,
-    second_order: bool = False,
-    objective: Objective = "next",
     num_steps: Any = None,
 ) -> Guard:
     r"""Simple Meta Guard: its fallback descends in params x and meta-parameters theta together.
@@ -91,24 +86,18 @@ def smg(
       n_c: validation mini-batches V of a window.
       lr_params: step size :math:`\lambda_x` of the fallback; 3.0 in the paper.
       lr_theta: step size :math:`\lambda_\theta` of the fallback; 0.1 in the paper.
-      second_order: differentiate through the gradients that the learned optimizer sees. The paper
-        is silent. The exact gradient of a trained LSTM is orders of magnitude longer
-        (docs/guards/smg.md), so ``lr_params=3`` cannot mean it.
-      objective: the loss that the fallback descends. "next": on C, the mini-batch after the T
-        steps. "validation": the mean over V; a window then has no C.
       num_steps: horizon passed to ``learned.apply``.
 
     Returns:
-      A `Guard`; its ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` takes
-      `train_batches` ``[2 n_t + 1, ...]``, which are :math:`B_1` (T), C (1) and :math:`B_2` (T),
-      and `eval_batches` V ``[n_c, ...]``; ``guard.window`` holds both sizes. It costs 3 T + 1
-      gradients, one back-propagation through T learned steps, and 2 n_c losses. With the
-      objective "validation" it costs 3 T + n_c gradients.
+      A `Guard`. Its window is :math:`B_1` (T mini-batches), C (1), :math:`B_2` (T) and V (n_c).
+      Updates are zero until the last mini-batch of a window, whose update leads to the chosen
+      point. A window costs 3 T + 1 gradients, one back-propagation through T learned steps, and
+      2 n_c losses. The gradient in x and theta takes the losses and gradients that the learned
+      optimizer saw as constants (first order; docs/guards/smg.md).
 
     Raises:
-      ValueError: when an option is out of range; at `update`, when `params`, `loss_fn` or batches
-        are missing, `updates` are given, or a window has another size; at `streaming`, with
-        `second_order` or the objective "validation".
+      ValueError: when an option is out of range; at `init`, when params are masked or a model
+        state is given; at `update`, when `params` or `value_fn` is missing.
 
     References:
       Wang et al., *Continually Adapting Optimizers Improve Meta-Generalization* (Meta Guard),
@@ -116,7 +105,6 @@ def smg(
 
       docs/guards/smg.md lists what the paper leaves open and what we chose.
     """
-    num_objective = _objective_batches(objective, n_c)
     method = Method(
         name="smg",
         propose=_propose_adapted_descent,
@@ -125,7 +113,7 @@ def smg(
         points=lambda start, proposals, runs: tuple(run.params for run in runs),
         pick=lambda losses: jnp.where(losses[0] > losses[1], 1, 0),
         num_candidates=2,
-        gradient_evals=3 * n_t + num_objective,
+        gradient_evals=3 * n_t + 1,
         loss_evals=2 * n_c,
     )
     return _meta_guard(
@@ -136,8 +124,6 @@ def smg(
         n_c=n_c,
         lr_params=lr_params,
         lr_theta=lr_theta,
-        second_order=second_order,
-        objective=objective,
         num_steps=num_steps,
     )
 
@@ -150,8 +136,6 @@ def amg(
     n_c: int = 10,
     lr_params: float = 3.0,
     lr_theta: float = 0.1,
-    second_order: bool = False,
-    objective: Objective = "next",
     num_steps: Any = None,
 ) -> Guard:
     r"""Adaptive Meta Guard: keeps the best of four candidates, so that the loss never rises.
@@ -173,8 +157,6 @@ def amg(
       n_c: see `smg`.
       lr_params: see `smg`.
       lr_theta: see `smg`.
-      second_order: see `smg`.
-      objective: the loss :math:`\ell`; see `smg`.
       num_steps: see `smg`.
 
     Returns:
@@ -191,7 +173,6 @@ def amg(
 
       docs/guards/amg.md lists what the paper leaves open and what we chose.
     """
-    num_objective = _objective_batches(objective, n_c)
     method = Method(
         name="amg",
         propose=_propose_best_descent,
@@ -210,8 +191,8 @@ def amg(
         ),
         pick=jnp.argmin,  # the first of the lowest
         num_candidates=4,
-        gradient_evals=2 * n_t + num_objective,
-        loss_evals=4 * n_c + 2 * num_objective,
+        gradient_evals=2 * n_t + 1,
+        loss_evals=4 * n_c + 2,
     )
     return _meta_guard(
         method,
@@ -221,14 +202,8 @@ def amg(
         n_c=n_c,
         lr_params=lr_params,
         lr_theta=lr_theta,
-        second_order=second_order,
-        objective=objective,
         num_steps=num_steps,
     )
-
-
-def _objective_batches(objective: Objective, n_c: int) -> int:
-    return n_c if objective == "validation" else 1
 
 
 ################################################################################
@@ -271,8 +246,8 @@ class Method(NamedTuple):
       name: name of the guard in error messages.
       propose: ``(adapted_loss, loss, start, rates) -> Proposals``. Here
         ``adapted_loss(pair) -> (loss, pair)`` takes T steps and returns the loss and the pair
-        after them, and ``loss(params)`` is the loss on C (the mean over V with the objective
-        "validation"). `rates` is a `Pair` of step sizes.
+        after them, and ``loss(params)`` is the loss on C. `rates` is a `Pair` of step
+        sizes.
       unrolled: ``Proposals -> pairs`` that take T further steps on B2.
       pairs: ``(start, Proposals, ends) -> pairs`` that can be kept; `ends` are the unrolled pairs
         after their steps.
@@ -349,8 +324,6 @@ class Setup(NamedTuple):
       n_t: see `smg`.
       n_c: see `smg`.
       rates: `lr_params` and `lr_theta` of `smg`.
-      second_order: see `smg`.
-      objective: see `smg`.
       num_steps: see `smg`.
     """
 
@@ -359,15 +332,12 @@ class Setup(NamedTuple):
     n_t: int
     n_c: int
     rates: Pair
-    second_order: bool
-    objective: Objective
     num_steps: Any
 
     @property
     def window(self) -> tuple[int, int]:
-        """Training mini-batches B1, C (unless V takes its place) and B2; validation ones V."""
-        num_next = 1 if self.objective == "next" else 0
-        return 2 * self.n_t + num_next, self.n_c
+        """Training mini-batches B1, C and B2; validation ones V."""
+        return 2 * self.n_t + 1, self.n_c
 
     def transformation(self, theta: Theta) -> optax.GradientTransformationExtraArgs:
         """Returns the learned optimizer with meta-parameters `theta`."""
@@ -393,14 +363,11 @@ def _meta_guard(
     n_c: int,
     lr_params: float,
     lr_theta: float,
-    second_order: bool,
-    objective: Objective,
     num_steps: Any,
 ) -> Guard:
     """Makes the guard of a `Method`; see `smg` for the arguments."""
     name = method.name
-    check_sizes(name, n_t, n_c, least=0)
-    check_choice(f"{name}: objective", objective, get_args(Objective))
+    check_sizes(name, n_t, n_c, least=(0, 1))
     if not isinstance(learned, LearnedOptimizer):
         raise ValueError(
             f"{name}: learned must be a LearnedOptimizer, whose theta can adapt, got {learned!r}."
@@ -414,21 +381,11 @@ def _meta_guard(
         n_t=n_t,
         n_c=n_c,
         rates=Pair(lr_params, lr_theta),
-        second_order=second_order,
-        objective=objective,
         num_steps=num_steps,
     )
     setup.transformation(theta)  # raises here, not in the first window, if theta does not fit
 
-    def init_fn(params):
-        del params
-        return MetaGuardState(
-            theta=jax.tree.map(jnp.array, theta),  # a copy, so that the state can be donated
-            used_gradient=jnp.array(False),
-            info=init_info(method.num_candidates, *setup.window),
-        )
-
-    return Guard(init_fn, _window_update(setup), window=setup.window, process=_process(setup))
+    return guard_of(_process(setup, theta))
 
 
 def _decide(
@@ -468,64 +425,7 @@ def _decide(
 
 
 ################################################################################
-# Window form
-################################################################################
-
-
-def _window_update(setup: Setup) -> Callable[..., tuple[Any, MetaGuardState]]:
-    method, n_t = setup.method, setup.n_t
-
-    def update_fn(
-        updates,
-        state: MetaGuardState,
-        params=None,
-        *,
-        loss_fn: Any = None,
-        train_batches=None,
-        eval_batches=None,
-        **extra_args,
-    ):
-        del extra_args
-        lengths = check_window(method.name, updates, params, loss_fn, train_batches, eval_batches)
-        loss_fn = scalar(loss_fn)
-        check_lengths(method.name, lengths, setup.window)
-        first_batches = jax.tree.map(lambda leaf: leaf[:n_t], train_batches)  # B1
-
-        def loss(params):
-            if setup.objective == "validation":
-                return jnp.mean(batch_losses(loss_fn, params, eval_batches))
-            return loss_fn(params, jax.tree.map(lambda leaf: leaf[n_t], train_batches))
-
-        def run_from(pair, batches):
-            run = setup.begin(pair)
-            params, memory, _ = unroll(
-                setup.transformation(pair.theta),
-                run.params,
-                run.memory,
-                loss_fn,
-                batches,
-                second_order=setup.second_order,
-            )
-            return Run(params, pair.theta, memory)
-
-        def adapted_loss(pair):
-            end = setup.end(run_from(pair, first_batches))
-            return loss(end.params), end
-
-        start = Pair(params, state.theta)
-        proposals = method.propose(adapted_loss, loss, start, setup.rates)
-        last_batches = jax.tree.map(lambda leaf: leaf[setup.window[0] - n_t :], train_batches)  # B2
-        runs = tuple(run_from(pair, last_batches) for pair in method.unrolled(proposals))
-        points = method.points(start, proposals, runs)
-        losses = jnp.stack([batch_losses(loss_fn, point, eval_batches) for point in points])
-        new_params, new_state = _decide(setup, state, params, proposals, runs, losses)
-        return optax.tree.sub(new_params, params), new_state
-
-    return update_fn
-
-
-################################################################################
-# Streaming form
+# The phases of a window
 ################################################################################
 
 
@@ -550,24 +450,27 @@ class MetaWork(NamedTuple):
     losses: Float[Array, "candidates C"]
 
 
-def _process(setup: Setup) -> Process | str:
-    """Returns the guard as a `Process`, or why it has no streaming form."""
+def _process(setup: Setup, theta: Theta) -> Process:
     method, n_t, n_c = setup.method, setup.n_t, setup.n_c
-    if setup.second_order:
-        return (
-            f"{method.name} has no streaming form with second_order=True: the mini-batches whose "
-            "derivatives it needs are gone by then. Use the window form."
-        )
-    if setup.objective == "validation":
-        return (
-            f"{method.name} has no streaming form with objective='validation': the validation "
-            "mini-batches are needed before the last learned steps and after them. Use the window "
-            "form."
-        )
     num_rows = max(n_t, 1)  # an array without rows cannot be indexed
     dtype = jnp.result_type(float)
 
-    def start(state: MetaGuardState, params):
+    def init(params, model_state):
+        del params
+        if model_state is not None:
+            raise ValueError(
+                f"{method.name}: takes no model state, since its gradient in theta goes through "
+                "all steps of a window; use race or lgl2o."
+            )
+        state = MetaGuardState(
+            theta=jax.tree.map(jnp.array, theta),  # a copy, so that the state can be donated
+            used_gradient=jnp.array(False),
+            info=init_info(method.num_candidates, *setup.window),
+        )
+        return state, None
+
+    def start(state: MetaGuardState, work, params):
+        del work
         pair = Pair(params, state.theta)
         run = setup.begin(pair)
         zero_rows = lambda p: jnp.zeros((num_rows, *jnp.shape(p)), p.dtype)
@@ -581,18 +484,20 @@ def _process(setup: Setup) -> Process | str:
             losses=jnp.zeros((method.num_candidates, n_c), dtype),
         )
 
-    def advance(run: Run, value_fn) -> tuple[Run, Any]:
+    def advance(run: Run, losses: Losses) -> tuple[Run, Any]:
         tx = setup.transformation(run.theta)
-        params, memory, value_and_grad = step(tx, run.params, run.memory, value_fn)
+        params, memory, value_and_grad = step(tx, run.params, run.memory, losses.at(None))
         return Run(params, run.theta, memory), value_and_grad
 
-    def explore(work: MetaWork, index, value_fn):  # on B1
-        run, value_and_grad = advance(work.run, value_fn)
+    def explore(state, work: MetaWork, index, losses: Losses):  # on B1
+        del state
+        run, value_and_grad = advance(work.run, losses)
         put = lambda rows, row: rows.at[index].set(row.astype(rows.dtype))
         return work._replace(run=run, history=jax.tree.map(put, work.history, value_and_grad))
 
-    def propose(work: MetaWork, index, value_fn):  # on C
-        del index
+    def propose(state, work: MetaWork, index, losses: Losses):  # on C
+        del state, index
+        value_fn = losses.at(None)
         history = jax.tree.map(lambda rows: rows[:n_t], work.history)
 
         def adapted_loss(pair):
@@ -603,23 +508,33 @@ def _process(setup: Setup) -> Process | str:
         runs = tuple(setup.begin(pair) for pair in method.unrolled(proposals))
         return work._replace(proposals=proposals, runs=runs)
 
-    def evaluate(work: MetaWork, index, value_fn):  # on B2
-        del index
-        return work._replace(runs=tuple(advance(run, value_fn)[0] for run in work.runs))
+    def evaluate(state, work: MetaWork, index, losses: Losses):  # on B2
+        del state, index
+        return work._replace(runs=tuple(advance(run, losses)[0] for run in work.runs))
 
-    def validate(work: MetaWork, index, value_fn):  # on V
+    def validate(state, work: MetaWork, index, losses: Losses):  # on V
+        del state
         points = method.points(work.start, work.proposals, work.runs)
-        losses = jnp.stack([value_fn(point) for point in points])
-        return work._replace(losses=work.losses.at[:, index].set(losses.astype(dtype)))
+        column = jnp.stack([losses.judge(point, None).astype(dtype) for point in points])
+        return work._replace(losses=work.losses.at[:, index].set(column))
 
-    def decide(state: MetaGuardState, params, work: MetaWork, lengths):
+    def decide(state: MetaGuardState, work: MetaWork, params, lengths):
         del lengths
         return _decide(setup, state, params, work.proposals, work.runs, work.losses)
 
+    def split(num_train: int, num_eval: int):
+        check_lengths(method.name, (num_train, num_eval), setup.window)
+        return lengths
+
+    lengths = (n_t, 1, n_t, n_c)
     return Process(
+        name=method.name,
+        window=setup.window,
+        init=init,
         start=start,
         phases=(explore, propose, evaluate, validate),
-        lengths=lambda state: jnp.array([n_t, 1, n_t, n_c], jnp.int32),
+        lengths=lambda state: lengths,
+        split=split,
         decide=decide,
     )
 

@@ -1,170 +1,336 @@
-"""The race, our own guard: fallbacks run alone, the learned optimizer races them, the best wins."""
+"""The race, our own guard: optimizers run side by side, and the caller holds the leader's point."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int
 
-from metaopt.core.checks import check_choice
-from metaopt.core.types import Params
+from metaopt.core.checks import check_choice, check_integer, check_number
 from metaopt.guards.core import (
-    Guard,
     GuardInfo,
+    Losses,
+    Process,
+    advance_counts,
+    became_nonfinite,
+    check_lengths,
     check_sizes,
     init_info,
     inner_transformation,
     keep_counts,
-    keep_finite,
     record_decision,
     select,
 )
-from metaopt.guards.runners import Runners, runner_guard, scores
+from metaopt.guards.forms import Guard, guard_of
+from metaopt.guards.runners import Runner, advance_if_finite, start
 
 
-class RaceState(NamedTuple):
-    """State of `race`, with k runs of fallbacks: the plain ones, then the jumping ones.
+class Standing(NamedTuple):
+    """What the decisions of a `race` leave. Runner 0 is the challenger; the fallbacks follow.
 
     Attributes:
-      learned: state of the learned transformation.
-      points: params of each of the k runs.
-      fallbacks: state of each of the k runs.
-      info: diagnostics. Candidate 0 is that of the learned transformation, then follow the runs.
+      leader: int32 ``[]``, the runner whose point the caller holds.
+      best: int32 ``[]``, the fallback with the lowest smoothed loss, 1 or more.
+      smoothed: float ``[k + 1]``, moving average of each runner's window means; +inf before the
+        first decision.
+      lost: int32 ``[]``, windows in a row that the challenger has lost.
+      waiting: int32 ``[]``, windows until a retired challenger starts again; 0 while it runs.
+      pause: int32 ``[]``, windows that the challenger will wait when it is retired next.
+      missed: int32 ``[]``, mini-batches since the challenger was retired.
+      restart: bool ``[]``, whether the challenger goes on from the best fallback's point at the
+        next mini-batch.
+      info: diagnostics. The candidates are the runners; `winner` is the leader.
     """
 
-    learned: Any
-    points: tuple[Params, ...]
-    fallbacks: tuple[Any, ...]
+    leader: Int[Array, ""]
+    best: Int[Array, ""]
+    smoothed: Float[Array, " runners"]
+    lost: Int[Array, ""]
+    waiting: Int[Array, ""]
+    pause: Int[Array, ""]
+    missed: Int[Array, ""]
+    restart: Bool[Array, ""]
     info: GuardInfo
+
+
+class Runners(NamedTuple):
+    """The runners of a `race`, and their losses in the window so far.
+
+    Attributes:
+      runners: the challenger, then the fallbacks.
+      sums: float ``[k + 1]``, sum of each runner's losses.
+      count: int32 ``[]``, mini-batches in `sums`. Those on which no loss was finite are left out.
+      value: float ``[]``, loss of the leader on the last mini-batch, before its step on it.
+      broken: bool ``[]``, whether the challenger's loss or step was not finite where a fallback's
+        was.
+      skipped: int32 ``[]``, steps that were not taken because they led to NaN or inf.
+    """
+
+    runners: tuple[Runner, ...]
+    sums: Float[Array, " runners"]
+    count: Int[Array, ""]
+    value: Float[Array, ""]
+    broken: Bool[Array, ""]
+    skipped: Int[Array, ""]
 
 
 def race(
     learned: optax.GradientTransformation,
     *fallbacks: optax.GradientTransformation,
     n_t: int = 10,
-    n_c: int = 10,
-    on_reject: Literal["advance", "rollback", "reset"] = "advance",
-    jumps: bool = False,
+    n_c: int = 0,
+    smoothing: float = 0.5,
+    patience: int = 3,
+    pause: int = 4,
+    max_pause: int = 64,
+    memory: Literal["carry", "reset"] = "carry",
 ) -> Guard:
-    r"""Race: keeps the best of the learned optimizer and of fallbacks that run on their own.
+    r"""Race: runs a challenger beside fallbacks, and gives the caller the leader's point.
 
-    .. math:: z^i_{k+1} = \text{fallback}_i^{n_t}(z^i_k), \quad
-       y_{k+1} = \text{learned}^{n_t}(x_k), \quad
-       x_{k+1} = \arg\min_{p \in \{z^1_{k+1}, \dots, y_{k+1}\}} \bar F(p), \quad z^i_0 = x_0
+    Every runner steps on every mini-batch from its own point. Its loss on a mini-batch is taken
+    before its step on it, so that no runner is judged by data that it has seen:
 
-    where the exponent :math:`n_t` means that many steps and :math:`\bar F` is the mean loss over
-    `eval_batches`. A tie goes to the first of the best fallbacks. A candidate counts as +inf unless
-    its loss and params are finite. When none is, :math:`x_k` stays and `info.kept_start` counts it.
+    .. math:: \ell^i_t = f(z^i_t; B_t), \quad z^i_{t+1} = \text{step}_i(z^i_t; B_t), \quad
+       \text{leader} = \arg\min_i \; \text{smoothed mean of } \ell^i
 
-    Nothing that the learned optimizer does reaches a :math:`z^i`. It is, bit for bit, the run of
-    the fallback without a guard on the same training mini-batches. So at every decision the kept
-    point is no worse, on the validation mini-batches, than any of these runs, and it converges
-    wherever one of them does (docs/guards/race.md has the theorem).
+    After each window of `n_t` mini-batches, the runner with the lowest smoothed loss is the
+    leader; a tie goes to a fallback. A challenger that is not ahead for `patience` windows in a row
+    is retired, and then costs nothing. It starts again from the leader's point after `pause`
+    windows, the next time after twice as many, and so on.
+
+    Nothing that the challenger does reaches a fallback: its params and state are, bit for bit,
+    those of the run without a guard on the same mini-batches (docs/guards/race.md has the theorem).
+    A step of a runner to params that are not finite is not taken; `info.skipped` counts it. A
+    challenger whose loss or step is not finite, where a fallback's is, is retired at once.
+
+    Neither side needs to be a learned optimizer: ``race(optax.contrib.muon(1e-2), adamw)`` is a
+    trial of a new optimizer beside the one in use.
 
     Args:
-      learned: per-step transformation, started from the kept point in every window. It takes
-        optax's own extra args `value`, `grad` and `value_fn`. Nest a guard as
-        ``streaming(guard)``.
+      learned: the challenger, a per-step transformation.
       *fallbacks: at least one per-step transformation.
-      n_t: training mini-batches of a window.
-      n_c: validation mini-batches of a window.
-      on_reject: state of `learned` after a window that it lost, when it goes on from another point
-        than its own: "advance" keeps the state, "rollback" restores the one before the window,
+      n_t: mini-batches of a window.
+      n_c: further mini-batches of a window that no runner trains on. With them, the mean losses
+        on these (of `eval_fn`, if it is given) decide instead of the training losses.
+      smoothing: in [0, 1), weight of the past in the moving average of window means. 0 decides on
+        the last window alone.
+      patience: lost windows in a row after which the challenger is retired.
+      pause: windows that it waits at first; 0 starts it again at once, every time.
+      max_pause: the longest wait.
+      memory: state of the challenger when it starts again: "carry" goes on with the old one,
         "reset" starts afresh. Step counts (fields named ``count``, except next to moments ``mu``)
-        always advance. A state that is not finite is never kept.
-      jumps: adds a second run of every fallback, which jumps to the kept point after 1, 2, 4, 8,
-        ... windows and so goes on from what the learned optimizer has won. The first runs, and
-        with them the promise, are unchanged.
+        are those of the run in both cases.
 
     Returns:
-      A `Guard`; its ``update(None, state, params, *, loss_fn, train_batches, eval_batches)`` takes
-      batches with leading axes ``[n_t, ...]`` and ``[n_c, ...]``. With k fallbacks it costs
-      (k + 1) n_t gradients and (k + 1) n_c losses, and keeps k more copies of the params. With
-      `jumps`, k counts twice.
+      A `Guard`. With k fallbacks a mini-batch costs k gradients, and one more while the challenger
+      runs (under `vmap` always). The state holds the params and the state of each runner.
+      ``optax.tree.get(state, "value")`` is the leader's loss on the last mini-batch.
 
     Raises:
-      ValueError: when there is no fallback or an option is out of range; at `update`, when
-        `params`, `loss_fn` or batches are missing, `updates` are given, or a window has another
-        size.
+      ValueError: when there is no fallback or an option is out of range; at `init`, when params
+        are masked; at `update`, when `params` or `value_fn` is missing.
 
     Examples:
-      >>> guard = race(optax.lion(1e-2), optax.adam(1e-3), n_t=5, n_c=2)
-      >>> guard.window  # mini-batches for `metaopt.windows`
-      (5, 2)
+      >>> loss_fn = lambda params, batch: jnp.mean((params - batch) ** 2)
+      >>> tx = race(optax.lion(1e-2), optax.adam(1e-3))
+      >>> params = jnp.zeros(3)
+      >>> state = tx.init(params)
+      >>> value_fn = lambda params: loss_fn(params, jnp.ones(3))
+      >>> updates, state = tx.update(None, state, params, value_fn=value_fn)
+      >>> params = optax.apply_updates(params, updates)
 
     References:
       docs/guards/race.md; not from a paper.
     """
-    check_sizes("race", n_t, n_c)
+    check_sizes("race", n_t, n_c, least=(1, 0))
     if not fallbacks:
         raise ValueError("race: give at least one fallback: race(learned, fallback).")
-    check_choice("race: on_reject", on_reject, ("advance", "rollback", "reset"))
-    learned_tx = inner_transformation("race", "learned", learned)
-    plain_txs = tuple(
+    check_number("race: smoothing", smoothing, least=0, below=1)
+    check_integer("race: patience", patience, 1)
+    check_integer("race: pause", pause, 0)
+    check_integer("race: max_pause", max_pause, pause)
+    check_choice("race: memory", memory, ("carry", "reset"))
+    challenger_tx = inner_transformation("race", "learned", learned)
+    fallback_txs = [
         inner_transformation("race", f"fallback {index}", fallback)
         for index, fallback in enumerate(fallbacks)
-    )
-    run_txs = (*plain_txs, *plain_txs) if jumps else plain_txs
-    num_plain, num_candidates = len(plain_txs), 1 + len(run_txs)
+    ]
+    num_runners = 1 + len(fallback_txs)
+    dtype = jnp.result_type(float)
 
-    def init_fn(params):
-        return RaceState(
-            learned=learned_tx.init(params),
-            points=tuple(jax.tree.map(jnp.array, params) for _ in run_txs),
-            fallbacks=tuple(tx.init(params) for tx in run_txs),
-            info=init_info(num_candidates, n_t=n_t, n_c=n_c),
+    def init_fn(params, model_state):
+        # Each number is a buffer of its own, so that a state can be donated.
+        integer = lambda value: jnp.array(value, jnp.int32)
+        standing = Standing(
+            leader=integer(1),
+            best=integer(1),
+            smoothed=jnp.full(num_runners, jnp.inf, dtype),
+            lost=integer(0),
+            waiting=integer(0),
+            pause=integer(pause),
+            missed=integer(0),
+            restart=jnp.array(False),
+            info=init_info(num_runners, n_t=n_t, n_c=n_c),
+        )
+        runners = Runners(
+            runners=tuple(start(tx, params, model_state) for tx in (challenger_tx, *fallback_txs)),
+            sums=jnp.zeros(num_runners, dtype),
+            count=integer(0),
+            value=jnp.zeros([], dtype),
+            broken=jnp.array(False),
+            skipped=integer(0),
+        )
+        return standing, runners
+
+    def start_window(standing: Standing, work: Runners, params):
+        del standing, params
+        return work._replace(
+            sums=jnp.zeros_like(work.sums),
+            count=jnp.zeros_like(work.count),
+            broken=jnp.array(False),
+            skipped=jnp.zeros_like(work.skipped),
         )
 
-    def start(state: RaceState, params):
-        windows = state.info.windows
-        # True at powers of two, and at 0, where all runs are at one point.
-        is_jump = (windows & (windows - 1)) == 0
-        plain_points = state.points[:num_plain]
-        jumping_points = [
-            optax.tree.where(is_jump, params, point) for point in state.points[num_plain:]
-        ]
-        points = (params, *plain_points, *jumping_points)
-        return points, (state.learned, *state.fallbacks)
-
-    def decide(state: RaceState, params, runners: Runners, lengths):
-        mask = jnp.arange(runners.losses.shape[1]) < lengths[1]
-        losses = scores(runners, mask)
-        best_run = 1 + jnp.argmin(losses[1:])
-        accepted = losses[0] < losses[best_run]
-        kept_start = ~jnp.any(jnp.isfinite(losses))
-        winner = jnp.where(kept_start, -1, jnp.where(accepted, 0, best_run))
-        new_params = select(winner, runners.points, params)
-
-        before = keep_counts(state.learned, runners.states[0])
-        after = keep_finite(runners.states[0], before)
-        if on_reject == "advance":
-            rejected = after
-        elif on_reject == "rollback":
-            rejected = before
+    def from_best_fallback(standing: Standing, work: Runners) -> Runner:
+        """The challenger at the start of a new run."""
+        best = standing.best - 1
+        challenger, rest = work.runners[0], work.runners[1:]
+        params = select(best, [runner.params for runner in rest], rest[0].params)
+        model_state = select(best, [runner.model_state for runner in rest], rest[0].model_state)
+        first_state = challenger_tx.init(params)
+        state = advance_counts(challenger.state, standing.missed)
+        if memory == "reset":
+            state = keep_counts(first_state, state)
         else:
-            rejected = keep_counts(learned_tx.init(new_params), after)
-        info = record_decision(
-            state.info,
-            winner=winner,
-            accepted=accepted,
-            losses=losses,
-            kept_start=kept_start,
-            gradient_evals=num_candidates * lengths[0],
-            loss_evals=num_candidates * lengths[1],
+            spoilt = became_nonfinite(first_state, state)
+            state = optax.tree.where(spoilt, keep_counts(first_state, state), state)
+        return Runner(params, state, model_state)
+
+    def train(standing: Standing, work: Runners, index, losses: Losses):
+        def step_challenger(challenger: Runner):
+            is_new = standing.restart & (index == 0)
+            challenger = optax.tree.where(is_new, from_best_fallback(standing, work), challenger)
+            return _cast(advance_if_finite(challenger_tx, challenger, losses))
+
+        def wait(challenger: Runner):
+            return _cast((challenger, jnp.inf, True))
+
+        def _cast(result):
+            runner, loss, taken = result
+            like = lambda old, new: jnp.asarray(new).astype(jnp.asarray(old).dtype)
+            runner = jax.tree.map(like, work.runners[0], runner)
+            return runner, jnp.asarray(loss).astype(dtype), jnp.asarray(taken)
+
+        runs = standing.waiting == 0
+        results = [
+            jax.lax.cond(runs, step_challenger, wait, work.runners[0]),
+            *(
+                advance_if_finite(tx, runner, losses)
+                for tx, runner in zip(fallback_txs, work.runners[1:], strict=True)
+            ),
+        ]
+        runners, values, taken = zip(*results, strict=True)
+        values = jnp.stack([value.astype(dtype) for value in values])
+        taken = jnp.stack(taken)
+        healthy = taken & jnp.isfinite(values)
+        work = work._replace(
+            runners=tuple(runners),
+            value=values[leader_now(standing, work)],
+            broken=work.broken | (runs & ~healthy[0] & jnp.any(healthy[1:])),
+            skipped=work.skipped + jnp.sum(~taken).astype(jnp.int32),
         )
-        return new_params, RaceState(
-            learned=optax.tree.where(accepted, after, rejected),
-            points=runners.points[1:],
-            fallbacks=runners.states[1:],
+        return work if n_c else add_losses(work, values)
+
+    def validate(standing: Standing, work: Runners, index, losses: Losses):
+        del index
+        judge = lambda runner: losses.judge(runner.params, runner.model_state).astype(dtype)
+        runs = standing.waiting == 0
+        nothing = lambda runner: jnp.full_like(work.sums[0], jnp.inf)
+        first = jax.lax.cond(runs, judge, nothing, work.runners[0])
+        return add_losses(work, jnp.stack([first, *map(judge, work.runners[1:])]))
+
+    def add_losses(work: Runners, values: jax.Array) -> Runners:
+        is_finite = jnp.isfinite(values)
+        usable = jnp.any(is_finite)
+        values = jnp.where(usable, jnp.where(is_finite, values, jnp.inf), 0.0)
+        return work._replace(sums=work.sums + values, count=work.count + usable)
+
+    def leader_now(standing: Standing, work: Runners):
+        """The leader of the last decision, unless it is a challenger that has broken since."""
+        return jnp.where(work.broken & (standing.leader == 0), standing.best, standing.leader)
+
+    def point(standing: Standing, work: Runners, params):
+        del params
+        points = [runner.params for runner in work.runners]
+        return select(leader_now(standing, work), points, points[1])
+
+    def model_state(standing: Standing, work: Runners):
+        states = [runner.model_state for runner in work.runners]
+        return select(leader_now(standing, work), states, states[1])
+
+    def decide(standing: Standing, work: Runners, params, lengths):
+        del params, lengths
+        runs = standing.waiting == 0
+        losses = jnp.where(work.count > 0, work.sums / jnp.maximum(work.count, 1), jnp.inf)
+        losses = losses.at[0].set(jnp.where(runs & ~work.broken, losses[0], jnp.inf))
+        # An average that is not finite starts again from the next mean.
+        has_past = jnp.isfinite(standing.smoothed)
+        past = jnp.where(has_past, standing.smoothed, 0.0)
+        averaged = smoothing * past + (1 - smoothing) * losses
+        smoothed = jnp.where(has_past, averaged, losses)
+        best = 1 + jnp.argmin(smoothed[1:])
+        is_ahead = smoothed[0] < smoothed[best]
+
+        lost = jnp.where(is_ahead, 0, standing.lost + 1)
+        retired = runs & ((lost >= patience) | work.broken)
+        waiting = jnp.where(retired, standing.pause, jnp.maximum(standing.waiting - 1, 0))
+        returns = (waiting == 0) & ~(runs & ~retired)
+        # A challenger that starts again has no lead and no arrears.
+        smoothed = smoothed.at[0].set(jnp.where(returns, smoothed[best], smoothed[0]))
+        leader = jnp.where(is_ahead, 0, best)
+
+        nothing_finite = ~jnp.any(jnp.isfinite(losses))
+        info = record_decision(
+            standing.info,
+            winner=jnp.where(nothing_finite, -1, leader),
+            accepted=is_ahead,
+            losses=losses,
+            kept_start=nothing_finite,
+            gradient_evals=(num_runners - 1 + runs) * n_t,
+            loss_evals=(num_runners - 1 + runs) * n_c,
+            skipped=work.skipped,
+        )
+        new_standing = Standing(
+            leader=leader,
+            best=best,
+            smoothed=smoothed,
+            lost=jnp.where(retired | returns, 0, lost),
+            waiting=waiting,
+            pause=jnp.where(retired, jnp.minimum(2 * standing.pause, max_pause), standing.pause),
+            missed=jnp.where(runs, 0, standing.missed + n_t),
+            restart=returns,
             info=info,
         )
+        new_standing = jax.tree.map(lambda o, n: n.astype(o.dtype), standing, new_standing)
+        points = [runner.params for runner in work.runners]
+        return select(leader, points, points[1]), new_standing
 
-    return runner_guard(
-        "race",
-        (learned_tx, *run_txs),
-        init=init_fn,
-        start=start,
-        decide=decide,
-        n_t=n_t,
-        n_c=n_c,
+    def split(num_train: int, num_eval: int):
+        check_lengths("race", (num_train, num_eval), (n_t, n_c))
+        return (n_t, n_c) if n_c else (n_t,)
+
+    return guard_of(
+        Process(
+            name="race",
+            window=(n_t, n_c),
+            init=init_fn,
+            start=start_window,
+            phases=(train, validate) if n_c else (train,),
+            lengths=lambda standing: (n_t, n_c) if n_c else (n_t,),
+            split=split,
+            decide=decide,
+            point=point,
+            model_state=model_state,
+        )
     )

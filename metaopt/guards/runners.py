@@ -1,119 +1,81 @@
-"""Guards with runners: several optimizers step on the same mini-batches, then losses decide."""
+"""Runners: optimizers that step side by side on the same mini-batches, each at its own point."""
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
 
-from metaopt.core.rollouts import step, unroll
+from metaopt.core import cpu
+from metaopt.core.trees import all_finite
 from metaopt.core.types import Params
-from metaopt.guards.core import (
-    Guard,
-    Process,
-    batch_losses,
-    check_lengths,
-    check_window,
-    score,
-)
+from metaopt.guards.core import Losses
 
 
-class Runners(NamedTuple):
-    """The k runners of one window.
+class Runner(NamedTuple):
+    """One optimizer on its way.
 
     Attributes:
-      points: params of each runner.
-      states: state of each runner's transformation.
-      losses: validation losses ``[k, C]``. In a stream, C is the largest size of a window and
-        only the first losses of a row are set.
+      params: its point.
+      state: state of its transformation.
+      model_state: model state that belongs to `params`, or None.
     """
 
-    points: tuple[Params, ...]
-    states: tuple[Any, ...]
-    losses: Float[Array, "k C"]
+    params: Params
+    state: Any
+    model_state: Any
 
 
-def scores(runners: Runners, mask: Bool[Array, " C"]) -> jax.Array:
-    """Returns the `score` ``[k]`` of each runner over the losses that `mask` selects."""
-    pairs = zip(runners.losses, runners.points, strict=True)
-    return jnp.stack([score(losses, mask, point) for losses, point in pairs])
+def start(tx: optax.GradientTransformation, params: Params, model_state: Any) -> Runner:
+    """Returns a runner at a copy of `params`, so that the caller may donate its own."""
+    copy = lambda tree: jax.tree.map(jnp.array, tree)
+    return Runner(copy(params), tx.init(params), copy(model_state))
 
 
-def runner_guard(
-    name: str,
-    txs: Sequence[optax.GradientTransformation],
-    *,
-    init: Callable[[Params], Any],
-    start: Callable[[Any, Params], tuple[Sequence[Params], Sequence[Any]]],
-    decide: Callable[[Any, Params, Runners, Any], tuple[Params, Any]],
-    n_t: int,
-    n_c: int,
-    max_scale: int = 1,
-) -> Guard:
-    """Makes a guard whose window is n_t steps of each runner, then n_c validation losses of each.
+def advance(
+    tx: optax.GradientTransformationExtraArgs,
+    runner: Runner,
+    losses: Losses,
+) -> tuple[Runner, jax.Array]:
+    """Takes one step.
 
     Args:
-      name: name of the guard in error messages.
-      txs: one per-step transformation per runner.
-      init: ``params -> state``; the state has a field `info` (`GuardInfo`).
-      start: ``(state, params) -> (points, states)`` of the runners at the start of a window.
-      decide: ``(state, params, runners, (n_t, n_c)) -> (params, state)`` at the end of a window.
-      n_t: training mini-batches of the smallest window.
-      n_c: validation mini-batches of the smallest window.
-      max_scale: a window may be up to this many times larger, at the ratio n_t : n_c.
+      tx: the transformation. It receives optax's extra args `value`, `grad` and `value_fn`.
+      runner: the runner before the step.
+      losses: of the mini-batch.
 
     Returns:
-      The guard, in window form and as a `Process`.
+      The runner after the step, and the loss before it.
     """
-
-    def update_fn(
-        updates,
-        state,
-        params=None,
-        *,
-        loss_fn: Any = None,
-        train_batches=None,
-        eval_batches=None,
-        **extra_args,
-    ):
-        del extra_args
-        lengths = check_window(name, updates, params, loss_fn, train_batches, eval_batches)
-        scale = min(max(lengths[0] // n_t, 1), max_scale)
-        check_lengths(name, lengths, (scale * n_t, scale * n_c))
-        ends = [
-            unroll(tx, point, inner_state, loss_fn, train_batches)[:2]
-            for tx, point, inner_state in zip(txs, *start(state, params), strict=True)
-        ]
-        points, states = zip(*ends, strict=True)
-        losses = jnp.stack([batch_losses(loss_fn, point, eval_batches) for point in points])
-        new_params, state = decide(state, params, Runners(points, states, losses), lengths)
-        return optax.tree.sub(new_params, params), state
-
-    def start_runners(state, params):
-        points, states = start(state, params)
-        losses = jnp.zeros((len(txs), n_c * max_scale), jnp.result_type(float))
-        return Runners(tuple(points), tuple(states), losses)
-
-    def train(runners: Runners, index, value_fn):
-        del index
-        ends = [
-            step(tx, point, inner_state, value_fn)[:2]
-            for tx, point, inner_state in zip(txs, runners.points, runners.states, strict=True)
-        ]
-        points, states = zip(*ends, strict=True)
-        return runners._replace(points=points, states=states)
-
-    def validate(runners: Runners, index, value_fn):
-        losses = jnp.stack([value_fn(point) for point in runners.points])
-        losses = losses.astype(runners.losses.dtype)
-        return runners._replace(losses=runners.losses.at[:, index].set(losses))
-
-    process = Process(
-        start=start_runners,
-        phases=(train, validate),
-        lengths=lambda state: jnp.stack([state.info.n_t, state.info.n_c]),
-        decide=decide,
+    value_and_grad = cpu.fast_convolutions(jax.value_and_grad(losses.train, has_aux=True))
+    (loss, model_state), grad = value_and_grad(runner.params, runner.model_state)
+    grad = jax.tree.map(cpu.in_rows, grad)
+    updates, state = tx.update(
+        grad,
+        runner.state,
+        runner.params,
+        value=loss,
+        grad=grad,
+        value_fn=losses.at(runner.model_state),
     )
-    return Guard(init, update_fn, window=(n_t, n_c), process=process)
+    return Runner(optax.apply_updates(runner.params, updates), state, model_state), loss
+
+
+def advance_if_finite(
+    tx: optax.GradientTransformationExtraArgs,
+    runner: Runner,
+    losses: Losses,
+) -> tuple[Runner, jax.Array, jax.Array]:
+    """Does as `advance`, but stays where the step would lead to NaN or inf.
+
+    Returns:
+      The runner after the step, the loss before it, and whether the step was taken.
+    """
+    new_runner, loss = advance(tx, runner, losses)
+    statistics = [
+        leaf
+        for leaf in jax.tree.leaves(new_runner.model_state)
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    ]
+    taken = all_finite(new_runner.params, statistics)
+    return optax.tree.where(taken, new_runner, runner), loss, taken

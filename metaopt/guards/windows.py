@@ -17,9 +17,9 @@ Size = int | Callable[[], Any]
 def windows(iterator: Iterable[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[Batch, Batch]]:
     """Cuts a stream of mini-batches into windows for guards.
 
-    The first n_t mini-batches of each window are for training, the next n_c for validation, as in
-    a streaming guard. Mini-batches left at the end that do not fill a window are dropped. NumPy
-    arrays stay NumPy arrays.
+    The first n_t mini-batches of each window are for training, the next n_c for validation, in the
+    order in which a guard takes them one by one. Mini-batches left at the end that do not fill a
+    window are dropped. NumPy arrays stay NumPy arrays.
 
     Args:
       iterator: mini-batches of one structure and shape.
@@ -29,10 +29,11 @@ def windows(iterator: Iterable[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[B
       n_c: validation mini-batches of a window, or a function that returns their number.
 
     Yields:
-      ``(train_batches, eval_batches)`` with leading axes ``[n_t, ...]`` and ``[n_c, ...]``.
+      ``(train_batches, eval_batches)`` with leading axes ``[n_t, ...]`` and ``[n_c, ...]``;
+      `eval_batches` is None where n_c is 0.
 
     Raises:
-      ValueError: when a size is below 1 or the mini-batches of a window do not stack.
+      ValueError: when n_t is below 1, n_c below 0, or the mini-batches of a window do not stack.
 
     Examples:
       >>> batches = [np.full((8, 3), i) for i in range(7)]
@@ -43,26 +44,24 @@ def windows(iterator: Iterable[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[B
     """
     if not isinstance(iterator, Iterable):
         raise ValueError(f"windows: iterator must be an iterable, got {show(iterator)}.")
-    _check_sizes([size for size in (n_t, n_c) if not callable(size)])
+    _check_sizes(1 if callable(n_t) else n_t, 0 if callable(n_c) else n_c)
     return _cut(iter(iterator), n_t, n_c)
 
 
 def _cut(stream: Iterator[Batch], n_t: Size, n_c: Size) -> Iterator[tuple[Batch, Batch]]:
     while True:
         sizes = [size() if callable(size) else size for size in (n_t, n_c)]
-        _check_sizes(sizes)
+        _check_sizes(*sizes)
         num_train, num_eval = (int(size) for size in sizes)
         batches = list(islice(stream, num_train + num_eval))
         if len(batches) < num_train + num_eval:
             return
-        yield _stack(batches[:num_train]), _stack(batches[num_train:])
+        yield _stack(batches[:num_train]), _stack(batches[num_train:]) if num_eval else None
 
 
-def _check_sizes(sizes: Sequence[Any]) -> None:
-    for size in sizes:
-        check_integer("windows: n_t and n_c", size)
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"windows: n_t and n_c must be at least 1, got {list(sizes)}.")
+def _check_sizes(n_t: Any, n_c: Any) -> None:
+    check_integer("windows: n_t", n_t, 1)
+    check_integer("windows: n_c", n_c, 0)
 
 
 def _stack(batches: Sequence[Batch]) -> Batch:
