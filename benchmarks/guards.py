@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks.workload import images
 from metaopt import guards
-from metaopt.core.rollouts import mean_loss, unroll, windowed
+from metaopt.core.rollouts import mean_loss, unroll
 from metaopt.core.types import Batch, LearnedOptimizer, Params, Task, Theta
 from metaopt.optimizers import lstm, sgd
 from metaopt.tasks import classification
@@ -256,11 +256,11 @@ def _windows(problem: _Problem) -> dict[str, _Part]:
     task, learned, theta = problem.task, problem.learned, problem.theta
     n_t, n_c = problem.n_t, problem.n_c
 
-    def window(guard: Any, num_batches: int) -> _Part:
-        batches = problem.first(num_batches)
+    def window(guard: guards.Guard, num_batches: int) -> _Part:
+        batches, tx = problem.first(num_batches), guards.in_windows(guard)
 
         def fn(params, state):
-            updates, state = guard.update(
+            updates, state = tx.update(
                 None,
                 state,
                 params,
@@ -270,7 +270,7 @@ def _windows(problem: _Problem) -> dict[str, _Part]:
             )
             return optax.apply_updates(params, updates), state
 
-        return _Part(jax.jit(fn), (problem.params, guard.init(problem.params)))
+        return _Part(jax.jit(fn), (problem.params, tx.init(problem.params)))
 
     def amg_window(theta):
         return window(guards.amg(learned, theta, n_t=n_t, n_c=n_c), 2 * n_t + 1)
@@ -280,13 +280,13 @@ def _windows(problem: _Problem) -> dict[str, _Part]:
     net = theta["net"]
     opposite = {**theta, "net": {**net, "readout": optax.tree.scale(-1.0, net["readout"])}}
     descending = amg_window(theta)
-    if descending()[1].used_gradient:
+    if descending()[1].memory.used_gradient:
         descending = amg_window(opposite)
     tx, fallback = learned.apply(theta), sgd().apply({})
     return {
         "lgl2o": window(guards.lgl2o(tx, fallback, n_t=n_t, n_c=n_c), n_t),
         "race": window(guards.race(tx, fallback, n_t=n_t, n_c=n_c), n_t),
-        "gl2o": window(windowed(guards.gl2o(tx, fallback)), n_t),
+        "gl2o": window(guards.gl2o(tx, fallback), n_t),
         "smg": window(guards.smg(learned, theta, n_t=n_t, n_c=n_c), 2 * n_t + 1),
         "amg": descending,
     }

@@ -44,7 +44,6 @@ from experiments.checks import (
 )
 from experiments.reproduction import Figure, Reproduction, TunedBaselines, main
 from metaopt import guards
-from metaopt.core.rollouts import windowed
 from metaopt.evaluation.baselines import BASELINES
 from metaopt.evaluation.contenders import Contender, Learned, from_export, guarded, plain
 
@@ -242,6 +241,7 @@ def guards_with_losses(learned: Sequence[Learned], tuned: TunedBaselines) -> lis
                 fallback=BASELINES["sgd-lgl2o"].label,
                 make=tuned["sgd-lgl2o"],
                 window=10,
+                as_in_papers=True,
             )
             entries.append(contender._replace(fields=("accepted", "losses")))
     return entries
@@ -258,14 +258,12 @@ def streaming_guards(learned: Sequence[Learned], tuned: TunedBaselines) -> list[
 
     def contender(name: str, guard_name: str, make_guard: Callable[[Any, Any], Any]) -> Contender:
         def make(num_batches):
-            guard = make_guard(l2o.make(num_batches // 2), sgd(num_batches // 2))
-            return windowed(guards.streaming(guard))
+            return make_guard(l2o.make(num_batches // 2), sgd(num_batches // 2))
 
         return Contender(
             name=name,
             kind="guarded",
             make=make,
-            guard=True,
             fields=("accepted", "n_t"),
             learned=l2o,
             guard_name=guard_name,
@@ -274,6 +272,9 @@ def streaming_guards(learned: Sequence[Learned], tuned: TunedBaselines) -> list[
 
     def fixed(size: int) -> Callable[[Any, Any], Any]:
         return lambda learned, fallback: guards.lgl2o(learned, fallback, n_t=size, n_c=size)
+
+    def race(learned: Any, fallback: Any) -> guards.Guard:
+        return guards.race(learned, fallback, n_t=10, n_c=10, smoothing=0, patience=1, pause=0)
 
     def growing(rule: Any) -> Callable[[Any, Any], Any]:
         adaptive = guards.Adaptive(rule=rule, cap=160)
@@ -284,7 +285,7 @@ def streaming_guards(learned: Sequence[Learned], tuned: TunedBaselines) -> list[
         contender("LGL2O, windows of 100", "lgl2o", fixed(100)),
         contender("LGL2O, growing (std)", "lgl2o", growing("std")),
         contender("LGL2O, growing (paired)", "lgl2o", growing("paired")),
-        contender("RACE, windows of 10", "race", guards.race),
+        contender("RACE, windows of 10", "race", race),
     ]
 
 

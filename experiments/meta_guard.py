@@ -295,13 +295,13 @@ def meta_guard(name: str, guard: Callable[..., Any], l2o: Learned, sgd: Adjustab
 
     def make(num_steps):
         rate = float(sgd.arrays(num_steps)[0])
-        return guard(l2o.optimizer, l2o.theta, lr_params=rate, num_steps=num_steps)
+        tx = guard(l2o.optimizer, l2o.theta, lr_params=rate, num_steps=num_steps)
+        return guards.in_windows(tx)
 
     return Contender(
         name=name,
         kind="guarded",
         make=make,
-        guard=True,
         fields=("accepted",),
         learned=l2o,
         guard_name=name.partition("(")[0].lower(),
@@ -323,18 +323,18 @@ def lgl2o(
     """
 
     def make(num_steps):
-        return guards.lgl2o(
+        guard = guards.lgl2o(
             l2o.make(num_steps),
             make_fallback(num_steps),
             memory=memory,
             average=guards.average_memory(l2o.optimizer, l2o.theta),
         )
+        return guards.in_windows(guard)
 
     return Contender(
         name=name,
         kind="guarded",
         make=make,
-        guard=True,
         fields=("accepted", "losses"),
         learned=l2o,
         guard_name=name.lower(),

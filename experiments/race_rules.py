@@ -1,356 +1,296 @@
-"""Compares the rules of the race: memory after a lost window, jumps, and a third runner.
+"""Finds the defaults of the race: one setting is varied at a time, on tasks of several kinds.
 
-Claim: where the fallback is noisy in the short run and good in the long run (SGD at rate 3), LGL2O
-falls behind SGD's own run. The race starts as fast as the learned optimizer and ends where SGD
-does. The rule for the learned optimizer's memory does not matter. Jumps help in the middle of a
-run. A third runner (Adam) takes the race to its own, lower loss.
+Claim: on a stream of mini-batches, `race` at its defaults is at every tenth of a run within some
+percent of the better of its two sides, and ends at the better one, without knowing which that is.
+A useless challenger costs a tenth of the gradients or less.
 
-    python -m experiments.race_rules [--pool 1] [--seeds N] [--only NAME ...] [--draw]
+    python -m experiments.race_rules [--only NAME ...] [--draw]
 
-Needs FashionMNIST (docs/data.md). Takes about an hour on 2 cores (an estimate: the record has no
-times); it resumes. Meta-trains the LSTM, runs every rule in runs/race, and writes
-docs/results/race/race.json and docs/images/race-rules.png; docs/guards/race.md shows them. The
-optimizee is LGL2O's MLP with 20 sigmoid units. Images are averaged over 2x2 pixels, so that it fits
-on two cores (``--pool 1``: 28x28). ``--draw`` only draws the committed record again.
+Needs FashionMNIST and MNIST (docs/data.md). Takes about two hours on 2 cores; it resumes. Writes
+docs/results/race/race.json and docs/images/race-rules.png; docs/guards/race.md shows them.
+
+Every contender of a trial takes the same mini-batches from the same initial params, 10 seeds. The
+record holds, for each trial and contender, the mean test loss over the seeds at every tenth of the
+run (the last one: the mean of the last three measurements), and gradients per step.
 """
 
 import argparse
-import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
+import metaopt
 from experiments.pictures import save
-from metaopt import datasets, guards, meta, optimizers
-from metaopt.core.types import Batch, Split, Task, Theta, single
+from metaopt import datasets, guards, tasks
+from metaopt.core.types import TaskFamily, single
 from metaopt.evaluation.curves import evaluate
-from metaopt.evaluation.statistics import final_mean
-from metaopt.meta.loop import train
+from metaopt.evaluation.records import write_json
+from metaopt.optimizers import ADVERSARIES
 from metaopt.report.figures import style
-from metaopt.report.looks import COLOURS
-from metaopt.tasks import classification
+from metaopt.tasks import catalog
 from metaopt.tasks.networks import MLP
 
 RESULT = Path("docs/results/race/race.json")
 FIGURE = Path("docs/images/race-rules.png")
+SEEDS = 10
+MEASUREMENTS = 20
+CHALLENGER, FALLBACK = "challenger alone", "fallback alone"
+
+Make = Callable[[int], Any]  # num_steps -> transformation
+
+# One setting is varied at a time. The first rule is the default of `guards.race`.
+RULES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "smoothing 0": {"smoothing": 0.0},
+    "smoothing 0.8": {"smoothing": 0.8},
+    "patience 1": {"patience": 1},
+    "patience 6": {"patience": 6},
+    "pause 1": {"pause": 1},
+    "pause 16": {"pause": 16},
+    "reset": {"memory": "reset"},
+    "n_t 5": {"n_t": 5},
+    "n_t 20": {"n_t": 20},
+    "decide at each step": {
+        "n_t": 1,
+        "smoothing": 0.93,
+        "patience": 30,
+        "pause": 40,
+        "max_pause": 640,
+    },
+    "judged on the next": {"n_t": 8, "n_c": 2},
+    "old form": {"n_t": 10, "n_c": 10, "smoothing": 0.0, "patience": 1, "pause": 0},
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of the whole experiment.
-
-    Attributes:
-      data: folder name of the data set.
-      pool: pixels averaged along each side.
-      batch: images of a mini-batch.
-      hidden: units of each LSTM layer.
-      meta_steps: truncated meta-updates.
-      meta_lr: Adam's rate on theta.
-      sgd: rate of the fallback SGD, which decays as in LGL2O.
-      adam: rate of the fallback Adam.
-      steps: steps of every run.
-      window: n_t and n_c of every guard.
-      seeds: runs of every contender.
-      marks: steps at which losses are reported, as means over the `last` windows before them.
-      last: windows of a mean, and windows per point of the recorded curves.
-      judged: held-out images on which the loss is measured.
-    """
-
-    data: str = "fashion_mnist"
-    pool: int = 2
-    batch: int = 128
-    hidden: int = 20
-    meta_steps: int = 800
-    meta_lr: float = 2e-3
-    sgd: float = 3.0
-    adam: float = 1e-2
-    steps: int = 6000
-    window: int = 10
-    seeds: int = 5
-    marks: tuple[int, ...] = (100, 300, 1000, 3000, 6000)
-    last: int = 10
-    judged: int = 1000
-
-
-CONFIG = Config()
-
-Memory = Literal["carry", "rollback", "reset"]
-# Memory of a losing runner, as the record names it -> `on_reject` of `guards.race`.
-ON_REJECT: dict[Memory, Any] = {"carry": "advance", "rollback": "rollback", "reset": "reset"}
-
-
-class Rule(NamedTuple):
-    """One form of the race.
+class Trial(NamedTuple):
+    """A pair of optimizers on a task.
 
     Attributes:
-      name: name in the record.
-      memory: a key of `ON_REJECT`.
-      jumps: `jumps` of `guards.race`.
-      adam: whether Adam is a third runner.
+      title: of the panel.
+      task: makes the task.
+      challenger: the challenger.
+      fallback: the fallback.
+      steps: mini-batches of a run.
     """
 
-    name: str
-    memory: Memory
-    jumps: bool = False
-    adam: bool = False
+    title: str
+    task: Callable[[], TaskFamily]
+    challenger: Make
+    fallback: Make
+    steps: int
 
 
-RULES = (
-    Rule("race carry", memory="carry"),
-    Rule("race carry +Adam", memory="carry", adam=True),
-    Rule("race carry jumps", memory="carry", jumps=True),
-    Rule("race carry jumps +Adam", memory="carry", jumps=True, adam=True),
-    Rule("race rollback", memory="rollback"),
-    Rule("race rollback +Adam", memory="rollback", adam=True),
-    Rule("race rollback jumps", memory="rollback", jumps=True),
-    Rule("race rollback jumps +Adam", memory="rollback", jumps=True, adam=True),
-    Rule("race reset", memory="reset"),
-    Rule("race reset +Adam", memory="reset", adam=True),
-    Rule("race reset jumps", memory="reset", jumps=True),
-    Rule("race reset jumps +Adam", memory="reset", jumps=True, adam=True),
-)
+def cosine(optimizer: Callable[..., Any], rate: float) -> Make:
+    """`optimizer` with a learning rate that decays to 0 at the end of the run."""
+    return lambda num_steps: optimizer(optax.cosine_decay_schedule(rate, num_steps))
 
 
-class Contender(NamedTuple):
-    """What is run.
+def from_zoo(name: str) -> Make:
+    """An optimizer of the zoo."""
 
-    Attributes:
-      make: ``num_steps -> transformation``.
-      is_guard: whether `make` gives a guard in window form.
-    """
+    def make(num_steps: int) -> Any:
+        export = metaopt.load(name)
+        return export.optimizer.apply(export.theta, num_steps=num_steps)
 
-    make: Callable[[int], Any]
-    is_guard: bool = False
+    return make
 
 
-def make_task(config: Config) -> Task:
-    """MLP-20 on the training images; judged on some of those held out of them."""
-    data = datasets.load(config.data)
-
-    def pooled(split: Split, end: int | None = None) -> Batch:
-        x, y = np.asarray(data.splits[split]["x"])[:end], data.splits[split]["y"][:end]
-        side = x.shape[1] // config.pool
-        blocks = x.reshape(len(x), side, config.pool, side, config.pool)
-        means = blocks.mean(axis=(2, 4)).astype(np.uint8)
-        return {"x": jnp.asarray(means[..., None]), "y": y}
-
-    splits: dict[Split, Batch] = {
-        "train": pooled("train"),
-        "test": pooled("test"),
-        "valid": pooled("valid", config.judged),
-    }
-    net = MLP((20, 10), nn.sigmoid)
-    return classification(net, data._replace(splits=splits), batch_size=config.batch)
+def adversary(name: str) -> Make:
+    """One of `metaopt.optimizers.ADVERSARIES`."""
+    return lambda num_steps: ADVERSARIES[name].apply({})
 
 
-def meta_train(config: Config, task: Task, out: Path) -> Theta:
-    """The LSTM's theta with the lowest loss at the end of held-out runs; resumes in `out`."""
-    family, lopt = single(task), optimizers.lstm(config.hidden)
-    settings = meta.TBPTTConfig(lr=config.meta_lr)
-    theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
+def _mlp() -> TaskFamily:
+    data = datasets.resized(datasets.load("fashion_mnist"), 14)
+    return single(tasks.classification(MLP((20, 10), jax.nn.sigmoid), data, batch_size=128))
 
-    names = ("data", "pool", "batch", "hidden", "meta_steps", "meta_lr")
-    theta, _ = train(
-        meta.tbptt(lopt, family, settings),
-        theta,
-        steps=config.meta_steps,
-        seed=0,
-        out=out,
-        config={name: getattr(config, name) for name in names},
-        validate=meta.validation(lopt, family, settings.rollout, runs=4, eval_batches=4),
-        validate_every=50,
+
+def _named(name: str) -> Callable[[], TaskFamily]:
+    return lambda: catalog.family(name)
+
+
+def _sgd(rate: float, momentum: float | None = None) -> Make:
+    return cosine(lambda schedule: optax.sgd(schedule, momentum), rate)
+
+
+TRIALS = {
+    "mlp": Trial(
+        "MLP, FashionMNIST: LSTM, Adam",
+        _mlp,
+        from_zoo("lstm-mlp-mnist-300"),
+        cosine(optax.adam, 1e-2),
+        2000,
+    ),
+    "late": Trial(
+        "MLP, FashionMNIST: fast Adam, slow Adam",
+        _mlp,
+        lambda num_steps: optax.adam(5e-2),
+        cosine(optax.adam, 1e-2),
+        2000,
+    ),
+    "useless": Trial(
+        "MLP, FashionMNIST: 30 good steps then ascent, SGD",
+        _mlp,
+        adversary("late"),
+        _sgd(0.3, 0.9),
+        2000,
+    ),
+    "cnn": Trial(
+        "CNN, digits: VeLO, SGD",
+        _named("digits-cnn"),
+        from_zoo("velo-small"),
+        _sgd(0.1, 0.9),
+        1000,
+    ),
+    "resnet": Trial(
+        "ResNet with batch norm, digits: Muon, AdamW",
+        _named("digits-resnet-batchnorm"),
+        cosine(optax.contrib.muon, 1e-2),
+        cosine(optax.adamw, 3e-3),
+        400,
+    ),
+    "text": Trial(
+        "Transformer, text: Muon, AdamW",
+        _named("python-text"),
+        cosine(optax.contrib.muon, 2e-2),
+        cosine(optax.adamw, 3e-3),
+        1000,
+    ),
+    "text-reversed": Trial(
+        "Transformer, text: AdamW, Muon",
+        _named("python-text"),
+        cosine(optax.adamw, 3e-3),
+        cosine(optax.contrib.muon, 2e-2),
+        1000,
+    ),
+    "finetune": Trial(
+        "CNN, fine-tuning: L3RS, Adam",
+        _named("finetune-A"),
+        from_zoo("l3rs-finetune-cnn"),
+        cosine(optax.adam, 3e-3),
+        300,
+    ),
+    "quadratic": Trial(
+        "Quadratic: momentum, SGD",
+        lambda: single(tasks.quadratic(dim=32, condition=100.0, noise=0.3)),
+        _sgd(0.3, 0.9),
+        _sgd(0.5),
+        2000,
+    ),
+}
+
+
+def contenders(trial: Trial) -> dict[str, Make]:
+    """Both sides alone, and the race by every rule."""
+
+    def raced(settings: dict[str, Any]) -> Make:
+        return lambda n: guards.race(trial.challenger(n), trial.fallback(n), **settings)
+
+    alone = {CHALLENGER: trial.challenger, FALLBACK: trial.fallback}
+    return {**alone, **{name: raced(settings) for name, settings in RULES.items()}}
+
+
+def run_contender(trial: Trial, family: TaskFamily, make: Make) -> dict[str, Any]:
+    """The entry of a contender in the record."""
+    window = trial.steps // MEASUREMENTS
+    started = time.perf_counter()
+    curves = evaluate(
+        make,
+        family,
+        num_steps=trial.steps,
+        keys=jax.random.split(jax.random.key(11), SEEDS),
+        window=window,
     )
-    return theta
-
-
-def contenders(config: Config, theta: Theta) -> dict[str, Contender]:
-    """Name in the record -> contender: the runners alone, LGL2O, and every rule of the race."""
-    sizes: Any = {"n_t": config.window, "n_c": config.window}
-
-    def lstm():
-        return optimizers.lstm(config.hidden).apply(theta)
-
-    def sgd():
-        return optimizers.sgd(config.sgd).apply({})
-
-    def adam():
-        return optax.adam(config.adam)
-
-    def race(rule: Rule):
-        fallbacks = (sgd(), adam()) if rule.adam else (sgd(),)
-        return guards.race(
-            lstm(), *fallbacks, on_reject=ON_REJECT[rule.memory], jumps=rule.jumps, **sizes
-        )
-
+    loss = np.asarray(curves.loss.mean(axis=0), float)
+    tenths = [float(value) for value in loss[2::2]]
+    tenths[-1] = float(loss[-3:].mean())
     return {
-        "SGD": Contender(lambda num_steps: sgd()),
-        "Adam": Contender(lambda num_steps: adam()),
-        "L2O": Contender(lambda num_steps: lstm()),
-        "LGL2O": Contender(lambda num_steps: guards.lgl2o(lstm(), sgd(), **sizes), is_guard=True),
-        **{
-            rule.name: Contender(lambda num_steps, rule=rule: race(rule), is_guard=True)
-            for rule in RULES
-        },
+        "loss": tenths,
+        "gradients_per_step": float(curves.grad_evals[-1]) / trial.steps,
+        "seconds": time.perf_counter() - started,
     }
 
 
-def curves_path(out: Path, name: str) -> Path:
-    """The file with the curves of a contender."""
-    return out / f"{name.replace(' ', '-')}.npz"
+def run(names: list[str]) -> dict[str, Any]:
+    """Runs what the record lacks, and returns the record."""
+    record: dict[str, Any] = {"seeds": SEEDS, "rules": RULES, "trials": {}}
+    if RESULT.exists():
+        old = json.loads(RESULT.read_text())
+        if old.get("rules") == RULES:
+            record = old
+    for name in names:
+        trial = TRIALS[name]
+        family = trial.task()
+        entries = record["trials"].setdefault(
+            name, {"title": trial.title, "steps": trial.steps, "contenders": {}}
+        )["contenders"]
+        for contender, make in contenders(trial).items():
+            if contender not in entries:
+                entries[contender] = run_contender(trial, family, make)
+                write_json(RESULT, record)
+                print(name, contender, entries[contender], flush=True)
+    return record
 
 
-def run(config: Config, task: Task, theta: Theta, out: Path, only: tuple[str, ...] = ()) -> None:
-    """Runs every contender that has no curves in `out` yet, all from the same seeds."""
-    keys = jax.random.split(jax.random.key(2), config.seeds)
-    for name, contender in contenders(config, theta).items():
-        path = curves_path(out, name)
-        if path.exists() or (only and name not in only):
-            continue
-        start = time.perf_counter()
-        curves = evaluate(
-            contender.make,
-            task,
-            num_steps=config.steps,
-            keys=keys,
-            window=config.window,
-            split="valid",
-            guard=contender.is_guard,
-            diagnostics=("wins",) if contender.is_guard else (),
-        )
-        if contender.is_guard:
-            wins = curves.state["wins"][:, -1]
-        else:
-            wins = np.zeros((config.seeds, 0))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part.npz")
-        np.savez(part, loss=curves.loss.astype(np.float32), wins=wins)
-        part.rename(path)
-        seconds = time.perf_counter() - start
-        print(f"{name}: {final_mean(curves.loss).mean():.3f}, {seconds:.0f} s", flush=True)
+def above_the_better(trial: dict[str, Any]) -> dict[str, list[float]]:
+    """Loss of each race over that of the better side, at every tenth, by rule."""
+    entries = trial["contenders"]
+    best = np.minimum(entries[CHALLENGER]["loss"], entries[FALLBACK]["loss"])
+    return {rule: (np.asarray(entries[rule]["loss"]) / best).tolist() for rule in RULES}
 
 
-def summarise(config: Config, out: Path) -> dict[str, Any]:
-    """The record that the docs quote.
-
-    Returns:
-      ``{"config", "curve_every", "arms"}``; an arm has "loss" (per mark, one per seed),
-      "windows_won" (the share of every candidate; None without a guard) and "curve" (mean, lowest
-      and highest of the seeds, one point every "curve_every" steps).
-    """
-    arms = {}
-    for name in contenders(config, None):
-        path = curves_path(out, name)
-        if not path.exists():
-            continue
-        with np.load(path) as file:
-            loss, wins = file["loss"].astype(np.float64), file["wins"]
-        after_window = loss[:, 1:]  # [S, W]
-        at_marks = {}
-        for mark in config.marks:
-            end = mark // config.window
-            last = after_window[:, max(end - config.last, 0) : end]
-            at_marks[str(mark)] = last.mean(axis=1).tolist()
-        windows_won = None
-        if wins.size:
-            shares = wins / wins.sum(axis=1, keepdims=True)
-            windows_won = shares.mean(axis=0).round(3).tolist()
-        points = after_window.reshape(config.seeds, -1, config.last).mean(axis=2)  # [S, W / last]
-        arms[name] = {
-            "loss": at_marks,
-            "windows_won": windows_won,
-            "curve": {
-                "mean": np.round(points.mean(axis=0), 4).tolist(),
-                "low": np.round(points.min(axis=0), 4).tolist(),
-                "high": np.round(points.max(axis=0), 4).tolist(),
-            },
-        }
-    return {
-        "config": dataclasses.asdict(config),
-        "curve_every": config.window * config.last,
-        "arms": arms,
-    }
+def table(record: dict[str, Any]) -> str:
+    """Markdown: by trial and rule, worst and last ratio to the better side, and gradients."""
+    names = list(record["trials"])
+    lines = ["| rule | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for rule in RULES:
+        cells = []
+        for trial in record["trials"].values():
+            if rule not in trial["contenders"]:
+                cells.append("")
+                continue
+            ratios = above_the_better(trial)[rule]
+            gradients = trial["contenders"][rule]["gradients_per_step"]
+            cells.append(f"{max(ratios):.2f}, {ratios[-1]:.2f}; {gradients:.2f}")
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
-def draw(record: dict[str, Any], out: Path) -> None:
-    """Left: the runners, LGL2O and the race. Right: the final losses of all rules."""
-    with plt.rc_context(style()):
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(9.6, 3.6), layout="constrained", width_ratios=(3, 2)
-        )
-        draw_curves(left, record)
-        draw_rules(right, record)
-        save(figure, out)
-
-
-def draw_curves(axis: Any, record: dict[str, Any]) -> None:
-    """Mean losses over seeds, with their range."""
-    lines = {
-        "SGD": ("SGD", COLOURS[0], "-"),
-        "L2O": ("L2O", COLOURS[2], "-"),
-        "LGL2O": ("LGL2O(L2O, SGD)", COLOURS[3], "-"),
-        "race carry": ("race(L2O, SGD)", COLOURS[4], "-"),
-        "race carry jumps": ("race, jumps", COLOURS[4], "--"),
-        "race carry +Adam": ("race(L2O, SGD, Adam)", COLOURS[5], "-"),
-    }
-    for name, (label, colour, dash) in lines.items():
-        curve = {key: np.array(values) for key, values in record["arms"][name]["curve"].items()}
-        steps = record["curve_every"] * np.arange(1, len(curve["mean"]) + 1)
-        axis.plot(steps, curve["mean"], color=colour, ls=dash, lw=1.6, label=label)
-        axis.fill_between(steps, curve["low"], curve["high"], color=colour, alpha=0.12, lw=0)
-    axis.set(xscale="log", yscale="log", xlabel="optimizer steps", ylabel="held-out loss")
-    ticks = (0.4, 0.5, 0.6, 0.8, 1.0)
-    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.minorticks_off()
-    axis.legend(fontsize=7.5)
-
-
-def draw_rules(axis: Any, record: dict[str, Any]) -> None:
-    """One row per rule: the final loss of every seed (dots) and their mean (bar)."""
-    last = str(record["config"]["marks"][-1])
-    # From the top: the plain race, with jumps, with Adam, with both.
-    rules = sorted(RULES, key=lambda rule: (rule.adam, rule.jumps))
-    rules = [rule for rule in rules if rule.name in record["arms"]]
-    rows = list(reversed(rules))
-    for row, rule in enumerate(rows):
-        losses = np.array(record["arms"][rule.name]["loss"][last])
-        colour = COLOURS[5] if rule.adam else COLOURS[4]
-        axis.plot(losses, np.full(len(losses), row), "o", ms=3, color=colour, alpha=0.5)
-        axis.plot(losses.mean(), row, "|", ms=14, mew=2, color=colour)
-    labels = [rule.name.removeprefix("race ") for rule in rows]
-    axis.set_yticks(range(len(rows)), labels, fontsize=7.5)
-    axis.set(xlabel=f"loss at step {last}: each seed, and their mean (bar)")
+def draw(record: dict[str, Any]) -> None:
+    """One panel per trial: both sides alone and the default race."""
+    with style():
+        columns = 3
+        rows = -(-len(record["trials"]) // columns)
+        figure, axes = plt.subplots(rows, columns, figsize=(9, 2.4 * rows), squeeze=False)
+        for axis, trial in zip(axes.flat, record["trials"].values(), strict=False):
+            steps = trial["steps"] * np.arange(1, 11) / 10
+            looks = {CHALLENGER: "C1--", FALLBACK: "C0--", "default": "k-"}
+            for name, look in looks.items():
+                label = "race" if name == "default" else name
+                axis.plot(steps, trial["contenders"][name]["loss"], look, label=label)
+            axis.set(title=trial["title"], yscale="log")
+        axes[0, 0].set_ylabel("test loss")
+        axes[0, 0].legend()
+        save(figure, FIGURE)
 
 
 def main() -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--pool", type=int, default=CONFIG.pool, help="pixels averaged per side")
-    parser.add_argument("--seeds", type=int, default=CONFIG.seeds, help="runs of every contender")
-    parser.add_argument("--only", nargs="*", default=(), help="names of contenders")
-    parser.add_argument("--out", type=Path, default=Path("runs/race"), help="folder of the runs")
-    parser.add_argument("--draw", action="store_true", help="only draw the committed record again")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", default=list(TRIALS), choices=list(TRIALS))
+    parser.add_argument("--draw", action="store_true", help="only draw the committed record")
     args = parser.parse_args()
-    if not args.draw:
-        config = dataclasses.replace(CONFIG, pool=args.pool, seeds=args.seeds)
-        task = make_task(config)
-        theta = meta_train(config, task, args.out / "L2O")
-        run(config, task, theta, args.out, tuple(args.only))
-        record = summarise(config, args.out)
-        RESULT.parent.mkdir(parents=True, exist_ok=True)
-        RESULT.write_text(json.dumps(record, separators=(",", ":")) + "\n")
-    draw(json.loads(RESULT.read_text()), FIGURE)
+    record = json.loads(RESULT.read_text()) if args.draw else run(args.only)
+    print(table(record))
+    if not os.environ.get("METAOPT_NO_FIGURES"):
+        draw(record)
 
 
 if __name__ == "__main__":

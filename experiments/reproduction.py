@@ -79,6 +79,7 @@ class Figure:
                             fallback=BASELINES[fallback].label,
                             make=tuned[fallback],
                             window=self.window,
+                            as_in_papers=True,
                         )
                     )
         if self.extra_contenders is not None:

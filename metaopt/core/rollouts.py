@@ -167,13 +167,14 @@ def check_window_call(name: str, updates: Any, params: Params) -> None:
         )
 
 
-def windowed(tx: optax.GradientTransformation) -> WindowForm:
+def windowed(tx: optax.GradientTransformation, *, needs_grads: bool = True) -> WindowForm:
     """Lifts a per-step transformation to the window form of the guards.
 
     One loop can then run plain and guarded optimizers.
 
     Args:
       tx: a per-step transformation.
+      needs_grads: False passes None instead of gradients, to guards.
 
     Returns:
       A transformation whose ``update(None, state, params, *, loss_fn, train_batches)``, with
@@ -183,7 +184,21 @@ def windowed(tx: optax.GradientTransformation) -> WindowForm:
     def update_fn(updates, state, params=None, *, loss_fn, train_batches, **extra_args):
         del extra_args
         check_window_call("windowed", updates, params)
-        new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches)
+        if needs_grads:
+            new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches)
+        else:
+            new_params, state = without_grads(params, state, loss_fn, train_batches)
         return optax.tree.sub(new_params, params), state
+
+    def without_grads(params, state, loss_fn, batches):
+        guard: Any = optax.with_extra_args_support(tx)
+
+        def body(carry, batch):
+            params, state = carry
+            value_fn = lambda p: loss_fn(p, batch)
+            updates, state = guard.update(None, state, params, value_fn=value_fn)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(body, (params, state), batches)[0]
 
     return window_form(tx.init, update_fn)

@@ -40,7 +40,7 @@ class ComparisonSettings(NamedTuple):
     Attributes:
       seeds: runs per contender.
       tuning_seeds: runs per point of a baseline's grid.
-      window: steps per window of guards, and mini-batches on which they decide.
+      window: training mini-batches per window of guards, and validation ones where they take them.
     """
 
     seeds: int
@@ -129,7 +129,6 @@ def _run(place: _Place, contender: Contender, key: Key, tick: Callable[[int], No
             keys=jax.random.split(key, place.settings.seeds),
             window=place.settings.window,
             measure_every=suite_task.measure_every,
-            guard=contender.guard,
             diagnostics=contender.fields,
             measure_train=bool(suite_task.velodrome),
             progress=tick,

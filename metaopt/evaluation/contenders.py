@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metaopt import guards
-from metaopt.core.rollouts import windowed
 from metaopt.core.types import LearnedOptimizer, Theta
 from metaopt.evaluation.records import Kind
 from metaopt.optimizers import ADVERSARIES, L3RS
@@ -43,7 +42,6 @@ class Contender(NamedTuple):
       name: name in tables.
       kind: baseline, learned or guarded.
       make: ``num_steps -> transformation``.
-      guard: whether `make` returns a guard in window form, which counts its own gradients.
       fields: fields of its state to record after each window.
       learned: the learned optimizer that it runs, or None.
       guard_name: name of the guard, or empty.
@@ -53,18 +51,17 @@ class Contender(NamedTuple):
     name: str
     kind: Kind
     make: Make
-    guard: bool = False
     fields: tuple[str, ...] = ()
     learned: Learned | None = None
     guard_name: str = ""
     fallback: str = ""
 
 
-# Name -> (learned, fallback transformation, num_steps, window) -> guard in window form.
-GUARDS: dict[str, Callable[[Learned, Any, int, int], Any]] = {
-    "gl2o": lambda learned, fallback, k, n: windowed(guards.gl2o(learned.make(k), fallback)),
+# Name -> (learned, fallback transformation, num_steps, window) -> guard.
+GUARDS: dict[str, Callable[[Learned, Any, int, int], guards.Guard]] = {
+    "gl2o": lambda learned, fallback, k, n: guards.gl2o(learned.make(k), fallback),
     "lgl2o": lambda learned, fallback, k, n: guards.lgl2o(learned.make(k), fallback, n_t=n, n_c=n),
-    "race": lambda learned, fallback, k, n: guards.race(learned.make(k), fallback, n_t=n, n_c=n),
+    "race": lambda learned, fallback, k, n: guards.race(learned.make(k), fallback, n_t=n),
     "smg": lambda learned, fallback, k, n: guards.smg(
         learned.optimizer, learned.theta, n_t=n, n_c=n, num_steps=k
     ),
@@ -72,6 +69,13 @@ GUARDS: dict[str, Callable[[Learned, Any, int, int], Any]] = {
         learned.optimizer, learned.theta, n_t=n, n_c=n, num_steps=k
     ),
 }
+
+
+def paper_race(learned: Learned, fallback: Any, k: int, n: int) -> guards.Guard:
+    """The race in comparisons with papers: validation mini-batches, restart at each loss."""
+    return guards.race(learned.make(k), fallback, n_t=n, n_c=n, smoothing=0, patience=1, pause=0)
+
+
 WITHOUT_FALLBACK = ("smg", "amg")  # their fallback is a descent step in params and theta
 
 
@@ -91,7 +95,15 @@ def plain(learned: Learned) -> Contender:
     )
 
 
-def guarded(learned: Learned, guard: str, fallback: str, make: Make, window: int) -> Contender:
+def guarded(
+    learned: Learned,
+    guard: str,
+    fallback: str,
+    make: Make,
+    window: int,
+    *,
+    as_in_papers: bool = False,
+) -> Contender:
     """A learned optimizer under a guard.
 
     Args:
@@ -99,11 +111,16 @@ def guarded(learned: Learned, guard: str, fallback: str, make: Make, window: int
       guard: name of the guard in `GUARDS`.
       fallback: name of the fallback in tables.
       make: the fallback, ``num_steps -> transformation``.
-      window: training and validation mini-batches per window of the guard.
+      window: training mini-batches per window of the guard, and validation ones where it takes
+        them.
+      as_in_papers: the guard is given additional mini-batches to validate on, and `race` is
+        `paper_race`. Otherwise it takes the stream as users run it.
     """
 
     def make_guard(num_steps: int) -> Any:
-        return GUARDS[guard](learned, make(num_steps), num_steps, window)
+        maker = paper_race if as_in_papers and guard == "race" else GUARDS[guard]
+        tx = maker(learned, make(num_steps), num_steps, window)
+        return guards.in_windows(tx) if as_in_papers else tx
 
     fallback = "" if guard in WITHOUT_FALLBACK else fallback
     parts = [learned.name, fallback] if fallback else [learned.name]
@@ -111,7 +128,6 @@ def guarded(learned: Learned, guard: str, fallback: str, make: Make, window: int
         name=f"{guard.upper()}({', '.join(parts)})",
         kind="guarded",
         make=make_guard,
-        guard=True,
         fields=("accepted",),
         learned=learned,
         guard_name=guard,

@@ -1,5 +1,6 @@
 """Curves of optimizers on one task, from the same initial params and mini-batches."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -10,10 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metaopt import guards
 from metaopt.core import cpu
 from metaopt.core.rollouts import mean_loss, windowed
-from metaopt.core.types import Batch, Key, Keys, Params, Split, Task, TaskFamily, single
+from metaopt.core.types import (
+    Batch,
+    Key,
+    Keys,
+    Params,
+    Split,
+    Task,
+    TaskFamily,
+    WindowForm,
+    single,
+)
 from metaopt.evaluation.records import Curves
+from metaopt.guards import Guard
 
 TRAIN_SAMPLE = 20  # mini-batches of the training split on which `train_loss` is measured
 EVALS = "gradient_evals"  # the field in which guards count gradient evaluations
@@ -43,15 +56,12 @@ class Recorder(NamedTuple):
       every: windows between two measurements.
       fields: names of fields of the optimizer's state, recorded after each window.
       train: also measure the loss on a fixed sample of the training split.
-      guard: the optimizer is in window form and its state counts ``gradient_evals``. Otherwise it
-        takes single steps, of one gradient each.
     """
 
     split: Split = "test"
     every: int = 1
     fields: tuple[str, ...] = ()
     train: bool = False
-    guard: bool = False
 
 
 def evaluate(
@@ -63,26 +73,25 @@ def evaluate(
     window: int = 10,
     measure_every: int = 1,
     split: Split = "test",
-    guard: bool = False,
     diagnostics: Sequence[str] = (),
     measure_train: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Curves:
-    """Runs an optimizer from each key, in windows of mini-batches.
+    """Runs an optimizer from each key on a stream of mini-batches.
 
     A key fixes the task (of a family), the initial params and all mini-batches, independently of
-    the optimizer, so that optimizers are compared on the same runs. Guards take `window` additional
-    mini-batches per window for their decisions.
+    the optimizer, so that optimizers are compared on the same runs. A guard takes the stream as
+    users run it: mini-batches on which it validates are not trained on. Only a guard in window form
+    (`guards.in_windows`), as in papers, is given additional mini-batches to validate on.
 
     Args:
       make: ``num_steps -> transformation``.
       task: the problem, or a distribution of problems.
-      num_steps: steps per run, a multiple of ``window * measure_every``.
+      num_steps: mini-batches of a run, a multiple of ``window * measure_every``.
       keys: one PRNG key per seed, ``[S]``.
-      window: steps per window.
+      window: mini-batches per call of a compiled program; diagnostics are recorded after each.
       measure_every: windows between two measurements.
       split: where loss and accuracy are measured.
-      guard: `make` gives a guard (window form) rather than a per-step transformation.
       diagnostics: fields of the optimizer's state to record after each window.
       measure_train: also measure the loss on a fixed sample of the training split.
       progress: called with the number of windows done, after each window.
@@ -95,15 +104,15 @@ def evaluate(
         every=measure_every,
         fields=tuple(diagnostics),
         train=measure_train,
-        guard=guard,
     )
-    starts, sizes = begin(task, keys), (window, window)
-    if isinstance(make, Adjustable) and not guard:
+    starts, sizes = begin(task, keys), None
+    if isinstance(make, Adjustable):
         tx_of, point = make.make, make.arrays(num_steps)
     else:
         tx: Any = make(num_steps)
         tx_of, point = (lambda _: tx), ()
-        sizes = getattr(tx, "window", sizes) if guard else sizes
+        if isinstance(tx, WindowForm):
+            sizes = getattr(tx, "window", (window, window))
     return run(
         tx_of,
         [point],
@@ -160,13 +169,13 @@ def run(
     All points take the same mini-batches, window by window, and share one compiled program.
 
     Args:
-      tx_of: ``point -> transformation``; a guard in window form if `recorder` says so.
+      tx_of: ``point -> transformation``.
       points: arguments of `tx_of`.
       starts: S starts.
       recorder: what is recorded.
       num_steps: steps per run.
       window: optimizer steps per window.
-      sizes: training and validation mini-batches of a window; None: `window` of both.
+      sizes: training and additional validation mini-batches of a guard in window form.
       progress: called with the number of windows done, after each window.
 
     Returns:
@@ -181,12 +190,13 @@ def run(
             f"evaluate: num_steps must be a positive multiple of window={window} x "
             f"measure_every={recorder.every}, got {num_steps}."
         )
-    sizes = sizes or (window, window)
     family, task_params = starts.family, starts.task_params
     long = num_steps * len(points) * optax.tree.size(starts.params) > LONG
     init, advance = _optimizer_programs(tx_of, recorder, long=long)
     measure = partial(_measure, split=recorder.split)
-    batches = _mini_batches(starts, num_steps // window, window, sizes, recorder.guard)
+    batches = _mini_batches(starts, num_steps // window, window, sizes)
+    tx = tx_of(points[0])
+    period = tx.period if isinstance(tx, Guard) else None
 
     params = [starts.params] * len(points)
     states = [init(point, starts.params) for point in points]
@@ -196,11 +206,15 @@ def run(
     for done, (train_batches, eval_batches) in enumerate(batches, start=1):
         given = (task_params, train_batches, eval_batches)
         jax.block_until_ready(given)
+        # Guards are at one position of their window in all runs. As one number, it decides under
+        # `vmap` which phase runs; as one number per run, all phases would run.
+        position = None if period is None else jnp.int32((done - 1) * window % period)
         if done == 1:  # compile before the clock starts
-            jax.block_until_ready(advance((family, points[0]), params[0], states[0], *given))
+            shared = (family, points[0], position)
+            jax.block_until_ready(advance(shared, params[0], states[0], *given))
         started = time.perf_counter()
         results = [
-            advance((family, point), *carried, *given)
+            advance((family, point, position), *carried, *given)
             for point, *carried in zip(points, params, states, strict=True)
         ]
         jax.block_until_ready(results)
@@ -215,18 +229,20 @@ def run(
 
 
 def _mini_batches(
-    starts: Starts, num_windows: int, window: int, sizes: tuple[int, int], guard: bool
+    starts: Starts, num_windows: int, window: int, sizes: tuple[int, int] | None
 ) -> Iterator[tuple[Batch, Batch]]:
-    """Training and validation mini-batches ``[S, n, ...]`` of each window, the latter of guards."""
+    """Training mini-batches ``[S, n, ...]`` of each window, and additional validation ones."""
     keys = jax.vmap(lambda key: jax.random.split(key, (num_windows, 2)))(starts.keys)
     for index in range(num_windows):
         k_train, k_eval = keys[:, index, 0], keys[:, index, 1]
         train = _draw_all(starts, window, k_train)
-        if sizes[0] > window:  # the first `window` of them are the same for all optimizers
+        if (
+            sizes and sizes[0] > window
+        ):  # the first `window` of them are the same for all optimizers
             more = jax.vmap(lambda k: jax.random.fold_in(k, 1))(k_train)
             more = _draw_all(starts, sizes[0] - window, more)
             train = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), train, more)
-        yield train, _draw_all(starts, sizes[1], k_eval) if guard else None
+        yield train, _draw_all(starts, sizes[1], k_eval) if sizes and sizes[1] else None
 
 
 def _draw_all(starts: Starts, number: int, keys: Keys) -> Batch:
@@ -268,7 +284,7 @@ def _curves(
     measured, fields = jax.device_get((measured, fields))
     windows = window * np.arange(1, len(fields) + 1)
     evals = windows
-    if recorder.guard:  # the same for all seeds, except for a guard that grows its window
+    if EVALS in fields[0][0]:  # of a guard: the largest of all seeds
         evals = np.max(field(EVALS), axis=0)
     at = slice(None, None, recorder.every)
     return Curves(
@@ -299,17 +315,15 @@ def _optimizer_programs(
     tx_of: Callable[[Any], Any], recorder: Recorder, *, long: bool
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """First states, and one window, of all seeds: ``init(point, params)`` and ``advance``."""
-    names = (*recorder.fields, *((EVALS,) if recorder.guard else ()))
-
-    def window_form(point: Any) -> Any:
-        return tx_of(point) if recorder.guard else windowed(tx_of(point))
 
     def init(point: Any, params: Params) -> Any:
-        return window_form(point).init(params)
+        return _on_windows(tx_of(point)).init(params)
 
     def advance(shared, params, state, task_params, train_batches, eval_batches):
-        family, point = shared
-        updates, state = window_form(point).update(
+        family, point, position = shared
+        if position is not None:
+            state = state._replace(position=position)
+        updates, state = _on_windows(tx_of(point)).update(
             None,
             state,
             params,
@@ -318,9 +332,19 @@ def _optimizer_programs(
             eval_batches=eval_batches,
         )
         params = optax.apply_updates(params, updates)
-        return params, state, {name: optax.tree.get(state, name) for name in names}
+        recorded = {name: optax.tree.get(state, name) for name in recorder.fields}
+        with contextlib.suppress(ValueError):  # no guard
+            recorded[EVALS] = guards.info(state).gradient_evals
+        return params, state, recorded
 
     return cpu.jit(jax.vmap(init, in_axes=(None, 0))), cpu.for_all(advance, long=long)
+
+
+def _on_windows(tx: Any) -> WindowForm:
+    """`tx`, called once for several mini-batches."""
+    if isinstance(tx, WindowForm):
+        return tx
+    return windowed(tx, needs_grads=not isinstance(tx, Guard))
 
 
 @partial(cpu.jit, quick=True, static_argnames="split")

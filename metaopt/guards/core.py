@@ -47,12 +47,13 @@ class Process(NamedTuple):
       start: ``(memory, work, params) -> work`` before the first mini-batch of a window.
       phases: one ``(memory, work, index, losses) -> work`` per phase, called once per mini-batch
         with the index of the mini-batch in the phase and its `Losses`.
-      lengths: ``memory -> lengths [phases]``, the mini-batches in each phase of the next window:
-        integers where they never change, else an int32 array.
+      lengths: mini-batches in each phase of a window; where they change, a function
+        ``memory -> int32 [phases]``, those of the next window.
       split: ``(num_train, num_eval) -> lengths`` of the phases, of a window of that many
         mini-batches. Raises `ValueError` where the guard takes other sizes.
       decide: ``(memory, work, params, lengths) -> (params, memory)`` after the last mini-batch.
-      point: ``(memory, work, params) -> params`` of the caller after any other mini-batch.
+      point: ``(memory, work) -> params`` of the caller after each mini-batch, also after the last
+        one, where `decide` then leaves `params` as they are. None: they change with decisions only.
       model_state: ``(memory, work) -> model_state`` that belongs to the params of the caller.
     """
 
@@ -61,10 +62,10 @@ class Process(NamedTuple):
     init: Callable[[Params, Any], tuple[Any, Any]]
     start: Callable[[Any, Any, Params], Any]
     phases: tuple[Callable[[Any, Any, Any, Losses], Any], ...]
-    lengths: Callable[[Any], Any]
+    lengths: tuple[int, ...] | Callable[[Any], jax.Array]
     split: Callable[[int, int], tuple[int, ...]]
     decide: Callable[[Any, Any, Params, Any], tuple[Params, Any]]
-    point: Callable[[Any, Any, Params], Params] = lambda memory, work, params: params
+    point: Callable[[Any, Any], Params] | None = None
     model_state: Callable[[Any, Any], Any] = lambda memory, work: None
 
 
@@ -250,6 +251,11 @@ def score(losses: Float[Array, "... C"], mask: Bool[Array, " C"], point: Params)
     """
     mean = masked_mean(losses, mask)
     return jnp.where(jnp.isfinite(mean) & all_finite(point), mean, jnp.inf)
+
+
+def choose(index: Int[Array, ""], candidates: Sequence[Any]) -> Any:
+    """Returns the candidate of an index, as `select`; a single one is returned as it is."""
+    return select(index - 1, candidates[1:], candidates[0])
 
 
 def select(winner: Int[Array, ""], candidates: Sequence[Any], default: Any) -> Any:

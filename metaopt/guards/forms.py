@@ -60,6 +60,22 @@ def model_state(state: Any) -> Any:
     return found[0].model_state
 
 
+def info(state: Any) -> GuardInfo:
+    """Returns the diagnostics of a guard: of the outermost one, where guards are nested.
+
+    Args:
+      state: state of a guard, or any optimizer state that contains one.
+
+    Raises:
+      ValueError: when `state` contains no guard.
+    """
+    has_info = lambda node: isinstance(getattr(node, "info", None), GuardInfo)
+    found = [n for n in jax.tree.leaves(state, is_leaf=has_info) if has_info(n)]
+    if not found:
+        raise ValueError(f"info: the state contains no guard, got {type(state).__name__}.")
+    return found[0].info
+
+
 class Guard(optax.GradientTransformationExtraArgs):
     """An optax transformation that decides between optimizers.
 
@@ -78,6 +94,14 @@ class Guard(optax.GradientTransformationExtraArgs):
     def process(self) -> Process | None:
         """The description of the guard, or None where each step decides on its own."""
         return getattr(getattr(self.update, "__self__", None), "process", None)
+
+    @property
+    def period(self) -> int | None:
+        """Mini-batches from one decision to the next, or None where their number changes."""
+        if self.process is None:
+            return 1
+        lengths = self.process.lengths
+        return None if callable(lengths) else sum(lengths)
 
     @property
     def window(self) -> tuple[int, int]:
@@ -126,23 +150,33 @@ class _Stream:
         losses = losses_of(process.name, value_fn, eval_fn, state.model_state)
         started = process.start(memory, state.work.value, params)
         is_first = state.position == 0
-        work = optax.tree.where(is_first, _cast_like(state.work.value, started), state.work.value)
+        work = jax.tree.map(
+            lambda new, old: old if new is old else jnp.where(is_first, new, old),
+            _cast_like(state.work.value, started),
+            state.work.value,
+        )
 
-        lengths = process.lengths(memory)
+        lengths = process.lengths(memory) if callable(process.lengths) else process.lengths
         if len(process.phases) == 1:  # no branch, in which XLA for CPUs has slower convolutions
             work = _cast_like(work, process.phases[0](memory, work, state.position, losses))
         else:
             work = _run_phase(process, memory, work, state.position, losses, lengths)
 
-        def decide():
-            return _cast_like((params, memory), process.decide(memory, work, params, lengths))
-
-        def wait():
-            return _cast_like((params, memory), (process.point(memory, work, params), memory))
-
         position = state.position + 1
         is_full = position == sum(lengths)
-        new_params, memory = jax.lax.cond(is_full, decide, wait)
+        if process.point is None:
+            new_params, memory = jax.lax.cond(
+                is_full,
+                lambda: _cast_like((params, memory), process.decide(memory, work, params, lengths)),
+                lambda: (params, memory),
+            )
+        else:
+            memory = jax.lax.cond(
+                is_full,
+                lambda: _cast_like(memory, process.decide(memory, work, params, lengths)[1]),
+                lambda: memory,
+            )
+            new_params = process.point(memory, work)
         new_state = _state(process, memory, work, jnp.where(is_full, 0, position))
         return _difference(new_params, params), new_state
 
@@ -226,6 +260,8 @@ def _windows_of(process: Process) -> WindowForm:
         new_params, memory = _cast_like(
             (params, memory), process.decide(memory, work, params, lengths)
         )
+        if process.point is not None:
+            new_params = process.point(memory, work)
         new_state = _state(process, memory, work, 0)
         if carried is None:
             new_state = new_state._replace(work=None)
@@ -357,4 +393,8 @@ def _difference(new_params: Params, params: Params) -> Any:
 
 def _cast_like(example: Any, tree: Any) -> Any:
     """Casts `tree` to the dtypes of `example`, weak types included, as branches must agree."""
-    return jax.tree.map(lambda e, t: jnp.asarray(t).astype(jnp.asarray(e).dtype), example, tree)
+
+    def of_leaf(example, leaf):
+        return leaf if leaf is example else jnp.asarray(leaf).astype(jnp.asarray(example).dtype)
+
+    return jax.tree.map(of_leaf, example, tree)

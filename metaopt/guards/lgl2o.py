@@ -352,16 +352,14 @@ def lgl2o(
             info=info,
         )
 
-    def lengths_of(state: Accepted):
-        if adaptive is not None:
-            return jnp.stack([state.info.n_t, state.info.n_c])
-        return (n_t, n_c) if n_c else (n_t,)
-
     def split(num_train: int, num_eval: int):
         scale = min(max(num_train // n_t, 1), max_scale)
         check_lengths("lgl2o", (num_train, num_eval), (scale * n_t, scale * n_c))
         return (num_train, num_eval) if n_c else (num_train,)
 
+    lengths: Any = (n_t, n_c) if n_c else (n_t,)
+    if adaptive is not None:
+        lengths = lambda accepted: jnp.stack([accepted.info.n_t, accepted.info.n_c])
     return guard_of(
         Process(
             name="lgl2o",
@@ -369,7 +367,7 @@ def lgl2o(
             init=init_fn,
             start=start,
             phases=(train, validate) if n_c else (train,),
-            lengths=lengths_of,
+            lengths=lengths,
             split=split,
             decide=decide,
             model_state=lambda accepted, work: accepted.model_state,

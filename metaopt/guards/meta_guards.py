@@ -533,7 +533,7 @@ def _process(setup: Setup, theta: Theta) -> Process:
         init=init,
         start=start,
         phases=(explore, propose, evaluate, validate),
-        lengths=lambda state: lengths,
+        lengths=lengths,
         split=split,
         decide=decide,
     )

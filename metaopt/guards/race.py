@@ -13,14 +13,13 @@ from metaopt.guards.core import (
     Losses,
     Process,
     advance_counts,
-    became_nonfinite,
     check_lengths,
     check_sizes,
+    choose,
     init_info,
     inner_transformation,
     keep_counts,
     record_decision,
-    select,
 )
 from metaopt.guards.forms import Guard, guard_of
 from metaopt.guards.runners import Runner, advance_if_finite, start
@@ -40,6 +39,7 @@ class Standing(NamedTuple):
       missed: int32 ``[]``, mini-batches since the challenger was retired.
       restart: bool ``[]``, whether the challenger goes on from the best fallback's point at the
         next mini-batch.
+      spoilt: bool ``[]``, whether the challenger was retired because it was not finite.
       info: diagnostics. The candidates are the runners; `winner` is the leader.
     """
 
@@ -51,6 +51,7 @@ class Standing(NamedTuple):
     pause: Int[Array, ""]
     missed: Int[Array, ""]
     restart: Bool[Array, ""]
+    spoilt: Bool[Array, ""]
     info: GuardInfo
 
 
@@ -118,9 +119,9 @@ def race(
       patience: lost windows in a row after which the challenger is retired.
       pause: windows that it waits at first; 0 starts it again at once, every time.
       max_pause: the longest wait.
-      memory: state of the challenger when it starts again: "carry" goes on with the old one,
-        "reset" starts afresh. Step counts (fields named ``count``, except next to moments ``mu``)
-        are those of the run in both cases.
+      memory: state of the challenger when it starts again: "carry" goes on with the old one
+        unless it was not finite, "reset" starts afresh. Step counts (fields named ``count``,
+        except next to moments ``mu``) are those of the run in both cases.
 
     Returns:
       A `Guard`. With k fallbacks a mini-batch costs k gradients, and one more while the challenger
@@ -171,6 +172,7 @@ def race(
             pause=integer(pause),
             missed=integer(0),
             restart=jnp.array(False),
+            spoilt=jnp.array(False),
             info=init_info(num_runners, n_t=n_t, n_c=n_c),
         )
         runners = Runners(
@@ -194,17 +196,13 @@ def race(
 
     def from_best_fallback(standing: Standing, work: Runners) -> Runner:
         """The challenger at the start of a new run."""
-        best = standing.best - 1
         challenger, rest = work.runners[0], work.runners[1:]
-        params = select(best, [runner.params for runner in rest], rest[0].params)
-        model_state = select(best, [runner.model_state for runner in rest], rest[0].model_state)
-        first_state = challenger_tx.init(params)
-        state = advance_counts(challenger.state, standing.missed)
-        if memory == "reset":
-            state = keep_counts(first_state, state)
-        else:
-            spoilt = became_nonfinite(first_state, state)
-            state = optax.tree.where(spoilt, keep_counts(first_state, state), state)
+        params = choose(standing.best - 1, [runner.params for runner in rest])
+        model_state = choose(standing.best - 1, [runner.model_state for runner in rest])
+        old_state = advance_counts(challenger.state, standing.missed)
+        state = keep_counts(challenger_tx.init(params), old_state)
+        if memory == "carry":
+            state = optax.tree.where(standing.spoilt, state, old_state)
         return Runner(params, state, model_state)
 
     def train(standing: Standing, work: Runners, index, losses: Losses):
@@ -260,17 +258,14 @@ def race(
         """The leader of the last decision, unless it is a challenger that has broken since."""
         return jnp.where(work.broken & (standing.leader == 0), standing.best, standing.leader)
 
-    def point(standing: Standing, work: Runners, params):
-        del params
-        points = [runner.params for runner in work.runners]
-        return select(leader_now(standing, work), points, points[1])
+    def point(standing: Standing, work: Runners):
+        return choose(leader_now(standing, work), [runner.params for runner in work.runners])
 
     def model_state(standing: Standing, work: Runners):
-        states = [runner.model_state for runner in work.runners]
-        return select(leader_now(standing, work), states, states[1])
+        return choose(leader_now(standing, work), [runner.model_state for runner in work.runners])
 
     def decide(standing: Standing, work: Runners, params, lengths):
-        del params, lengths
+        del lengths
         runs = standing.waiting == 0
         losses = jnp.where(work.count > 0, work.sums / jnp.maximum(work.count, 1), jnp.inf)
         losses = losses.at[0].set(jnp.where(runs & ~work.broken, losses[0], jnp.inf))
@@ -310,11 +305,11 @@ def race(
             pause=jnp.where(retired, jnp.minimum(2 * standing.pause, max_pause), standing.pause),
             missed=jnp.where(runs, 0, standing.missed + n_t),
             restart=returns,
+            spoilt=jnp.where(retired, work.broken, standing.spoilt),
             info=info,
         )
         new_standing = jax.tree.map(lambda o, n: n.astype(o.dtype), standing, new_standing)
-        points = [runner.params for runner in work.runners]
-        return select(leader, points, points[1]), new_standing
+        return params, new_standing
 
     def split(num_train: int, num_eval: int):
         check_lengths("race", (num_train, num_eval), (n_t, n_c))
@@ -327,7 +322,7 @@ def race(
             init=init_fn,
             start=start_window,
             phases=(train, validate) if n_c else (train,),
-            lengths=lambda standing: (n_t, n_c) if n_c else (n_t,),
+            lengths=(n_t, n_c) if n_c else (n_t,),
             split=split,
             decide=decide,
             point=point,

@@ -44,7 +44,7 @@ class EvaluateJob:
       seeds: runs per optimizer and task.
       tuning_seeds: runs per point of a baseline's grid.
       num_steps: steps per run, instead of the suite's.
-      window: steps per window of guards, and mini-batches they decide on.
+      window: training mini-batches per window of guards, and validation ones where they take them.
       workers: processes that share the tasks of the suite.
       out: folder of the records; what is already there is not run again.
       overwrite: run everything again.
@@ -106,6 +106,7 @@ def evaluate_suite(job: EvaluateJob) -> Path:
         "format": FORMAT,
         "job": json.loads(json.dumps(settings, default=str)),
         "tasks": tasks,
+        "guards": "on the stream",  # of mini-batches; older records gave them additional ones
     }
     if job.overwrite and job.out.exists():
         shutil.rmtree(job.out)
