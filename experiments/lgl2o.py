@@ -274,7 +274,9 @@ def streaming_guards(learned: Sequence[Learned], tuned: TunedBaselines) -> list[
         return lambda learned, fallback: guards.lgl2o(learned, fallback, n_t=size, n_c=size)
 
     def race(learned: Any, fallback: Any) -> guards.Guard:
-        return guards.race(learned, fallback, n_t=10, n_c=10, smoothing=0, patience=1, pause=0)
+        return guards.race(
+            learned, fallback, n_t=10, n_c=10, smoothing=0, margin=0, patience=1, pause=0
+        )
 
     def growing(rule: Any) -> Callable[[Any, Any], Any]:
         adaptive = guards.Adaptive(rule=rule, cap=160)

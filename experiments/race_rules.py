@@ -51,6 +51,9 @@ RULES: dict[str, dict[str, Any]] = {
     "default": {},
     "smoothing 0": {"smoothing": 0.0},
     "smoothing 0.8": {"smoothing": 0.8},
+    "margin 0": {"margin": 0.0},
+    "margin 1": {"margin": 1.0},
+    "margin 4": {"margin": 4.0},
     "patience 1": {"patience": 1},
     "patience 6": {"patience": 6},
     "pause 1": {"pause": 1},
@@ -66,7 +69,7 @@ RULES: dict[str, dict[str, Any]] = {
         "max_pause": 640,
     },
     "judged on the next": {"n_t": 8, "n_c": 2},
-    "old form": {"n_t": 10, "n_c": 10, "smoothing": 0.0, "patience": 1, "pause": 0},
+    "old form": {"n_t": 10, "n_c": 10, "smoothing": 0, "margin": 0, "patience": 1, "pause": 0},
 }
 
 

@@ -73,7 +73,9 @@ GUARDS: dict[str, Callable[[Learned, Any, int, int], guards.Guard]] = {
 
 def paper_race(learned: Learned, fallback: Any, k: int, n: int) -> guards.Guard:
     """The race in comparisons with papers: validation mini-batches, restart at each loss."""
-    return guards.race(learned.make(k), fallback, n_t=n, n_c=n, smoothing=0, patience=1, pause=0)
+    return guards.race(
+        learned.make(k), fallback, n_t=n, n_c=n, smoothing=0, margin=0, patience=1, pause=0
+    )
 
 
 WITHOUT_FALLBACK = ("smg", "amg")  # their fallback is a descent step in params and theta

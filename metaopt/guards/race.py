@@ -33,6 +33,8 @@ class Standing(NamedTuple):
       best: int32 ``[]``, the fallback with the lowest smoothed loss, 1 or more.
       smoothed: float ``[k + 1]``, moving average of each runner's window means; +inf before the
         first decision.
+      variance: float ``[k]``, of the difference of `smoothed` between the challenger and each
+        fallback, estimated from the differences on single mini-batches.
       lost: int32 ``[]``, windows in a row that the challenger has lost.
       waiting: int32 ``[]``, windows until a retired challenger starts again; 0 while it runs.
       pause: int32 ``[]``, windows that the challenger will wait when it is retired next.
@@ -46,6 +48,7 @@ class Standing(NamedTuple):
     leader: Int[Array, ""]
     best: Int[Array, ""]
     smoothed: Float[Array, " runners"]
+    variance: Float[Array, " fallbacks"]
     lost: Int[Array, ""]
     waiting: Int[Array, ""]
     pause: Int[Array, ""]
@@ -61,6 +64,8 @@ class Runners(NamedTuple):
     Attributes:
       runners: the challenger, then the fallbacks.
       sums: float ``[k + 1]``, sum of each runner's losses.
+      squares: float ``[k]``, sum of the squared differences of the challenger's loss and each
+        fallback's.
       count: int32 ``[]``, mini-batches in `sums`. Those on which no loss was finite are left out.
       value: float ``[]``, loss of the leader on the last mini-batch, before its step on it.
       broken: bool ``[]``, whether the challenger's loss or step was not finite where a fallback's
@@ -70,6 +75,7 @@ class Runners(NamedTuple):
 
     runners: tuple[Runner, ...]
     sums: Float[Array, " runners"]
+    squares: Float[Array, " fallbacks"]
     count: Int[Array, ""]
     value: Float[Array, ""]
     broken: Bool[Array, ""]
@@ -82,6 +88,7 @@ def race(
     n_t: int = 10,
     n_c: int = 0,
     smoothing: float = 0.5,
+    margin: float = 2.0,
     patience: int = 3,
     pause: int = 4,
     max_pause: int = 64,
@@ -95,10 +102,11 @@ def race(
     .. math:: \ell^i_t = f(z^i_t; B_t), \quad z^i_{t+1} = \text{step}_i(z^i_t; B_t), \quad
        \text{leader} = \arg\min_i \; \text{smoothed mean of } \ell^i
 
-    After each window of `n_t` mini-batches, the runner with the lowest smoothed loss is the
-    leader; a tie goes to a fallback. A challenger that is not ahead for `patience` windows in a row
-    is retired, and then costs nothing. It starts again from the leader's point after `pause`
-    windows, the next time after twice as many, and so on.
+    After each window of `n_t` mini-batches the leader is chosen anew. The challenger takes the lead
+    when its smoothed loss is below that of the best fallback by `margin` standard errors of their
+    difference, and keeps it while its loss is the lower one. A challenger that has not had the
+    lead for `patience` windows in a row is retired, and then costs nothing. It starts again from
+    the leader's point after `pause` windows, the next time after twice as many, and so on.
 
     Nothing that the challenger does reaches a fallback: its params and state are, bit for bit,
     those of the run without a guard on the same mini-batches (docs/guards/race.md has the theorem).
@@ -116,7 +124,9 @@ def race(
         on these (of `eval_fn`, if it is given) decide instead of the training losses.
       smoothing: in [0, 1), weight of the past in the moving average of window means. 0 decides on
         the last window alone.
-      patience: lost windows in a row after which the challenger is retired.
+      margin: standard errors by which the challenger must be ahead to take the lead. 0 decides by
+        the means alone.
+      patience: windows in a row without the lead after which the challenger is retired.
       pause: windows that it waits at first; 0 starts it again at once, every time.
       max_pause: the longest wait.
       memory: state of the challenger when it starts again: "carry" goes on with the old one
@@ -148,6 +158,7 @@ def race(
     if not fallbacks:
         raise ValueError("race: give at least one fallback: race(learned, fallback).")
     check_number("race: smoothing", smoothing, least=0, below=1)
+    check_number("race: margin", margin, least=0)
     check_integer("race: patience", patience, 1)
     check_integer("race: pause", pause, 0)
     check_integer("race: max_pause", max_pause, pause)
@@ -167,6 +178,7 @@ def race(
             leader=integer(1),
             best=integer(1),
             smoothed=jnp.full(num_runners, jnp.inf, dtype),
+            variance=jnp.zeros(num_runners - 1, dtype),
             lost=integer(0),
             waiting=integer(0),
             pause=integer(pause),
@@ -178,6 +190,7 @@ def race(
         runners = Runners(
             runners=tuple(start(tx, params, model_state) for tx in (challenger_tx, *fallback_txs)),
             sums=jnp.zeros(num_runners, dtype),
+            squares=jnp.zeros(num_runners - 1, dtype),
             count=integer(0),
             value=jnp.zeros([], dtype),
             broken=jnp.array(False),
@@ -189,6 +202,7 @@ def race(
         del standing, params
         return work._replace(
             sums=jnp.zeros_like(work.sums),
+            squares=jnp.zeros_like(work.squares),
             count=jnp.zeros_like(work.count),
             broken=jnp.array(False),
             skipped=jnp.zeros_like(work.skipped),
@@ -251,8 +265,13 @@ def race(
     def add_losses(work: Runners, values: jax.Array) -> Runners:
         is_finite = jnp.isfinite(values)
         usable = jnp.any(is_finite)
+        differences = jnp.where(is_finite[0] & is_finite[1:], values[0] - values[1:], 0.0)
         values = jnp.where(usable, jnp.where(is_finite, values, jnp.inf), 0.0)
-        return work._replace(sums=work.sums + values, count=work.count + usable)
+        return work._replace(
+            sums=work.sums + values,
+            squares=work.squares + jnp.square(differences),
+            count=work.count + usable,
+        )
 
     def leader_now(standing: Standing, work: Runners):
         """The leader of the last decision, unless it is a challenger that has broken since."""
@@ -267,7 +286,8 @@ def race(
     def decide(standing: Standing, work: Runners, params, lengths):
         del lengths
         runs = standing.waiting == 0
-        losses = jnp.where(work.count > 0, work.sums / jnp.maximum(work.count, 1), jnp.inf)
+        count = jnp.maximum(work.count, 1)
+        losses = jnp.where(work.count > 0, work.sums / count, jnp.inf)
         losses = losses.at[0].set(jnp.where(runs & ~work.broken, losses[0], jnp.inf))
         # An average that is not finite starts again from the next mean.
         has_past = jnp.isfinite(standing.smoothed)
@@ -275,7 +295,15 @@ def race(
         averaged = smoothing * past + (1 - smoothing) * losses
         smoothed = jnp.where(has_past, averaged, losses)
         best = 1 + jnp.argmin(smoothed[1:])
-        is_ahead = smoothed[0] < smoothed[best]
+
+        # Squared standard errors of the differences of means: of this window, and smoothed.
+        difference = jnp.where(jnp.isfinite(losses[0]), losses[0] - losses[1:], 0.0)
+        spread = jnp.maximum(work.squares / count - jnp.square(difference), 0.0)
+        error = spread / jnp.maximum(count - 1, 1)
+        averaged = smoothing**2 * standing.variance + (1 - smoothing) ** 2 * error
+        variance = jnp.where(has_past[0], averaged, error)
+        lead = jnp.where(standing.leader == 0, 0.0, margin * jnp.sqrt(variance[best - 1]))
+        is_ahead = smoothed[0] < smoothed[best] - lead
 
         lost = jnp.where(is_ahead, 0, standing.lost + 1)
         retired = runs & ((lost >= patience) | work.broken)
@@ -283,6 +311,7 @@ def race(
         returns = (waiting == 0) & ~(runs & ~retired)
         # A challenger that starts again has no lead and no arrears.
         smoothed = smoothed.at[0].set(jnp.where(returns, smoothed[best], smoothed[0]))
+        variance = jnp.where(returns, 0.0, variance)
         leader = jnp.where(is_ahead, 0, best)
 
         nothing_finite = ~jnp.any(jnp.isfinite(losses))
@@ -300,6 +329,7 @@ def race(
             leader=leader,
             best=best,
             smoothed=smoothed,
+            variance=variance,
             lost=jnp.where(retired | returns, 0, lost),
             waiting=waiting,
             pause=jnp.where(retired, jnp.minimum(2 * standing.pause, max_pause), standing.pause),
