@@ -9,7 +9,7 @@ from rich.console import Console
 
 from metaopt.evaluation.records import write_json
 
-BENCHMARKS = ("step", "guards", "meta")
+BENCHMARKS = ("step", "guards", "windows", "meta")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

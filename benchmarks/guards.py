@@ -1,15 +1,12 @@
-"""Time of one window of a guard, as a multiple of the time of the parts it consists of.
+"""Time, compilation and memory of a guarded training step, over those of the step without a guard.
 
-Measured: one jitted window of each guard (n_t training and n_c held-out mini-batches).
-Reference: its parts (unrolls, losses, gradients), each compiled alone; their times are summed. A
-round times everything once, and ratios are formed within rounds.
+Measured: a jitted training step with `optax.adamw`, and the same step with
+``race(challenger, optax.adamw)``, while both runners run and while the challenger is retired. A
+round times everything, and ratios are formed within rounds. The compilation of the guarded step is
+compared with the sum of the compilations of its two sides' steps. Networks use Flax's own layers;
+that with batch norm carries its running statistics as model state.
 
-A window may cost less than the sum. Its unrolls do not depend on one another, so XLA runs them side
-by side where threads are idle; parts that are timed one after the other cannot have that. The
-second reference shows the difference: the same parts in one program, without a decision. What a
-window takes beyond this program is the cost of the guard.
-
-    python -m benchmarks guards [--out FILE]     # a few minutes on 2 cores
+    python -m benchmarks guards [--out FILE]     # some minutes on 2 cores
 """
 
 import os
@@ -24,282 +21,305 @@ import numpy as np
 import optax
 from rich.table import Table
 
+import metaopt
 from benchmarks.workload import images
-from metaopt import guards
-from metaopt.core.rollouts import mean_loss, unroll
-from metaopt.core.types import Batch, LearnedOptimizer, Params, Task, Theta
-from metaopt.optimizers import lstm, sgd
-from metaopt.tasks import classification
-from metaopt.tasks.networks import CNN, MLP
+from metaopt import guards, optimizers
+from metaopt.core.trees import nbytes
+from metaopt.core.types import Batch, Params
+from metaopt.tasks import catalog
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "MLP-20": lambda: MLP((20, 10), nn.sigmoid),
-    "CNN-3": lambda: CNN(10),
+ALWAYS = 10**6  # windows: longer than any run here
+
+
+class ConvNet(nn.Module):
+    """Three convolutions of stride 2 and a read-out."""
+
+    @nn.compact
+    def __call__(self, x):
+        for channels in (16, 32, 64):
+            x = nn.relu(nn.Conv(channels, (3, 3), strides=(2, 2))(x))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+class BatchNormResNet(nn.Module):
+    """A stem and three stages of two residual blocks, with batch norm."""
+
+    @nn.compact
+    def __call__(self, x):
+        def conv(x, channels, stride=1):
+            x = nn.Conv(channels, (3, 3), strides=(stride, stride), use_bias=False)(x)
+            return nn.BatchNorm(use_running_average=False)(x)
+
+        x = nn.relu(conv(x, 8, 2))
+        for channels, stride in ((8, 1), (8, 1), (16, 2), (16, 1), (32, 2), (32, 1)):
+            y = conv(nn.relu(conv(x, channels, stride)), channels)
+            if y.shape != x.shape:
+                x = conv(x, channels, stride)
+            x = nn.relu(x + y)
+        return nn.Dense(10)(jnp.mean(x, axis=(1, 2)))
+
+
+class Dense(nn.Module):
+    """Two layers of 128 units and a read-out."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.reshape(len(x), -1)
+        for _ in range(2):
+            x = nn.relu(nn.Dense(128)(x))
+        return nn.Dense(10)(x)
+
+
+class Problem(NamedTuple):
+    """What is trained.
+
+    Attributes:
+      params: initial params.
+      model_state: initial running statistics, or None.
+      batch: a mini-batch.
+      loss: ``(params, model_state, batch) -> (loss, model_state)``.
+    """
+
+    params: Params
+    model_state: Any
+    batch: Batch
+    loss: Callable[[Params, Any, Batch], tuple[jax.Array, Any]]
+
+
+def image_problem(net: nn.Module, batch_size: int) -> Problem:
+    """Classification of digits at 28x28."""
+    examples = images().splits["train"]
+    x = jnp.asarray(examples["x"][:batch_size], jnp.float32) / 16
+    y = jnp.asarray(examples["y"][:batch_size])
+    variables = net.init(jax.random.key(0), x)
+    statistics = variables.get("batch_stats")
+
+    def loss(params, model_state, batch):
+        logits: Any
+        given: Any = {"params": params}
+        if model_state is None:
+            logits, new_state = net.apply(given, batch["x"]), None
+        else:
+            given["batch_stats"] = model_state
+            logits, changed = net.apply(given, batch["x"], mutable=["batch_stats"])
+            new_state = changed["batch_stats"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+        return jnp.mean(losses), new_state
+
+    return Problem(variables["params"], statistics, {"x": x, "y": y}, loss)
+
+
+def text_problem() -> Problem:
+    """A small transformer on text."""
+    task: Any = catalog.build("python-text")
+    batch = task.sample(jax.random.key(1), ())
+    loss = lambda params, model_state, batch: (task.loss(params, batch), model_state)
+    return Problem(task.init(jax.random.key(0)), None, batch, loss)
+
+
+PROBLEMS: dict[str, Callable[[int], Problem]] = {
+    "dense": lambda batch_size: image_problem(Dense(), batch_size),
+    "conv": lambda batch_size: image_problem(ConvNet(), batch_size),
+    "resnet": lambda batch_size: image_problem(BatchNormResNet(), batch_size),
+    "transformer": lambda batch_size: text_problem(),
 }
-# What a window consists of: the name of a part (see `_parts`), and how often it occurs.
-IDEALS: dict[str, dict[str, int]] = {
-    "lgl2o": {"learned": 1, "fallback": 1, "losses": 2},
-    "race": {"learned": 1, "fallback": 1, "losses": 2},
-    "gl2o": {"learned": 1, "fallback": 1},
-    "smg": {"meta_gradient": 1, "adapted": 2, "losses": 2},
-    "amg": {"meta_gradient": 1, "adapted": 1, "losses": 4, "gradient": 1},
+
+
+def _l3rs(params: Params) -> Any:
+    optimizer = optimizers.l3rs(variant="none")
+    return optimizer.apply(optimizer.init(jax.random.key(2), params), num_steps=1000)
+
+
+def _velo(params: Params) -> Any:
+    del params
+    export = metaopt.load("velo-small")
+    return export.optimizer.apply(export.theta, num_steps=1000)
+
+
+CHALLENGERS: dict[str, Callable[[Params], Any]] = {
+    "AdamW": lambda params: optax.adamw(2e-3),
+    "L3RS": _l3rs,
+    "VeLO": _velo,
 }
+# (problem, challenger)
+PAIRS = (
+    ("dense", "AdamW"),
+    ("conv", "AdamW"),
+    ("resnet", "AdamW"),
+    ("resnet", "L3RS"),
+    ("resnet", "VeLO"),
+    ("transformer", "AdamW"),
+)
+
+
+class Step(NamedTuple):
+    """A compiled training step with the arguments of its next call.
+
+    Attributes:
+      compiled: ``(params, state, model_state) -> (params, state, model_state)``.
+      carry: its arguments.
+      compile_seconds: computing time of its compilation.
+      temporaries: bytes of its temporary buffers.
+    """
+
+    compiled: Callable[..., Any]
+    carry: Any
+    compile_seconds: float
+    temporaries: int
+
+    def run(self, number: int) -> tuple["Step", float]:
+        """Takes a number of steps; returns the seconds of one."""
+        carry, started = self.carry, time.perf_counter()
+        for _ in range(number):
+            carry = self.compiled(*carry)
+        jax.block_until_ready(carry)
+        return self._replace(carry=carry), (time.perf_counter() - started) / number
+
+
+def compiled_step(step: Callable[..., Any], *carry: Any) -> Step:
+    """Compiles a step."""
+    started = time.process_time()
+    compiled = jax.jit(step).lower(*carry).compile()
+    seconds = time.process_time() - started
+    used: Any = compiled.memory_analysis()
+    return Step(compiled, carry, seconds, used.temp_size_in_bytes)
+
+
+def plain_step(problem: Problem, tx: Any) -> Step:
+    """The step that users write without a guard."""
+    tx = optax.with_extra_args_support(tx)
+
+    def step(params, state, model_state):
+        (value, model_state), grads = jax.value_and_grad(problem.loss, has_aux=True)(
+            params, model_state, problem.batch
+        )
+        updates, state = tx.update(grads, state, params, value=value)
+        return optax.apply_updates(params, updates), state, model_state
+
+    return compiled_step(step, problem.params, tx.init(problem.params), problem.model_state)
+
+
+def guarded_step(problem: Problem, tx: Any) -> Step:
+    """The step that users write with a guard."""
+
+    def value_fn(params, *model_state):
+        given = model_state[0] if model_state else None
+        loss, new_state = problem.loss(params, given, problem.batch)
+        return (loss, new_state) if model_state else loss
+
+    def step(params, state, model_state):
+        updates, state = tx.update(None, state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state, model_state
+
+    state = tx.init(problem.params, problem.model_state)
+    return compiled_step(step, problem.params, state, None)
 
 
 def run(
     *,
-    repeats: int = 7,
-    n_t: int = 10,
-    n_c: int = 10,
+    repeats: int = 9,
+    steps: int = 10,
     batch_size: int = 128,
-    networks: Sequence[str] = tuple(NETWORKS),
-    hidden: int = 20,
+    pairs: Sequence[tuple[str, str]] = PAIRS,
 ) -> dict[str, Any]:
-    """Measures one window of every guard and, interleaved with it, each of its parts alone.
+    """Measures guarded steps.
 
     Args:
       repeats: rounds; a round times everything once.
-      n_t: training mini-batches of a window; 10 in the papers.
-      n_c: held-out mini-batches of a window; 10 in the papers.
-      batch_size: images per mini-batch; 128 in the papers.
-      networks: names in `NETWORKS`.
-      hidden: units of the LSTM optimizer.
+      steps: steps that are timed together.
+      batch_size: images of a mini-batch.
+      pairs: names in `PROBLEMS` and in `CHALLENGERS`.
 
     Returns:
-      ``{"device", "threads", "n_t", "n_c", "batch_size", "data", "repeats", "rows"}``; a row has
-      "network", "params", "guard", "window_ms", "ideal_ms" (sum of its parts), "ratio" (of both),
-      "together_ms" (its parts in one program), "overhead" (window over that) and "parts_ms".
+      ``{"device", "threads", "batch_size", "repeats", "rows"}``; a row has "network",
+      "challenger", "tensors", "params", "step_ms" (without a guard), "running" and "retired"
+      (guarded over unguarded time), "parts" (guarded time over that of both sides' steps),
+      "compile" (over both sides' compilations), "state" (its bytes over those of both runners'
+      params and states) and "temporaries" (over those of the step without a guard).
     """
-    data = images()
-    rows = []
-    for network in networks:
-        task = classification(NETWORKS[network](), data, batch_size=batch_size)
-        problem = _problem(task, lstm(hidden), n_t=n_t, n_c=n_c)
-        rows += _network_rows(network, problem, repeats)
     device = jax.devices()[0]
     return {
         "device": f"{device.platform}: {device.device_kind}",
         "threads": os.cpu_count(),
-        "n_t": n_t,
-        "n_c": n_c,
         "batch_size": batch_size,
-        "data": data.name,
         "repeats": repeats,
-        "rows": rows,
+        "rows": [_row(*pair, repeats, steps, batch_size) for pair in pairs],
+    }
+
+
+def _row(network: str, name: str, repeats: int, steps: int, batch_size: int) -> dict[str, Any]:
+    problem = PROBLEMS[network](batch_size)
+    fallback, challenger = optax.adamw(1e-3), CHALLENGERS[name](problem.params)
+    running = guards.race(challenger, fallback, patience=ALWAYS)
+    retired = guards.race(
+        optax.scale(1.0), fallback, n_t=1, patience=1, pause=ALWAYS, max_pause=ALWAYS
+    )
+    contenders = {
+        "plain": plain_step(problem, fallback),
+        "side": plain_step(problem, challenger),
+        "running": guarded_step(problem, running),
+        "retired": guarded_step(problem, retired),
+    }
+    seconds: dict[str, list[float]] = {contender: [] for contender in contenders}
+    for repeat in range(-1, repeats):
+        for contender, step in contenders.items():
+            contenders[contender], taken = step.run(steps)
+            if repeat >= 0:  # the first round warms up, and retires the challenger
+                seconds[contender].append(taken)
+    times = {contender: np.array(taken) for contender, taken in seconds.items()}
+    ratio = lambda a, b: float(np.median(times[a] / b))
+    compilation = {contender: step.compile_seconds for contender, step in contenders.items()}
+    one = (problem.params, problem.model_state)
+    runners = [
+        *(one, one),
+        *(jax.eval_shape(tx.init, problem.params) for tx in (challenger, fallback)),
+    ]
+    return {
+        "network": network,
+        "challenger": name,
+        "tensors": len(jax.tree.leaves(problem.params)),
+        "params": int(optax.tree.size(problem.params)),
+        "step_ms": 1e3 * float(np.median(times["plain"])),
+        "running": ratio("running", times["plain"]),
+        "retired": ratio("retired", times["plain"]),
+        "parts": ratio("running", times["plain"] + times["side"]),
+        "compile_s": compilation["running"],
+        "compile": compilation["running"] / (compilation["plain"] + compilation["side"]),
+        "state": nbytes(contenders["running"].carry[1]) / nbytes(runners),
+        "temporaries": contenders["running"].temporaries / contenders["plain"].temporaries,
     }
 
 
 def table(record: dict[str, Any]) -> Table:
     """Renders a record of `run`."""
     table = Table(
-        title=f"One window (n_t {record['n_t']}, n_c {record['n_c']}, batch {record['batch_size']}"
-        f", {record['data']}) on {record['device']}, {record['threads']} threads"
+        title=f"race(challenger, AdamW) over AdamW, batch {record['batch_size']}, on "
+        f"{record['device']}, {record['threads']} threads"
     )
-    table.add_column("network")
-    table.add_column("parameters", justify="right")
-    table.add_column("guard")
-    for column in ("window ms", "sum of parts ms", "ratio", "over one program"):
+    table.add_column("network, challenger")
+    for column in (
+        "tensors",
+        "step ms",
+        "both run",
+        "retired",
+        "over both sides",
+        "compile s",
+        "over both sides",
+        "state",
+        "temporaries",
+    ):
         table.add_column(column, justify="right")
     for row in record["rows"]:
         table.add_row(
-            row["network"],
-            f"{row['params']:,}",
-            row["guard"],
-            f"{row['window_ms']:.1f}",
-            f"{row['ideal_ms']:.1f}",
-            f"{row['ratio']:.2f}",
-            f"{row['overhead']:.2f}",
+            f"{row['network']}, {row['challenger']}",
+            str(row["tensors"]),
+            f"{row['step_ms']:.1f}",
+            f"{row['running']:.2f}",
+            f"{row['retired']:.2f}",
+            f"{row['parts']:.2f}",
+            f"{row['compile_s']:.1f}",
+            f"{row['compile']:.2f}",
+            f"{row['state']:.2f}",
+            f"{row['temporaries']:.2f}",
         )
     return table
-
-
-class _Problem(NamedTuple):
-    """What the windows and their parts have in common.
-
-    Attributes:
-      task: the optimizee.
-      learned: the learned optimizer.
-      theta: its meta-parameters, untrained.
-      params: where a window starts.
-      train: ``2 n_t + 1`` training mini-batches.
-      held_out: ``n_c`` mini-batches.
-      n_t: steps of a window.
-      n_c: mini-batches on which a guard compares.
-    """
-
-    task: Task
-    learned: LearnedOptimizer
-    theta: Theta
-    params: Params
-    train: Batch
-    held_out: Batch
-    n_t: int
-    n_c: int
-
-    def first(self, count: int) -> Batch:
-        """The first `count` training mini-batches."""
-        return jax.tree.map(lambda leaf: leaf[:count], self.train)
-
-
-class _Part(NamedTuple):
-    """A jitted function and the arguments that it is timed with."""
-
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-
-    def __call__(self) -> Any:
-        return self.fn(*self.args)
-
-
-def _problem(task: Task, learned: LearnedOptimizer, *, n_t: int, n_c: int) -> _Problem:
-    k_params, k_theta, k_train, k_held_out = jax.random.split(jax.random.key(0), 4)
-    params = task.init(k_params)
-    return _Problem(
-        task=task,
-        learned=learned,
-        theta=learned.init(k_theta, params),
-        params=params,
-        train=task.sample(k_train, (2 * n_t + 1,)),
-        held_out=task.sample(k_held_out, (n_c,)),
-        n_t=n_t,
-        n_c=n_c,
-    )
-
-
-def _network_rows(network: str, problem: _Problem, repeats: int) -> list[dict[str, Any]]:
-    """One row per guard, all timed in the same rounds."""
-    parts, windows = _parts(problem), _windows(problem)
-    calls: dict[str, Callable[[], Any]] = dict(parts)
-    for guard, ideal in IDEALS.items():
-        calls[f"parts of {guard}"] = _together(parts, ideal)
-    for guard, window in windows.items():
-        calls[f"window of {guard}"] = window
-    seconds = _time(calls, repeats)
-
-    rows = []
-    for guard in windows:
-        ideal = IDEALS[guard]
-        window = seconds[f"window of {guard}"]
-        together = seconds[f"parts of {guard}"]
-        total = sum(count * seconds[part] for part, count in ideal.items())
-        rows.append(
-            {
-                "network": network,
-                "params": int(optax.tree.size(problem.params)),
-                "guard": guard,
-                "window_ms": 1e3 * float(np.median(window)),
-                "ideal_ms": 1e3 * float(np.median(total)),
-                "ratio": float(np.median(window / total)),
-                "together_ms": 1e3 * float(np.median(together)),
-                "overhead": float(np.median(window / together)),
-                "parts_ms": {part: 1e3 * float(np.median(seconds[part])) for part in ideal},
-            }
-        )
-    return rows
-
-
-def _parts(problem: _Problem) -> dict[str, _Part]:
-    """What windows consist of, each compiled alone."""
-    task, learned, params, theta = problem.task, problem.learned, problem.params, problem.theta
-    train = problem.first(problem.n_t)
-    next_batch = jax.tree.map(lambda leaf: leaf[problem.n_t], problem.train)
-
-    def unrolled(tx: optax.GradientTransformation) -> _Part:
-        """An unroll as inside a guard: the state is an argument and a result."""
-
-        def fn(params, state):
-            params, state, _ = unroll(tx, params, state, task.loss, train)
-            return params, state
-
-        return _Part(jax.jit(fn), (params, tx.init(params)))
-
-    def adapted(theta, params):
-        tx = learned.apply(theta)
-        params, state, _ = unroll(tx, params, tx.init(params), task.loss, train, second_order=False)
-        return params, learned.absorb(theta, state)
-
-    def loss_after_unroll(pair):
-        params, theta = adapted(*pair)
-        return task.loss(params, next_batch), (params, theta)
-
-    def held_out_loss(params):
-        return mean_loss(task.loss, params, problem.held_out)
-
-    def gradient(params):
-        return jax.value_and_grad(task.loss)(params, next_batch)
-
-    meta_gradient = jax.value_and_grad(loss_after_unroll, has_aux=True)
-    return {
-        "learned": unrolled(learned.apply(theta)),
-        "fallback": unrolled(sgd().apply({})),
-        "adapted": _Part(jax.jit(adapted), (theta, params)),
-        "losses": _Part(jax.jit(held_out_loss), (params,)),
-        "gradient": _Part(jax.jit(gradient), (params,)),
-        "meta_gradient": _Part(jax.jit(meta_gradient), ((theta, params),)),
-    }
-
-
-def _together(parts: dict[str, _Part], ideal: dict[str, int]) -> _Part:
-    """All parts of a window as one program."""
-    members = [parts[name] for name, count in ideal.items() for _ in range(count)]
-    # Each part gets copies: the compiler would merge two parts that have the same arguments.
-    args = jax.tree.map(jnp.array, [part.args for part in members])
-
-    def fn(args):
-        return [part.fn(*own) for part, own in zip(members, args, strict=True)]
-
-    return _Part(jax.jit(fn), (args,))
-
-
-def _windows(problem: _Problem) -> dict[str, _Part]:
-    """One window of every guard."""
-    task, learned, theta = problem.task, problem.learned, problem.theta
-    n_t, n_c = problem.n_t, problem.n_c
-
-    def window(guard: guards.Guard, num_batches: int) -> _Part:
-        batches, tx = problem.first(num_batches), guards.in_windows(guard)
-
-        def fn(params, state):
-            updates, state = tx.update(
-                None,
-                state,
-                params,
-                loss_fn=task.loss,
-                train_batches=batches,
-                eval_batches=problem.held_out,
-            )
-            return optax.apply_updates(params, updates), state
-
-        return _Part(jax.jit(fn), (problem.params, tx.init(problem.params)))
-
-    def amg_window(theta):
-        return window(guards.amg(learned, theta, n_t=n_t, n_c=n_c), 2 * n_t + 1)
-
-    # AMG back-propagates only where the learned steps lower the loss. Of two untrained optimizers
-    # that step in opposite directions, one does.
-    net = theta["net"]
-    opposite = {**theta, "net": {**net, "readout": optax.tree.scale(-1.0, net["readout"])}}
-    descending = amg_window(theta)
-    if descending()[1].memory.used_gradient:
-        descending = amg_window(opposite)
-    tx, fallback = learned.apply(theta), sgd().apply({})
-    return {
-        "lgl2o": window(guards.lgl2o(tx, fallback, n_t=n_t, n_c=n_c), n_t),
-        "race": window(guards.race(tx, fallback, n_t=n_t, n_c=n_c), n_t),
-        "gl2o": window(guards.gl2o(tx, fallback), n_t),
-        "smg": window(guards.smg(learned, theta, n_t=n_t, n_c=n_c), 2 * n_t + 1),
-        "amg": descending,
-    }
-
-
-def _time(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds ``[repeats]`` of each call, after one call that compiles."""
-    for call in calls.values():
-        jax.block_until_ready(call())
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in times.items()}

@@ -97,9 +97,9 @@ class Guard(optax.GradientTransformationExtraArgs):
 
     @property
     def period(self) -> int | None:
-        """Mini-batches from one decision to the next, or None where their number changes."""
+        """Mini-batches of every window. None where sizes change, or each step decides (`gl2o`)."""
         if self.process is None:
-            return 1
+            return None
         lengths = self.process.lengths
         return None if callable(lengths) else sum(lengths)
 

@@ -61,19 +61,58 @@ def test_measuring_less_often_changes_nothing_else():
     assert len(seldom.seconds) == 3
 
 
-def test_all_optimizers_see_the_same_mini_batches():
+def test_a_guard_in_window_form_is_given_additional_mini_batches_as_in_papers():
     plain = evaluate(lambda n: optax.sgd(0.2), TASK, num_steps=20, keys=KEYS)
     guarded = evaluate(
-        lambda n: guards.lgl2o(optax.sgd(jnp.nan), optax.sgd(0.2)),
+        lambda n: guards.in_windows(guards.lgl2o(optax.sgd(jnp.nan), optax.sgd(0.2))),
         TASK,
         num_steps=20,
         keys=KEYS,
-        guard=True,
         diagnostics=("accepted",),
     )
     np.testing.assert_allclose(guarded.loss, plain.loss, rtol=1e-5)
     assert guarded.state["accepted"].shape == (3, 2) and not guarded.state["accepted"].any()
     np.testing.assert_array_equal(guarded.grad_evals, [0, 20, 40])  # both candidates
+
+
+@pytest.mark.parametrize("long", [0, curves_module.LONG], ids=["seeds in a loop", "side by side"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: guards.lgl2o(optax.sgd(0.3), optax.sgd(0.1), n_t=2, n_c=1),
+        lambda n: guards.race(optax.sgd(0.3), optax.adam(0.1), n_t=4),
+        lambda n: guards.gl2o(optax.sgd(0.3), optax.sgd(0.1)),
+    ],
+    ids=["lgl2o", "race", "gl2o"],
+)
+def test_a_guard_takes_the_stream_as_in_a_users_loop(monkeypatch, make, long):
+    """Windows of the guard end within those of the evaluation."""
+    monkeypatch.setattr(curves_module, "LONG", long)
+    curves = evaluate(make, TASK, num_steps=20, keys=KEYS, window=5, diagnostics=("winner",))
+    for seed, key in enumerate(KEYS):
+        _, k_init, k_windows = jax.random.split(key, 3)
+        params, tx = TASK.init(k_init), make(20)
+        state, losses = tx.init(params), [TASK.loss(params, TASK.whole("test"))]
+        for k_train, _ in jax.random.split(k_windows, (4, 2)):
+            for batch in TASK.sample(k_train, (5,)):
+                value_fn = lambda p, batch=batch: TASK.loss(p, batch)
+                updates, state = tx.update(None, state, params, value_fn=value_fn)
+                params = optax.apply_updates(params, updates)
+            losses.append(TASK.loss(params, TASK.whole("test")))
+        np.testing.assert_allclose(curves.loss[seed], losses, rtol=1e-4)
+        assert curves.state["winner"][seed, -1] == guards.info(state).winner
+        assert curves.grad_evals[-1] >= guards.info(state).gradient_evals
+
+
+def test_a_guard_that_validates_loses_mini_batches_to_training():
+    """LGL2O around NaN is its fallback on every other ten mini-batches."""
+    plain = evaluate(lambda n: optax.sgd(0.2), TASK, num_steps=40, keys=KEYS)
+    guarded = evaluate(
+        lambda n: guards.lgl2o(optax.sgd(jnp.nan), optax.sgd(0.2)), TASK, num_steps=40, keys=KEYS
+    )
+    np.testing.assert_array_equal(guarded.steps, plain.steps)
+    np.testing.assert_allclose(guarded.loss[:, 1], guarded.loss[:, 0])  # no decision yet
+    np.testing.assert_allclose(guarded.loss[:, 2], plain.loss[:, 1], rtol=1e-5)
 
 
 def test_each_seed_of_a_family_is_a_task_of_its_own():

@@ -149,14 +149,13 @@ def test_every_guard_can_be_compared(guard):
     curves = evaluate(
         contender.make,
         build("moons"),
-        num_steps=10,
+        num_steps=20,
         keys=jax.random.split(jax.random.key(0), 2),
         window=5,
-        guard=contender.guard,
         diagnostics=contender.fields,
     )
-    assert curves.state["accepted"].shape == (2, 2)
-    assert curves.grad_evals[-1] >= 20 and np.isfinite(curves.loss).all()
+    assert curves.state["accepted"].shape == (2, 4)
+    assert curves.grad_evals[-1] > 10 and np.isfinite(curves.loss).all()
 
 
 @pytest.mark.parametrize("name", [name for name in optimizers.ADVERSARIES if name != "late"])
@@ -166,7 +165,7 @@ def test_a_guarded_adversary_is_its_fallback(name):
     sgd = lambda n: optax.sgd(0.3)
     expected = run(sgd)
     contender = guarded(adversary(name), "race", "SGD", sgd, 10)
-    found = run(contender.make, guard=True, diagnostics=("accepted",))
+    found = run(contender.make, diagnostics=("accepted",))
     lost = ~found.state["accepted"].any(axis=1)
     np.testing.assert_allclose(found.loss[lost], expected.loss[lost], rtol=1e-5)
     assert lost.any()
