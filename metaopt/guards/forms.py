@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from metaopt.core.checks import show
 from metaopt.core.rollouts import check_window_call, scalar, windowed
 from metaopt.core.types import Batch, Params, WindowForm, window_form
-from metaopt.guards.core import GuardInfo, Losses, Process, Work, check_whole
+from metaopt.guards.core import GuardInfo, Losses, Process, Work, cast_like, check_whole
 
 
 class GuardState(NamedTuple):
@@ -126,19 +126,19 @@ class _Stream:
         losses = losses_of(process.name, value_fn, eval_fn, state.model_state)
         started = process.start(memory, state.work.value, params)
         is_first = state.position == 0
-        work = optax.tree.where(is_first, _cast_like(state.work.value, started), state.work.value)
+        work = optax.tree.where(is_first, cast_like(state.work.value, started), state.work.value)
 
         lengths = process.lengths(memory)
         if len(process.phases) == 1:  # no branch, in which XLA for CPUs has slower convolutions
-            work = _cast_like(work, process.phases[0](memory, work, state.position, losses))
+            work = cast_like(work, process.phases[0](memory, work, state.position, losses))
         else:
             work = _run_phase(process, memory, work, state.position, losses, lengths)
 
         def decide():
-            return _cast_like((params, memory), process.decide(memory, work, params, lengths))
+            return cast_like((params, memory), process.decide(memory, work, params, lengths))
 
         def wait():
-            return _cast_like((params, memory), (process.point(memory, work, params), memory))
+            return cast_like((params, memory), (process.point(memory, work, params), memory))
 
         position = state.position + 1
         is_full = position == sum(lengths)
@@ -217,13 +217,13 @@ def _windows_of(process: Process) -> WindowForm:
             def body(work, index_and_batch, run_phase=run_phase):
                 index, batch = index_and_batch
                 new_work = run_phase(memory, work, index, losses_on(batch))
-                return _cast_like(work, new_work), None
+                return cast_like(work, new_work), None
 
             if length == 1:  # no loop, in which XLA for CPUs has slower convolutions
                 work, _ = body(work, (0, jax.tree.map(lambda leaf: leaf[0], batches)))
             elif length > 1:
                 work, _ = jax.lax.scan(body, work, (jnp.arange(length), batches))
-        new_params, memory = _cast_like(
+        new_params, memory = cast_like(
             (params, memory), process.decide(memory, work, params, lengths)
         )
         new_state = _state(process, memory, work, 0)
@@ -258,7 +258,7 @@ def _run_phase(
     index = position - (ends - lengths)[phase]
 
     def branch(run_phase):
-        return lambda work: _cast_like(work, run_phase(memory, work, index, losses))
+        return lambda work: cast_like(work, run_phase(memory, work, index, losses))
 
     return jax.lax.switch(phase, [branch(run) for run in process.phases], work)
 
@@ -284,7 +284,7 @@ def losses_of(name: str, value_fn: Callable, eval_fn: Callable | None, model_sta
                 f"{jax.tree.structure(new_state)}, but init was given "
                 f"{jax.tree.structure(model_state)}."
             )
-        return scalar(lambda: loss)(), _cast_like(model_state, new_state)
+        return scalar(lambda: loss)(), cast_like(model_state, new_state)
 
     def judge_with_state(params, model_state):
         if eval_fn is None:
@@ -353,8 +353,3 @@ def _difference(new_params: Params, params: Params) -> Any:
         return update + (new - (old + update))
 
     return jax.tree.map(of_leaf, new_params, params)
-
-
-def _cast_like(example: Any, tree: Any) -> Any:
-    """Casts `tree` to the dtypes of `example`, weak types included, as branches must agree."""
-    return jax.tree.map(lambda e, t: jnp.asarray(t).astype(jnp.asarray(e).dtype), example, tree)

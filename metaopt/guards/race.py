@@ -14,6 +14,7 @@ from metaopt.guards.core import (
     Process,
     advance_counts,
     became_nonfinite,
+    cast_like,
     check_lengths,
     check_sizes,
     init_info,
@@ -218,8 +219,7 @@ def race(
 
         def _cast(result):
             runner, loss, taken = result
-            like = lambda old, new: jnp.asarray(new).astype(jnp.asarray(old).dtype)
-            runner = jax.tree.map(like, work.runners[0], runner)
+            runner = cast_like(work.runners[0], runner)
             return runner, jnp.asarray(loss).astype(dtype), jnp.asarray(taken)
 
         runs = standing.waiting == 0
@@ -312,9 +312,8 @@ def race(
             restart=returns,
             info=info,
         )
-        new_standing = jax.tree.map(lambda o, n: n.astype(o.dtype), standing, new_standing)
         points = [runner.params for runner in work.runners]
-        return select(leader, points, points[1]), new_standing
+        return select(leader, points, points[1]), cast_like(standing, new_standing)
 
     def split(num_train: int, num_eval: int):
         check_lengths("race", (num_train, num_eval), (n_t, n_c))

@@ -98,11 +98,11 @@ def test_amg_is_monotone_whatever_theta(readout, lr, seed):
     for after, state in drive(guard, WHOLE, x, 3):
         slack = 1e-6 * abs(loss(x))
         assert loss(after) <= loss(x) + slack
-        if state.used_gradient:
+        if state.memory.used_gradient:
             assert loss(after) <= loss(x - lr * jax.grad(loss)(x)) + slack
         assert_finite(after)
         if np.isfinite(readout):
-            assert_finite(state.theta)
+            assert_finite(state.memory.theta)
         x = after
 
 
@@ -119,7 +119,9 @@ def test_params_stay_finite_whatever_theta_and_rate(kind, readout, lr, seed):
     guard = GUARDS[kind](FAMILY, theta, n_t=3, n_c=2, lr_params=lr)
     for x, state in drive(guard, NOISY, START, 3, seed=seed):
         assert_finite(x)
-        for before, after in zip(jax.tree.leaves(theta), jax.tree.leaves(state.theta), strict=True):
+        for before, after in zip(
+            jax.tree.leaves(theta), jax.tree.leaves(state.memory.theta), strict=True
+        ):
             assert np.all(np.isfinite(after) | ~np.isfinite(before))
 
 
@@ -137,12 +139,12 @@ def test_amg_gradient_branch_leaves_theta_and_keeping_leaves_both():
     theta = theta_of(bias=5.0)  # diverges: the plain step is the better fallback
     guard = guards.amg(FAMILY, theta, n_t=3, n_c=2, lr_params=0.5)
     ((_, state),) = drive(guard, WHOLE, START, 1)
-    assert state.info.winner == 1 and state.used_gradient
-    assert_trees_equal(state.theta, theta)
+    assert state.info.winner == 1 and state.memory.used_gradient
+    assert_trees_equal(state.memory.theta, theta)
     guard = guards.amg(FAMILY, theta, n_t=3, n_c=2, lr_params=100.0)
     ((x, state),) = drive(guard, WHOLE, START, 1)
     assert state.info.winner == 3 and not state.info.accepted
-    assert_trees_equal((x, state.theta), (START, theta))
+    assert_trees_equal((x, state.memory.theta), (START, theta))
 
 
 def test_without_rates_smg_compares_two_unrolls_with_one():
@@ -173,18 +175,18 @@ def test_accepted_theta_has_its_weights_and_the_mean_memory():
     task = WHOLE.replace(loss=lambda x, batch: jnp.sum(x))  # down is good for every coordinate
     ((_, state),) = drive(guard, task, START, 1)
     assert state.info.accepted
-    assert_trees_equal(state.theta["net"], theta["net"])
+    assert_trees_equal(state.memory.theta["net"], theta["net"])
     with jax.disable_jit():
         tx = FAMILY.apply(theta)
         _, memory, _ = unroll(tx, START, tx.init(START), task.loss, jnp.zeros((3, 5)))
     jax.tree.map(
         lambda mean, rows: np.testing.assert_array_equal(mean, jnp.mean(rows, 0, keepdims=True)),
-        state.theta["memory"],
+        state.memory.theta["memory"],
         memory,
     )
     one = jax.tree.map(lambda rows: rows[:1], memory)  # gradients agree: so do memories
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.theta["memory"], one
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), state.memory.theta["memory"], one
     )
 
 
@@ -194,7 +196,7 @@ def test_the_initial_memory_is_a_part_of_theta_that_descends():
     ((_, state),) = drive(guard, WHOLE, START, 1)
     assert state.info.winner == 1
     for before, after in zip(
-        jax.tree.leaves(theta["memory"]), jax.tree.leaves(state.theta["memory"]), strict=True
+        jax.tree.leaves(theta["memory"]), jax.tree.leaves(state.memory.theta["memory"]), strict=True
     ):
         assert np.any(before != after)
 
