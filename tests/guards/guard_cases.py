@@ -90,6 +90,12 @@ def cut(batches, start: int, stop: int):
     return jax.tree.map(lambda leaf: leaf[start:stop], batches)
 
 
+def rows(batches) -> list[Any]:
+    """The mini-batches of a leading axis, one by one."""
+    leaves, structure = jax.tree.flatten(batches)
+    return [jax.tree.unflatten(structure, row) for row in zip(*leaves, strict=True)]
+
+
 def drive(
     guard, task, params, num_windows: int, *, seed: int = 1, batches=None, op_by_op: bool = True
 ):
@@ -136,8 +142,8 @@ def drive_steps(
     call = call if op_by_op else jax.jit(call)
     with jax.disable_jit(op_by_op):
         state = tx.init(params)
-        for i in range(num_steps):
-            params, state = call(params, state, jax.tree.map(lambda leaf: leaf[i], batches))
+        for batch in rows(batches)[:num_steps]:
+            params, state = call(params, state, batch)
             trail.append((params, state))
     return trail
 
