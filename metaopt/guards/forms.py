@@ -74,6 +74,9 @@ class Guard(optax.GradientTransformationExtraArgs):
         does not compute.
     """
 
+    init: Callable[..., Any]  # type: ignore  # optax's takes no model state
+    update: Callable[..., tuple[Any, Any]]  # type: ignore  # optax's wants gradients, not None
+
     @property
     def process(self) -> Process | None:
         """The description of the guard, or None where each step decides on its own."""
