@@ -77,6 +77,7 @@ ADVERSARIES: dict[str, Any] = {
     "nothing": lambda: optax.set_to_zero(),
     "nan_memory": nan_memory,
     "fallback": FALLBACKS["sgd"],
+    "good_then_harmful": lambda: optax.sgd(lambda t: jnp.where(t < 5, 0.4, -3.0)),
 }
 USELESS = ("nan", "inf", "minus_inf", "1e30")  # never better than anything finite
 
