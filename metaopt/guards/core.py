@@ -237,7 +237,7 @@ def _add(count: jax.Array, number: Any) -> jax.Array:
 
 def masked_mean(losses: Float[Array, "... C"], mask: Bool[Array, " C"]) -> jax.Array:
     """Returns the mean over the last axis of the `losses` that `mask` selects."""
-    return jnp.sum(jnp.where(mask, losses, 0.0), axis=-1) / jnp.sum(mask)
+    return jnp.sum(jnp.where(mask, losses, 0.0), axis=-1) / jnp.sum(mask, dtype=losses.dtype)
 
 
 def score(losses: Float[Array, "... C"], mask: Bool[Array, " C"], point: Params) -> jax.Array:

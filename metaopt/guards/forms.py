@@ -105,6 +105,8 @@ class _Stream:
         memory, work = _init(self.process, params, model_state)
         if work is None:
             work = self.process.start(memory, None, params)
+            # Each leaf is a buffer of its own, so that params and state can be donated.
+            work = jax.tree.map(jnp.array, work)
         return _state(self.process, memory, work, 0)
 
     def update(
