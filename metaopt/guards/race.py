@@ -254,7 +254,7 @@ def race(
         is_finite = jnp.isfinite(values)
         usable = jnp.any(is_finite)
         values = jnp.where(usable, jnp.where(is_finite, values, jnp.inf), 0.0)
-        return work._replace(sums=work.sums + values, count=work.count + usable)
+        return work._replace(sums=work.sums + values, count=work.count + usable.astype(jnp.int32))
 
     def leader_now(standing: Standing, work: Runners):
         """The leader of the last decision, unless it is a challenger that has broken since."""
@@ -272,7 +272,9 @@ def race(
     def decide(standing: Standing, work: Runners, params, lengths):
         del params, lengths
         runs = standing.waiting == 0
-        losses = jnp.where(work.count > 0, work.sums / jnp.maximum(work.count, 1), jnp.inf)
+        losses = jnp.where(
+            work.count > 0, work.sums / jnp.maximum(work.count, 1).astype(dtype), jnp.inf
+        )
         losses = losses.at[0].set(jnp.where(runs & ~work.broken, losses[0], jnp.inf))
         # An average that is not finite starts again from the next mean.
         has_past = jnp.isfinite(standing.smoothed)
@@ -293,6 +295,7 @@ def race(
         smoothed = smoothed.at[0].set(jnp.where(returns, smoothed[best], smoothed[0]))
         leader = jnp.where(is_ahead, 0, best)
 
+        num_running = num_runners - 1 + runs.astype(jnp.int32)
         nothing_finite = ~jnp.any(jnp.isfinite(losses))
         info = record_decision(
             standing.info,
@@ -300,8 +303,8 @@ def race(
             accepted=is_ahead,
             losses=losses,
             kept_start=nothing_finite,
-            gradient_evals=(num_runners - 1 + runs) * n_t,
-            loss_evals=(num_runners - 1 + runs) * n_c,
+            gradient_evals=num_running * n_t,
+            loss_evals=num_running * n_c,
             skipped=work.skipped,
         )
         new_standing = Standing(

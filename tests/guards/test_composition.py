@@ -24,16 +24,28 @@ TASK = quadratic(5, noise=0.3)
 START = TASK.init(jax.random.key(0))
 FAMILY = tiny()
 THETA = FAMILY.init(jax.random.key(1), START)
+
+
+def learned(dtype=jnp.float32):
+    return FAMILY.apply(optax.tree.cast(THETA, dtype))
+
+
+MOMENTUM = optax.sgd(0.1, momentum=0.5)
+ADAPTIVE = guards.Adaptive(cap=8)
 GUARDS = {
-    "race": lambda: guards.race(FAMILY.apply(THETA), optax.adam(0.2), n_t=2, patience=1, pause=1),
-    "race_held_out": lambda: guards.race(FAMILY.apply(THETA), optax.adam(0.2), n_t=2, n_c=1),
-    "lgl2o": lambda: guards.lgl2o(FAMILY.apply(THETA), optax.adam(0.2), n_t=2, n_c=1),
-    "lgl2o_adaptive": lambda: guards.lgl2o(
-        FAMILY.apply(THETA), optax.sgd(0.2), n_t=2, n_c=2, adaptive=guards.Adaptive(cap=8)
+    "race": lambda *dtype: guards.race(learned(*dtype), MOMENTUM, n_t=2, patience=1, pause=1),
+    "race_held_out": lambda *dtype: guards.race(learned(*dtype), MOMENTUM, n_t=2, n_c=1),
+    "lgl2o": lambda *dtype: guards.lgl2o(learned(*dtype), MOMENTUM, n_t=2, n_c=1),
+    "lgl2o_adaptive": lambda *dtype: guards.lgl2o(
+        learned(*dtype), MOMENTUM, n_t=2, n_c=2, adaptive=ADAPTIVE
     ),
-    "gl2o": lambda: guards.gl2o(FAMILY.apply(THETA), optax.adam(0.2)),
-    "smg": lambda: guards.smg(FAMILY, THETA, n_t=1, n_c=1, lr_params=0.3),
-    "amg": lambda: guards.amg(FAMILY, THETA, n_t=1, n_c=1, lr_params=0.3),
+    "gl2o": lambda *dtype: guards.gl2o(learned(*dtype), MOMENTUM),
+    "smg": lambda *dtype: guards.smg(
+        FAMILY, optax.tree.cast(THETA, *dtype or [None]), n_t=1, n_c=1
+    ),
+    "amg": lambda *dtype: guards.amg(
+        FAMILY, optax.tree.cast(THETA, *dtype or [None]), n_t=1, n_c=1
+    ),
 }
 
 
@@ -157,7 +169,7 @@ def test_a_line_search_is_a_fallback_of_lgl2o():
     task = whole_task()
     trail = drive_steps(guard, task, START, 6, op_by_op=False)
     losses = [float(task.loss(x, jnp.zeros(5))) for x, _ in trail]
-    assert losses == sorted(losses, reverse=True) and losses[-1] < 1e-3
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.02 * losses[1]
 
 
 ################################################################################
@@ -178,9 +190,10 @@ def test_healthy_steps_under_jaxs_settings(kind, setting):
     """Under x64, params of float32 keep their type, and params of float64 theirs."""
     loss = lambda p, batch: jnp.sum(jnp.square(p - batch))
     with SETTINGS[setting]():
-        for dtype in (jnp.float32, jnp.float64) if setting == "x64" else (jnp.float32,):
+        dtypes = [jnp.float32, jnp.float64] if setting == "x64" else [jnp.float32]
+        for dtype in dtypes:
             x = jnp.asarray(np.ones(5), dtype)
-            guard = GUARDS[kind]()
+            guard = GUARDS[kind](dtype)
             batches = jnp.asarray(np.full((4, 5), 0.5), dtype)
 
             @jax.jit
