@@ -43,7 +43,12 @@ def copies(guard, n_train: int, n_eval: int, **options) -> float:
 
     def window(params, state, train, validation):
         updates, state = guard.update(
-            None, state, params, loss_fn=loss, train_batches=train, eval_batches=validation
+            None,
+            state,
+            params,
+            loss_fn=loss,
+            train_batches=train,
+            eval_batches=validation if n_eval else None,
         )
         return optax.apply_updates(params, updates), state
 
