@@ -152,9 +152,10 @@ def test_a_silent_optimizer_leaves_exactly_gradient_descent(kind):
 def test_no_learned_steps_leave_gradient_descent(kind):
     """T = 0. A loop of no steps cannot run op by op, so this holds to rounding."""
     guard = GUARDS[kind](FAMILY, theta_of(), n_t=0, n_c=2, lr_params=0.7, lr_theta=0.0)
-    trail = drive(guard, WHOLE, START, 3, op_by_op=False)
-    for (x, _), z in zip(trail, gradient_descent(0.7, 3), strict=True):
-        np.testing.assert_allclose(x, z, rtol=1e-6)
+    for go in (drive, drive_stream):
+        trail = go(guard, WHOLE, START, 3, op_by_op=False)
+        for (x, _), z in zip(trail, gradient_descent(0.7, 3), strict=True):
+            np.testing.assert_allclose(x, z, rtol=1e-6)
 
 
 def test_first_order_gradient_in_params_is_the_gradient_at_the_end_of_the_unroll():
