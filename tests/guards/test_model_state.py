@@ -142,6 +142,14 @@ def test_the_model_state_of_gl2o_is_that_of_its_params(learned):
         jax.tree.map(close, guards.model_state(state), stats)
 
 
+@pytest.mark.parametrize("make", [guards.gl2o, lambda *txs: guards.lgl2o(*txs, n_t=2, n_c=1)])
+def test_a_broken_mini_batch_leaves_the_statistics_of_before(make):
+    trail = drive(make(optax.sgd(0.01), optax.sgd(0.005)), BATCHES.at[3].set(jnp.nan))
+    for params, state in trail:
+        assert_finite((params, guards.model_state(state)))
+    assert trail[-1][1].info.kept_start == 1 and trail[-1][1].info.wins.sum() >= 2
+
+
 def test_mini_batches_that_break_the_statistics_are_skipped():
     """NaN in the inputs is NaN in the running mean, also where no gradient is."""
     batches = BATCHES.at[3].set(jnp.nan)
