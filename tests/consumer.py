@@ -17,12 +17,26 @@ def loss_fn(params: jax.Array, batch: jax.Array) -> jax.Array:
 
 def guarded_training(folder: str) -> jax.Array:
     learned = metaopt.load(folder).apply(num_steps=100)
-    guard = guards.race(learned, optax.adam(1e-2), n_t=5, n_c=5)
+    guard = guards.race(learned, optax.adam(1e-2))
     params = jnp.zeros(3)
     state = guard.init(params)
+    for batch in jnp.ones((100, 8, 3)):
+
+        def value_fn(params: jax.Array, batch: jax.Array = batch) -> jax.Array:
+            return loss_fn(params, batch)
+
+        updates, state = guard.update(None, state, params, value_fn=value_fn)
+        params = jnp.asarray(optax.apply_updates(params, updates))
+    return params
+
+
+def in_windows(params: jax.Array) -> jax.Array:
+    guard = guards.race(optax.lion(1e-2), optax.adam(1e-2), n_t=5, n_c=5)
+    tx = guards.in_windows(guard)
+    state = tx.init(params)
     batches = (jnp.ones((8, 3)) for _ in range(100))
     for train, held_out in metaopt.windows(batches, *guard.window):
-        updates, state = guard.update(
+        updates, state = tx.update(
             None, state, params, loss_fn=loss_fn, train_batches=train, eval_batches=held_out
         )
         params = jnp.asarray(optax.apply_updates(params, updates))
@@ -50,6 +64,11 @@ def per_step(grads: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.asarray(updates)
 
 
-def streamed() -> optax.GradientTransformationExtraArgs:
+def guarded_chain() -> optax.GradientTransformationExtraArgs:
     guard = guards.lgl2o(optax.sgd(0.1), optax.adam(1e-3), adaptive=guards.Adaptive(cap=40))
-    return guards.streaming(guard)
+    return optax.chain(guard)
+
+
+def statistics(params: jax.Array, batch_stats: Any) -> Any:
+    state = guards.race(optax.sgd(0.1), optax.adam(1e-3)).init(params, batch_stats)
+    return guards.model_state(state)

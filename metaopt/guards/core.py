@@ -238,7 +238,7 @@ def _add(count: jax.Array, number: Any) -> jax.Array:
 
 def masked_mean(losses: Float[Array, "... C"], mask: Bool[Array, " C"]) -> jax.Array:
     """Returns the mean over the last axis of the `losses` that `mask` selects."""
-    return jnp.sum(jnp.where(mask, losses, 0.0), axis=-1) / jnp.sum(mask)
+    return jnp.sum(jnp.where(mask, losses, 0.0), axis=-1) / jnp.sum(mask, dtype=losses.dtype)
 
 
 def score(losses: Float[Array, "... C"], mask: Bool[Array, " C"], point: Params) -> jax.Array:
@@ -325,6 +325,17 @@ def became_nonfinite(old: Any, new: Any) -> jax.Array:
     # The element-wise test costs memory (see `all_finite`), so it runs only when it is needed.
     healthy = all_finite([after for _, after in pairs])
     return jax.lax.cond(healthy, lambda pairs: jnp.array(False), any_became_nonfinite, pairs)
+
+
+def cast_like(example: Any, tree: Any) -> Any:
+    """Casts `tree` to the dtypes of `example`, weak types included, as branches must agree."""
+
+    def cast(like, leaf):
+        leaf, dtype = jnp.asarray(leaf), jnp.asarray(like).dtype
+        # Random keys have no `astype`.
+        return leaf if jnp.issubdtype(dtype, jax.dtypes.extended) else leaf.astype(dtype)
+
+    return jax.tree.map(cast, example, tree)
 
 
 def keep_finite(new_state: Any, state: Any) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from metaopt.core.checks import show
 from metaopt.core.rollouts import check_window_call, scalar, windowed
 from metaopt.core.types import Batch, Params, WindowForm, window_form
-from metaopt.guards.core import GuardInfo, Losses, Process, Work, check_whole
+from metaopt.guards.core import GuardInfo, Losses, Process, Work, cast_like, check_whole
 
 
 class GuardState(NamedTuple):
@@ -90,6 +90,9 @@ class Guard(optax.GradientTransformationExtraArgs):
         does not compute.
     """
 
+    init: Callable[..., Any]  # type: ignore  # optax's takes no model state
+    update: Callable[..., tuple[Any, Any]]  # type: ignore  # optax's wants gradients, not None
+
     @property
     def process(self) -> Process | None:
         """The description of the guard, or None where each step decides on its own."""
@@ -126,6 +129,8 @@ class _Stream:
         memory, work = _init(self.process, params, model_state)
         if work is None:
             work = self.process.start(memory, None, params)
+            # Each leaf is a buffer of its own, so that params and state can be donated.
+            work = jax.tree.map(jnp.array, work)
         return _state(self.process, memory, work, 0)
 
     def update(
@@ -152,13 +157,13 @@ class _Stream:
         is_first = state.position == 0
         work = jax.tree.map(
             lambda new, old: old if new is old else jnp.where(is_first, new, old),
-            _cast_like(state.work.value, started),
+            cast_like(state.work.value, started),
             state.work.value,
         )
 
         lengths = process.lengths(memory) if callable(process.lengths) else process.lengths
         if len(process.phases) == 1:  # no branch, in which XLA for CPUs has slower convolutions
-            work = _cast_like(work, process.phases[0](memory, work, state.position, losses))
+            work = cast_like(work, process.phases[0](memory, work, state.position, losses))
         else:
             work = _run_phase(process, memory, work, state.position, losses, lengths)
 
@@ -167,13 +172,13 @@ class _Stream:
         if process.point is None:
             new_params, memory = jax.lax.cond(
                 is_full,
-                lambda: _cast_like((params, memory), process.decide(memory, work, params, lengths)),
+                lambda: cast_like((params, memory), process.decide(memory, work, params, lengths)),
                 lambda: (params, memory),
             )
         else:
             memory = jax.lax.cond(
                 is_full,
-                lambda: _cast_like(memory, process.decide(memory, work, params, lengths)[1]),
+                lambda: cast_like(memory, process.decide(memory, work, params, lengths)[1]),
                 lambda: memory,
             )
             new_params = process.point(memory, work)
@@ -251,13 +256,13 @@ def _windows_of(process: Process) -> WindowForm:
             def body(work, index_and_batch, run_phase=run_phase):
                 index, batch = index_and_batch
                 new_work = run_phase(memory, work, index, losses_on(batch))
-                return _cast_like(work, new_work), None
+                return cast_like(work, new_work), None
 
             if length == 1:  # no loop, in which XLA for CPUs has slower convolutions
                 work, _ = body(work, (0, jax.tree.map(lambda leaf: leaf[0], batches)))
             elif length > 1:
                 work, _ = jax.lax.scan(body, work, (jnp.arange(length), batches))
-        new_params, memory = _cast_like(
+        new_params, memory = cast_like(
             (params, memory), process.decide(memory, work, params, lengths)
         )
         if process.point is not None:
@@ -294,7 +299,7 @@ def _run_phase(
     index = position - (ends - lengths)[phase]
 
     def branch(run_phase):
-        return lambda work: _cast_like(work, run_phase(memory, work, index, losses))
+        return lambda work: cast_like(work, run_phase(memory, work, index, losses))
 
     return jax.lax.switch(phase, [branch(run) for run in process.phases], work)
 
@@ -320,7 +325,7 @@ def losses_of(name: str, value_fn: Callable, eval_fn: Callable | None, model_sta
                 f"{jax.tree.structure(new_state)}, but init was given "
                 f"{jax.tree.structure(model_state)}."
             )
-        return scalar(lambda: loss)(), _cast_like(model_state, new_state)
+        return scalar(lambda: loss)(), cast_like(model_state, new_state)
 
     def judge_with_state(params, model_state):
         if eval_fn is None:
@@ -389,12 +394,3 @@ def _difference(new_params: Params, params: Params) -> Any:
         return update + (new - (old + update))
 
     return jax.tree.map(of_leaf, new_params, params)
-
-
-def _cast_like(example: Any, tree: Any) -> Any:
-    """Casts `tree` to the dtypes of `example`, weak types included, as branches must agree."""
-
-    def of_leaf(example, leaf):
-        return leaf if leaf is example else jnp.asarray(leaf).astype(jnp.asarray(example).dtype)
-
-    return jax.tree.map(of_leaf, example, tree)

@@ -47,7 +47,7 @@ class GL2OState(NamedTuple):
       learned: state of the learned transformation.
       fallback: state of the fallback transformation.
       safeguard: the threshold and what it is computed from.
-      model_state: model state after the last mini-batch, or None.
+      model_state: model state after the last mini-batch that left it finite, or None.
       residual: float ``[]``, residual of the last proposal; +inf before the first step.
       info: diagnostics. A window is one step, and the candidates are (learned, fallback). `losses`
         stay +inf, since residuals decide. `gradient_evals` includes the caller's gradient.
@@ -214,7 +214,7 @@ def gl2o(
             safeguard=optax.tree.where(
                 accepted, _next_safeguard(sequence, factor, safeguard, r), safeguard
             ),
-            model_state=model_state,
+            model_state=keep_finite(model_state, state.model_state),
             residual=r,
             info=record_decision(
                 state.info,

@@ -13,6 +13,7 @@ from metaopt.guards.core import (
     Losses,
     Process,
     advance_counts,
+    cast_like,
     check_lengths,
     check_sizes,
     choose,
@@ -67,7 +68,7 @@ class Runners(NamedTuple):
       squares: float ``[k]``, sum of the squared differences of the challenger's loss and each
         fallback's.
       count: int32 ``[]``, mini-batches in `sums`. Those on which no loss was finite are left out.
-      value: float ``[]``, loss of the leader on the last mini-batch, before its step on it.
+      loss: float ``[]``, loss of the leader on the last mini-batch, before its step on it.
       broken: bool ``[]``, whether the challenger's loss or step was not finite where a fallback's
         was.
       skipped: int32 ``[]``, steps that were not taken because they led to NaN or inf.
@@ -77,7 +78,7 @@ class Runners(NamedTuple):
     sums: Float[Array, " runners"]
     squares: Float[Array, " fallbacks"]
     count: Int[Array, ""]
-    value: Float[Array, ""]
+    loss: Float[Array, ""]
     broken: Bool[Array, ""]
     skipped: Int[Array, ""]
 
@@ -136,7 +137,7 @@ def race(
     Returns:
       A `Guard`. With k fallbacks a mini-batch costs k gradients, and one more while the challenger
       runs (under `vmap` always). The state holds the params and the state of each runner.
-      ``optax.tree.get(state, "value")`` is the leader's loss on the last mini-batch.
+      ``optax.tree.get(state, "loss")`` is the leader's loss on the last mini-batch.
 
     Raises:
       ValueError: when there is no fallback or an option is out of range; at `init`, when params
@@ -192,7 +193,7 @@ def race(
             sums=jnp.zeros(num_runners, dtype),
             squares=jnp.zeros(num_runners - 1, dtype),
             count=integer(0),
-            value=jnp.zeros([], dtype),
+            loss=jnp.zeros([], dtype),
             broken=jnp.array(False),
             skipped=integer(0),
         )
@@ -230,8 +231,7 @@ def race(
 
         def _cast(result):
             runner, loss, taken = result
-            like = lambda old, new: jnp.asarray(new).astype(jnp.asarray(old).dtype)
-            runner = jax.tree.map(like, work.runners[0], runner)
+            runner = cast_like(work.runners[0], runner)
             return runner, jnp.asarray(loss).astype(dtype), jnp.asarray(taken)
 
         runs = standing.waiting == 0
@@ -248,7 +248,7 @@ def race(
         healthy = taken & jnp.isfinite(values)
         work = work._replace(
             runners=tuple(runners),
-            value=values[leader_now(standing, work)],
+            loss=values[leader_now(standing, work)],
             broken=work.broken | (runs & ~healthy[0] & jnp.any(healthy[1:])),
             skipped=work.skipped + jnp.sum(~taken).astype(jnp.int32),
         )
@@ -270,7 +270,7 @@ def race(
         return work._replace(
             sums=work.sums + values,
             squares=work.squares + jnp.square(differences),
-            count=work.count + usable,
+            count=work.count + usable.astype(jnp.int32),
         )
 
     def leader_now(standing: Standing, work: Runners):
@@ -286,15 +286,17 @@ def race(
     def decide(standing: Standing, work: Runners, params, lengths):
         del lengths
         runs = standing.waiting == 0
-        count = jnp.maximum(work.count, 1)
+        count = jnp.maximum(work.count, 1).astype(dtype)
         losses = jnp.where(work.count > 0, work.sums / count, jnp.inf)
         losses = losses.at[0].set(jnp.where(runs & ~work.broken, losses[0], jnp.inf))
         # An average that is not finite starts again from the next mean.
         has_past = jnp.isfinite(standing.smoothed)
         past = jnp.where(has_past, standing.smoothed, 0.0)
         averaged = smoothing * past + (1 - smoothing) * losses
-        smoothed = jnp.where(has_past, averaged, losses)
-        best = 1 + jnp.argmin(smoothed[1:])
+        # A window of which no loss is finite says nothing.
+        is_usable = work.count > 0
+        smoothed = jnp.where(is_usable, jnp.where(has_past, averaged, losses), standing.smoothed)
+        best = jnp.where(is_usable, 1 + jnp.argmin(smoothed[1:]), standing.best)
 
         # Squared standard errors of the differences of means: of this window, and smoothed.
         difference = jnp.where(jnp.isfinite(losses[0]), losses[0] - losses[1:], 0.0)
@@ -302,10 +304,13 @@ def race(
         error = spread / jnp.maximum(count - 1, 1)
         averaged = smoothing**2 * standing.variance + (1 - smoothing) ** 2 * error
         variance = jnp.where(has_past[0], averaged, error)
-        lead = jnp.where(standing.leader == 0, 0.0, margin * jnp.sqrt(variance[best - 1]))
-        is_ahead = smoothed[0] < smoothed[best] - lead
+        variance = jnp.where(is_usable, variance, standing.variance)
 
-        lost = jnp.where(is_ahead, 0, standing.lost + 1)
+        had_lead = leader_now(standing, work) == 0
+        needed = jnp.where(had_lead, 0.0, margin * jnp.sqrt(variance[best - 1]))
+        is_ahead = jnp.where(is_usable, smoothed[0] < smoothed[best] - needed, had_lead)
+
+        lost = jnp.where(is_usable, jnp.where(is_ahead, 0, standing.lost + 1), standing.lost)
         retired = runs & ((lost >= patience) | work.broken)
         waiting = jnp.where(retired, standing.pause, jnp.maximum(standing.waiting - 1, 0))
         returns = (waiting == 0) & ~(runs & ~retired)
@@ -314,6 +319,7 @@ def race(
         variance = jnp.where(returns, 0.0, variance)
         leader = jnp.where(is_ahead, 0, best)
 
+        num_running = num_runners - 1 + runs.astype(jnp.int32)
         nothing_finite = ~jnp.any(jnp.isfinite(losses))
         info = record_decision(
             standing.info,
@@ -321,8 +327,8 @@ def race(
             accepted=is_ahead,
             losses=losses,
             kept_start=nothing_finite,
-            gradient_evals=(num_runners - 1 + runs) * n_t,
-            loss_evals=(num_runners - 1 + runs) * n_c,
+            gradient_evals=num_running * n_t,
+            loss_evals=num_running * n_c,
             skipped=work.skipped,
         )
         new_standing = Standing(
@@ -338,8 +344,7 @@ def race(
             spoilt=jnp.where(retired, work.broken, standing.spoilt),
             info=info,
         )
-        new_standing = jax.tree.map(lambda o, n: n.astype(o.dtype), standing, new_standing)
-        return params, new_standing
+        return params, cast_like(standing, new_standing)
 
     def split(num_train: int, num_eval: int):
         check_lengths("race", (num_train, num_eval), (n_t, n_c))

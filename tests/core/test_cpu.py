@@ -85,3 +85,120 @@ def test_all_forms_of_a_loop_over_runs_compute_the_same(chunk, bytes_each):
 def test_runs_share_their_first_argument(long):
     program = cpu.for_all(lambda shared, x, y: shared * x + y, long=long)
     np.testing.assert_array_equal(program(2.0, DATA, DATA), 3 * DATA)
+
+
+# (shape of the inputs, shape of the kernel, settings of `conv_general_dilated`)
+CONVOLUTIONS = {
+    "nhwc": ((2, 7, 6, 3), (3, 2, 3, 4), dict(dimension_numbers=("NHWC", "HWIO", "NHWC"))),
+    "nchw": ((2, 3, 7, 6), (4, 3, 3, 2), dict(dimension_numbers=("NCHW", "OIHW", "NCHW"))),
+    "odd": ((7, 3, 2, 6), (2, 4, 3, 3), dict(dimension_numbers=("HCNW", "WOHI", "CWNH"))),
+    "strides": (
+        (2, 9, 8, 3),
+        (3, 3, 3, 4),
+        dict(
+            dimension_numbers=("NHWC", "HWIO", "NCHW"),
+            window_strides=(2, 3),
+            padding=((1, 2), (0, 1)),
+        ),
+    ),
+    "groups": (
+        (2, 6, 6, 4),
+        (3, 3, 2, 6),
+        dict(dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=2, padding="SAME"),
+    ),
+    "batch_groups": (
+        (4, 6, 6, 3),
+        (3, 3, 3, 6),
+        dict(dimension_numbers=("NHWC", "HWIO", "NHWC"), batch_group_count=2),
+    ),
+    "dilations": (
+        (2, 3, 8, 7),
+        (4, 3, 3, 2),
+        dict(
+            dimension_numbers=("NCHW", "OIHW", "NHWC"),
+            lhs_dilation=(2, 1),
+            rhs_dilation=(1, 2),
+            padding=((1, 2), (0, 1)),
+        ),
+    ),
+    "one_axis": ((2, 3, 9), (3, 3, 4), dict(dimension_numbers=("NCW", "WIO", "NWC"))),
+    "three_axes": (
+        (2, 4, 5, 4, 3),
+        (4, 3, 2, 3, 2),
+        dict(dimension_numbers=("NDHWC", "OIDHW", "NCDHW")),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolutions_in_another_order_of_axes_are_the_same(case):
+    """Value and gradient, in a program of its own, in loops, in branches and under `vmap`."""
+    x_shape, kernel_shape, settings = CONVOLUTIONS[case]
+    settings = {"window_strides": (1,) * (len(x_shape) - 2), "padding": "VALID", **settings}
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), shape)
+        for i, shape in enumerate((x_shape, kernel_shape))
+    )
+
+    def loss(kernel, x):
+        out = jnp.tanh(jax.lax.conv_general_dilated(x, kernel, **settings))
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size).reshape(out.shape)))
+
+    plain = jax.value_and_grad(loss, (0, 1))
+    moved = cpu.fast_convolutions(plain)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    same = lambda a, b: jax.tree.map(close, a, b)
+    expected = plain(kernel, x)
+    same(moved(kernel, x), expected)  # outside of a program it is left alone
+    same(jax.jit(moved)(kernel, x), expected)
+
+    kernels = jnp.stack([kernel, 0.5 * kernel])
+    loop = lambda fn: jax.lax.scan(lambda carry, k: (carry, fn(k, carry)), x, kernels)[1]
+    same(jax.jit(lambda: loop(moved))(), loop(plain))
+    branch = lambda flag: jax.lax.cond(
+        flag, moved, lambda kernel, x: jax.tree.map(jnp.zeros_like, expected), kernel, x
+    )
+    same(jax.jit(branch)(True), expected)
+    over = lambda fn: jax.vmap(fn, (0, None))(kernels, x)
+    same(jax.jit(lambda: over(moved))(), over(plain))
+
+
+def test_functions_around_convolutions_keep_their_structure_and_meaning():
+    """Nested programs, custom derivatives, several outputs, integers, closures over tracers."""
+
+    @jax.custom_jvp
+    def clipped(x):
+        return jnp.clip(x, -1, 1)
+
+    clipped.defjvp(lambda primals, tangents: (clipped(*primals), tangents[0]))  # straight through
+    inner = jax.jit(
+        lambda x, k: jax.lax.conv_general_dilated(
+            x, k, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    kernels = {"a": jax.random.normal(jax.random.key(1), (3, 3, 3)), "n": jnp.array(2)}
+
+    def run(scale):
+        def loss(a, n):
+            h = clipped(inner(scale * x, a))
+            _, h = jax.lax.scan(lambda c, _: (c, inner(c, a)), h, None, length=2)
+            return jnp.mean(jnp.square(jax.nn.relu(h))), {"n": n + 1, "h": h}
+
+        return jax.value_and_grad(loss, has_aux=True), kernels
+
+    def plain(scale):
+        fn, k = run(scale)
+        return fn(k["a"], k["n"])
+
+    def moved(scale):
+        fn, k = run(scale)
+        return cpu.fast_convolutions(fn)(k["a"] * scale, k["n"])
+
+    expected = jax.jit(plain)(1.0)
+    found = jax.jit(moved)(1.0)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert found[0][1]["n"] == 3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
+    )

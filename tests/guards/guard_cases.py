@@ -77,6 +77,7 @@ ADVERSARIES: dict[str, Any] = {
     "nothing": lambda: optax.set_to_zero(),
     "nan_memory": nan_memory,
     "fallback": FALLBACKS["sgd"],
+    "good_then_harmful": lambda: optax.sgd(lambda t: jnp.where(t < 5, 0.4, -3.0)),
 }
 USELESS = ("nan", "inf", "minus_inf", "1e30")  # never better than anything finite
 
@@ -90,10 +91,16 @@ def cut(batches, start: int, stop: int):
     return jax.tree.map(lambda leaf: leaf[start:stop], batches)
 
 
+def rows(batches) -> list[Any]:
+    """The mini-batches of a leading axis, one by one."""
+    leaves, structure = jax.tree.flatten(batches)
+    return [jax.tree.unflatten(structure, row) for row in zip(*leaves, strict=True)]
+
+
 def drive(
     guard, task, params, num_windows: int, *, seed: int = 1, batches=None, op_by_op: bool = True
 ):
-    """Returns (params, state) after each window.
+    """Returns (params, state) after each window, by the window form of `guard`.
 
     Exact comparisons hold op by op; compiled programs may differ in the last bit.
     """
@@ -101,47 +108,62 @@ def drive(
     size = n_t + n_c
     if batches is None:
         batches = stream_of(task, num_windows * size, seed)
-    trail = []
+    tx, trail = guards.in_windows(guard), []
     with jax.disable_jit(op_by_op):
-        state = guard.init(params)
+        state = tx.init(params)
         for w in range(0, num_windows * size, size):
-            updates, state = guard.update(
+            updates, state = tx.update(
                 None,
                 state,
                 params,
                 loss_fn=task.loss,
                 train_batches=cut(batches, w, w + n_t),
-                eval_batches=cut(batches, w + n_t, w + size),
+                eval_batches=cut(batches, w + n_t, w + size) if n_c else None,
             )
             params = optax.apply_updates(params, updates)
             trail.append((params, state))
     return trail
 
 
-def drive_stream(guard, task, params, num_windows: int, *, seed: int = 1, op_by_op: bool = True):
-    """Does as `drive` with ``streaming(guard)`` on the same mini-batches, one by one.
-
-    Also asserts that params do not change inside a window.
-    """
-    size = sum(guard.window)
-    batches = stream_of(task, num_windows * size, seed)
-    tx, trail = guards.streaming(guard), []
+def drive_steps(
+    tx, task, params, num_steps: int, *, seed: int = 1, batches=None, op_by_op: bool = True
+):
+    """Returns (params, state) after each mini-batch, by ``tx.update`` with a `value_fn`."""
+    if batches is None:
+        batches = stream_of(task, num_steps, seed)
+    tx, trail = optax.with_extra_args_support(tx), []
 
     def call(params, state, batch):
-        updates, state = tx.update(None, state, params, value_fn=lambda p: task.loss(p, batch))
+        value, grad = jax.value_and_grad(task.loss)(params, batch)
+        updates, state = tx.update(
+            grad, state, params, value=value, grad=grad, value_fn=lambda p: task.loss(p, batch)
+        )
         return optax.apply_updates(params, updates), state
 
     call = call if op_by_op else jax.jit(call)
     with jax.disable_jit(op_by_op):
         state = tx.init(params)
-        for i in range(num_windows * size):
-            before = params
-            params, state = call(params, state, cut(batches, i, i + 1)[0])
-            if (i + 1) % size:
-                np.testing.assert_array_equal(params, before)
-            else:
-                trail.append((params, state))
+        for batch in rows(batches)[:num_steps]:
+            params, state = call(params, state, batch)
+            trail.append((params, state))
     return trail
+
+
+def drive_stream(guard, task, params, num_windows: int, *, seed: int = 1, op_by_op: bool = True):
+    """Does as `drive` with `guard` itself on the same mini-batches, one by one.
+
+    Also asserts that params do not change inside a window, where the guard's runners are not the
+    caller's.
+    """
+    size = sum(guard.window)
+    trail = drive_steps(guard, task, params, num_windows * size, seed=seed, op_by_op=op_by_op)
+    if guard.process.name != "race":
+        before = params
+        for i, (after, _) in enumerate(trail, start=1):
+            if i % size:
+                np.testing.assert_array_equal(after, before)
+            before = after
+    return trail[size - 1 :: size]
 
 
 def drive_plain(tx, task, params, num_windows: int, window: tuple[int, int], *, seed: int = 1):

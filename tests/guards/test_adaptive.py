@@ -45,6 +45,7 @@ def test_sizes_double_keep_their_ratio_and_stop_at_the_cap():
         )
         return optax.apply_updates(x, updates), state
 
+    guard = guards.in_windows(guard)
     x, state, sizes = START, guard.init(START), []
     window = jax.jit(window)
     cut = guards.windows(stream_of(TASK, 120), lambda: state.info.n_t, lambda: state.info.n_c)
@@ -68,21 +69,22 @@ def test_nothing_grows_while_the_candidates_differ():
 def test_a_stream_grows_alike_and_compiles_once(rule):
     adaptive = guards.Adaptive(rule=rule, cap=8)
     guard = guards.lgl2o(optax.sgd(0.3), optax.sgd(0.25), n_t=2, n_c=2, adaptive=adaptive)
-    tx, traces, batches = guards.streaming(guard), [], stream_of(TASK, 60)
+    traces, batches = [], stream_of(TASK, 60)
 
     @jax.jit
     def call(x, state, batch):
         traces.append(None)
-        updates, state = tx.update(None, state, x, value_fn=lambda p: TASK.loss(p, batch))
+        updates, state = guard.update(None, state, x, value_fn=lambda p: TASK.loss(p, batch))
         return optax.apply_updates(x, updates), state
 
-    x, state, stream_trail = START, tx.init(START), []
+    x, state, stream_trail = START, guard.init(START), []
     for batch in batches:
         x, state = call(x, state, batch)
         if state.position == 0:
-            stream_trail.append((x, state.guard.info))
-    y, other, window_trail = START, guard.init(START), []
-    update = jax.jit(guard.update, static_argnames="loss_fn")
+            stream_trail.append((x, state.info))
+    window_form = guards.in_windows(guard)
+    y, other, window_trail = START, window_form.init(START), []
+    update = jax.jit(window_form.update, static_argnames="loss_fn")
     cut = guards.windows(batches, lambda: other.info.n_t, lambda: other.info.n_c)
     for train, validation in cut:
         updates, other = update(
@@ -106,11 +108,13 @@ def test_windows_cut_training_before_validation_and_drop_the_rest():
     assert train["y"].tolist() == [5, 6, 7] and validation["y"].tolist() == [8, 9]
     ((train, _),) = guards.windows([jnp.ones(3)] * 2, 1, 1)
     assert isinstance(train, jax.Array)
+    without = list(guards.windows([np.ones(3)] * 5, 2, 0))
+    assert [validation for _, validation in without] == [None, None]
 
 
 def test_windows_errors():
-    for n_t, n_c in ((0, 1), (1, 0)):
-        with pytest.raises(ValueError, match="windows: n_t and n_c must be at least 1"):
+    for n_t, n_c, message in ((0, 1, "n_t must be at least 1"), (1, -1, "n_c must be at least 0")):
+        with pytest.raises(ValueError, match=f"windows: {message}"):
             guards.windows([], n_t, n_c)
     with pytest.raises(ValueError, match="must have one shape"):
         next(guards.windows([np.ones(3), np.ones(2), np.ones(3)], 2, 1))
@@ -133,8 +137,8 @@ def test_adaptive_options(options, message):
 
 
 def test_a_window_of_a_size_that_cannot_be():
-    guard = guards.lgl2o(
-        optax.sgd(0.1), optax.sgd(0.1), n_t=2, n_c=2, adaptive=guards.Adaptive(cap=4)
+    guard = guards.in_windows(
+        guards.lgl2o(optax.sgd(0.1), optax.sgd(0.1), n_t=2, n_c=2, adaptive=guards.Adaptive(cap=4))
     )
     for n_t, n_c in ((3, 2), (4, 2), (8, 8)):
         window = dict(train_batches=stream_of(TASK, n_t), eval_batches=stream_of(TASK, n_c))

@@ -1,4 +1,4 @@
-"""Errors of all guards in window form, and the functions behind every decision."""
+"""Errors of both forms of all guards, and the functions behind every decision."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ GUARDS = {
 @pytest.mark.parametrize("kind", GUARDS)
 @pytest.mark.parametrize("missing", ["loss_fn", "train_batches", "eval_batches"])
 def test_what_is_missing_is_named(kind, missing):
-    guard = GUARDS[kind]()
+    guard = guards.in_windows(GUARDS[kind]())
     window = {key: value for key, value in WINDOW.items() if key != missing}
     with pytest.raises(ValueError, match=f"{kind}: update is missing {missing}; call"):
         guard.update(None, guard.init(X), X, **window)
@@ -37,11 +37,39 @@ def test_what_is_missing_is_named(kind, missing):
 
 @pytest.mark.parametrize("kind", GUARDS)
 def test_updates_and_params(kind):
-    guard = GUARDS[kind]()
+    guard = guards.in_windows(GUARDS[kind]())
     with pytest.raises(ValueError, match=f"{kind}: pass updates=None"):
         guard.update(X, guard.init(X), X, **WINDOW)
     with pytest.raises(ValueError, match=f"{kind}: update needs `params`"):
         guard.update(None, guard.init(X), **WINDOW)
+
+
+@pytest.mark.parametrize("kind", [*GUARDS, "gl2o"])
+def test_a_step_names_what_is_missing(kind):
+    guard = guards.gl2o(optax.sgd(0.2), optax.sgd(0.1)) if kind == "gl2o" else GUARDS[kind]()
+    with pytest.raises(ValueError, match=f"{kind}: update is missing params; call"):
+        guard.update(X, guard.init(X), value_fn=jnp.sum)
+    with pytest.raises(ValueError, match=f"{kind}: update is missing value_fn; call"):
+        guard.update(X, guard.init(X), X)
+
+
+def test_in_windows_takes_guards_only():
+    for other in (optax.sgd(0.1), guards.in_windows(GUARDS["race"]())):
+        with pytest.raises(ValueError, match=r"in_windows: takes a guard .*metaopt\.windowed"):
+            guards.in_windows(other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [*GUARDS, "gl2o"])
+def test_a_part_of_the_params_is_no_problem_of_its_own(kind):
+    """The loss needs all params: `optax.masked` belongs into a guard, not around it."""
+    guard = guards.gl2o(optax.sgd(0.2), optax.sgd(0.1)) if kind == "gl2o" else GUARDS[kind]()
+    params = {"w": X, "b": X}
+    masked = optax.masked(guard, {"w": True, "b": False})
+    labels = {"w": "a", "b": "b"}
+    parted = optax.partition({"a": guard, "b": optax.sgd(0.1)}, labels)
+    for tx in (masked, parted):
+        with pytest.raises(ValueError, match=f"{kind}: some params are masked.*inside the guard"):
+            tx.init(params)
 
 
 @pytest.mark.parametrize("kind", GUARDS)
@@ -59,14 +87,14 @@ def test_updates_and_params(kind):
     ],
 )
 def test_batches_that_are_no_window(kind, change, message):
-    guard = GUARDS[kind]()
+    guard = guards.in_windows(GUARDS[kind]())
     with pytest.raises(ValueError, match=f"{kind}: {message}"):
         guard.update(None, guard.init(X), X, **{**WINDOW, **change})
 
 
 @pytest.mark.parametrize("kind", GUARDS)
 def test_unknown_extra_args_are_ignored(kind):
-    guard = GUARDS[kind]()
+    guard = guards.in_windows(GUARDS[kind]())
     guard.update(None, guard.init(X), X, **WINDOW, temperature=3.0)
 
 
@@ -79,7 +107,7 @@ def test_an_inner_transformation_that_needs_more(role, make):
     needy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     pair = (needy, optax.sgd(0.1)) if role == "learned" else (optax.sgd(0.1), needy)
     guard = make(*pair)
-    guard = windowed(guard) if make is guards.gl2o else make(*pair, n_t=3, n_c=2)
+    guard = windowed(guard) if make is guards.gl2o else guards.in_windows(make(*pair, n_t=3, n_c=2))
     name = make.__name__ + ": the " + role.replace("back", "back( 0)?")
     message = f"{name} transformation takes other extra args .* value_fn: .*'rng'"
     with pytest.raises(TypeError, match=message):
@@ -93,17 +121,18 @@ def test_a_family_that_needs_more(make):
 
     needy = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     family = LearnedOptimizer(lambda key, params: THETA, lambda theta, *, num_steps=None: needy)
-    guard = make(family, THETA, n_t=1, n_c=2)
+    guard = guards.in_windows(make(family, THETA, n_t=1, n_c=2))
     message = f"{make.__name__}: the learned transformation takes other extra args .*'rng'"
     with pytest.raises(TypeError, match=message):
         guard.update(None, guard.init(X), X, **WINDOW)
 
 
 @pytest.mark.parametrize("make", [guards.lgl2o, guards.race])
-@pytest.mark.parametrize("size", ["n_t", "n_c"])
-def test_windows_without_mini_batches(make, size):
-    with pytest.raises(ValueError, match=f"{make.__name__}: {size} must be at least 1, got 0"):
-        make(optax.sgd(0.1), optax.sgd(0.1), **{size: 0})
+@pytest.mark.parametrize(("size", "least"), [("n_t", 1), ("n_c", 0)])
+def test_windows_without_mini_batches(make, size, least):
+    message = f"{make.__name__}: {size} must be at least {least}, got {least - 1}"
+    with pytest.raises(ValueError, match=message):
+        make(optax.sgd(0.1), optax.sgd(0.1), **{size: least - 1})
 
 
 def test_an_error_inside_of_an_inner_transformation_is_left_alone():
@@ -111,7 +140,7 @@ def test_an_error_inside_of_an_inner_transformation_is_left_alone():
         raise TypeError("bad leaf")
 
     broken = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-    guard = guards.lgl2o(broken, optax.sgd(0.1), n_t=3, n_c=2)
+    guard = guards.in_windows(guards.lgl2o(broken, optax.sgd(0.1), n_t=3, n_c=2))
     with pytest.raises(TypeError, match=r"^bad leaf"):
         guard.update(None, guard.init(X), X, **WINDOW)
 
@@ -120,7 +149,7 @@ def test_an_error_inside_of_an_inner_transformation_is_left_alone():
     ("part", "message"),
     [
         (FAMILY, "learned is a LearnedOptimizer, a whole family"),
-        (GUARDS["race"](), "learned is a guard in window form"),
+        (guards.in_windows(GUARDS["race"]()), "learned is in window form"),
         (3, "learned must be an optax transformation, got 3"),
     ],
 )

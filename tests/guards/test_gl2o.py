@@ -5,12 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from guard_cases import ADVERSARIES, FALLBACKS, assert_finite, constant, stream_of
+from guard_cases import (
+    ADVERSARIES,
+    FALLBACKS,
+    assert_finite,
+    assert_trees_equal,
+    constant,
+    stream_of,
+)
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from metaopt import guards
-from metaopt.core.rollouts import step, windowed
+from metaopt.core.rollouts import step
 from metaopt.tasks import quadratic
 
 TASK = quadratic(5, noise=0.3)
@@ -208,8 +215,7 @@ def test_neither_step_finite_keeps_the_start_and_counts_it():
 
 def test_runs_in_windows_and_as_a_stream():
     guard = guards.gl2o(optax.sgd(0.9), optax.adam(0.1))
-    assert guards.streaming(guard) is guard
-    window_form = windowed(guard)
+    window_form = guards.in_windows(guard)
     updates, state = window_form.update(
         None,
         window_form.init(jnp.ones(5)),
@@ -244,3 +250,17 @@ def test_value_fn_is_needed():
     guard = guards.gl2o(optax.sgd(0.1), optax.sgd(0.1))
     with pytest.raises(ValueError, match="gl2o: update is missing value_fn"):
         guard.update(jnp.ones(3), guard.init(jnp.ones(3)), jnp.ones(3))
+
+
+def test_a_gradient_that_is_not_given_is_computed():
+    guard = guards.gl2o(optax.sgd(0.9), optax.adam(0.1))
+    x = y = jnp.ones(5)
+    state = other = guard.init(x)
+    for batch in stream_of(TASK, 3):
+        value_fn = lambda p, batch=batch: TASK.loss(p, batch)
+        updates, state = guard.update(None, state, x, value_fn=value_fn)
+        x = optax.apply_updates(x, updates)
+        updates, other = guard.update(jax.grad(value_fn)(y), other, y, value_fn=value_fn)
+        y = optax.apply_updates(y, updates)
+        np.testing.assert_array_equal(x, y)
+        assert_trees_equal(state, other)

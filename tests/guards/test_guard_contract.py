@@ -8,18 +8,18 @@ import orbax.checkpoint as ocp
 import pytest
 
 from metaopt import guards, optimizers
-from metaopt.core.rollouts import windowed
 
 PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.array([0.5, 0.5, 0.5])}
 FAMILY = optimizers.lstm(hidden=2, layers=1)
 THETAS = jax.vmap(FAMILY.init, (0, None))(jax.random.split(jax.random.key(7), 2), PARAMS)
 SIZES = {"n_t": 2, "n_c": 2}
 GUARDS = {
-    "gl2o": lambda theta: windowed(guards.gl2o(FAMILY.apply(theta), optax.adam(0.1))),
+    "gl2o": lambda theta: guards.gl2o(FAMILY.apply(theta), optax.adam(0.1)),
     "lgl2o": lambda theta: guards.lgl2o(FAMILY.apply(theta), optax.adam(0.1), **SIZES),
     "race": lambda theta: guards.race(
-        FAMILY.apply(theta), optax.sgd(0.1), optax.adam(0.1), jumps=True, **SIZES
+        FAMILY.apply(theta), optax.sgd(0.1), optax.adam(0.1), n_t=2, patience=1, pause=1
     ),
+    "race_held_out": lambda theta: guards.race(FAMILY.apply(theta), optax.sgd(0.1), **SIZES),
     "smg": lambda theta: guards.smg(FAMILY, theta, lr_params=0.1, **SIZES),
     "amg": lambda theta: guards.amg(FAMILY, theta, lr_params=0.1, **SIZES),
 }
@@ -36,15 +36,16 @@ def one_window(name):
 
     def window(theta, params, state, key):
         guard = GUARDS[name](theta)
-        n_t, n_c = getattr(guard, "window", (2, 2))
+        n_t, n_c = (2, 0) if name == "gl2o" else guard.window
         train, validation = jnp.split(jax.random.normal(key, (n_t + n_c,)), [n_t])
+        guard = guards.in_windows(guard)
         updates, state = guard.update(
             None,
             state,
             params,
             loss_fn=window_loss,
             train_batches=train,
-            eval_batches=validation,
+            eval_batches=validation if n_c else None,
             something="else",
         )
         return optax.apply_updates(params, updates), state

@@ -40,7 +40,7 @@ def test_useless_proposals_leave_exactly_the_fallbacks_trajectory(value, fallbac
     for (x, state), (z, z_state) in zip(drive(guard, TASK, start, 3), plain, strict=True):
         assert not state.info.accepted
         np.testing.assert_array_equal(x, z)
-        assert_trees_equal(state.fallback, z_state)
+        assert_trees_equal(state.memory.fallback, z_state)
 
 
 def test_nan_proposals_leave_the_hidden_state_at_its_initial_value():
@@ -51,7 +51,7 @@ def test_nan_proposals_leave_the_hidden_state_at_its_initial_value():
     tx = learned.apply({**theta, "memory": jnp.full(1, 0.25)})
     guard = guards.lgl2o(tx, optax.sgd(0.1), n_t=3, n_c=2)
     for _, state in drive(guard, TASK, TASK.init(jax.random.key(0)), 3):
-        np.testing.assert_array_equal(state.learned, jnp.full(5, 0.25))
+        np.testing.assert_array_equal(state.memory.learned, jnp.full(5, 0.25))
 
 
 def test_the_fallbacks_own_step_is_a_tie_and_never_accepted():
@@ -73,7 +73,7 @@ def test_a_fallback_that_stands_still_leaves_exactly_the_learned_trajectory():
     for (x, state), (y, y_state) in zip(drive(guard, task, start, 5), plain, strict=True):
         assert state.info.accepted
         np.testing.assert_array_equal(x, y)
-        assert_trees_equal(state.learned, y_state)
+        assert_trees_equal(state.memory.learned, y_state)
 
 
 def test_one_full_batch_per_window_is_algorithm_1():
@@ -127,7 +127,7 @@ def test_the_corrected_linear_rate_holds_at_every_step_for_any_proposals(
         assert loss(x) <= loss(descent) + slack
         assert loss(descent) <= loss(before) + slack
         assert loss(x) <= rate * loss(before) + slack
-        assert_finite((x, state.learned, state.fallback))
+        assert_finite((x, state.memory.learned, state.memory.fallback))
         before = x
 
 
@@ -156,7 +156,7 @@ def test_a_memory_that_turns_nan_is_never_kept(on_reject, lr):
     """Neither after a won window (small lr of the fallback) nor after a lost one."""
     guard = guards.lgl2o(nan_memory(), optax.sgd(lr), n_t=1, n_c=1, on_reject=on_reject)
     for _, state in drive(guard, whole_task(), jnp.ones(5), 2):
-        np.testing.assert_array_equal(state.learned["memory"], jnp.ones(3))
+        np.testing.assert_array_equal(state.memory.learned["memory"], jnp.ones(3))
 
 
 def test_a_memory_that_starts_infinite_is_left_alone():
@@ -187,6 +187,7 @@ def test_vmap_over_seeds_and_theta_under_jit():
 
     def scanned(theta, x, batches):
         guard = guards.lgl2o(learned.apply(theta), optax.sgd(0.1), n_t=3, n_c=2)
+        guard = guards.in_windows(guard)
 
         def body(carry, batches):
             train, validation = cut(batches, 0, 3), cut(batches, 3, 5)
@@ -219,7 +220,7 @@ def test_the_second_window_does_not_compile_again():
         traces.append(None)
         return TASK.loss(x, batch)
 
-    guard = guards.lgl2o(optax.adam(0.3), optax.sgd(0.1), n_t=3, n_c=2)
+    guard = guards.in_windows(guards.lgl2o(optax.adam(0.3), optax.sgd(0.1), n_t=3, n_c=2))
     update = jax.jit(guard.update, static_argnames="loss_fn")
     x, counts = jnp.ones(5), []
     state = guard.init(x)
@@ -235,7 +236,7 @@ def test_the_second_window_does_not_compile_again():
     ("options", "message"),
     [
         ({"n_t": 0}, "n_t must be at least 1"),
-        ({"n_c": 0}, "n_c must be at least 1"),
+        ({"n_c": -1}, "n_c must be at least 0"),
         ({"on_reject": "keep"}, "on_reject must be one of"),
         ({"fallback_on_reject": "reset"}, "fallback_on_reject must be one of"),
         ({"memory": "new"}, "memory must be one of"),

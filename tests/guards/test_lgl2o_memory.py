@@ -20,8 +20,8 @@ def test_memory_after_a_lost_window(on_reject):
     x = TASK.init(jax.random.key(0))
     (_, won), (_, lost) = drive(guard, TASK, x, 2)
     assert won.info.accepted and not lost.info.accepted
-    trace = lambda state: optax.tree_utils.tree_get(state.learned, "trace")
-    assert optax.tree_utils.tree_get(lost.learned, "count") == 6  # step counts are global
+    trace = lambda state: optax.tree_utils.tree_get(state.memory.learned, "trace")
+    assert optax.tree_utils.tree_get(lost.memory.learned, "count") == 6  # step counts are global
     if on_reject == "rollback":
         np.testing.assert_array_equal(trace(lost), trace(won))
     elif on_reject == "reset":
@@ -38,8 +38,8 @@ def test_state_of_a_fallback_that_lost(rule):
     guard = guards.lgl2o(optax.sgd(0.3), fallback(), n_t=3, n_c=2, fallback_on_reject=rule)
     _, state = drive(guard, TASK, jnp.full(5, 4.0), 1)[0]
     assert state.info.accepted
-    assert optax.tree_utils.tree_get(state.fallback, "count") == 3
-    moved = np.any(optax.tree_utils.tree_get(state.fallback, "trace") != 0)
+    assert optax.tree_utils.tree_get(state.memory.fallback, "count") == 3
+    moved = np.any(optax.tree_utils.tree_get(state.memory.fallback, "trace") != 0)
     assert moved == (rule == "advance")
 
 
@@ -85,5 +85,5 @@ def test_averaged_memory_is_the_mean_over_coordinates():
         tx, optax.sgd(0.1), average=guards.average_memory(learned, theta), **options
     )
     (_, state), (_, averaged) = (drive(guard, TASK, x, 1)[0] for guard in (plain, mean))
-    expected = jnp.full(5, jnp.mean(state.learned))
-    np.testing.assert_allclose(averaged.learned, expected, rtol=1e-6)
+    expected = jnp.full(5, jnp.mean(state.memory.learned))
+    np.testing.assert_allclose(averaged.memory.learned, expected, rtol=1e-6)

@@ -40,16 +40,8 @@ def stepwise(name):
 
 
 def guarded(params, batches):
-    guard = guards.race(learned("lstm"), optax.adam(0.1), n_t=3, n_c=2)
-    updates, state = guard.update(
-        None,
-        guard.init(params),
-        params,
-        loss_fn=loss,
-        train_batches=batches[:3],
-        eval_batches=batches[3:],
-    )
-    return optax.apply_updates(params, updates), state
+    guard = guards.race(learned("lstm"), optax.adam(0.1), n_t=2, n_c=1)
+    return unroll(guard, params, guard.init(params), loss, batches)[:2]
 
 
 def main():

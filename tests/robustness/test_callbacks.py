@@ -11,7 +11,7 @@ from refusals import fingerprint, within
 
 import metaopt
 from metaopt import optimizers
-from metaopt.guards import lgl2o, race, streaming, windows
+from metaopt.guards import in_windows, lgl2o, race, windows
 from metaopt.meta import MetaTrainer
 from metaopt.meta.loop import train
 
@@ -31,6 +31,7 @@ def fails(*arguments, **extra):
 
 
 def guarded(guard, loss=loss_fn):
+    guard = in_windows(guard)
     return guard.update(None, guard.init(PARAMS), PARAMS, loss_fn=loss, **WINDOW)
 
 
@@ -47,8 +48,11 @@ RAISING = {
     "average of lgl2o": lambda: guarded(lgl2o(SGD, SGD, n_t=2, n_c=2, average=fails)),
     "init of an inner optimizer": lambda: race(BROKEN, SGD).init(PARAMS),
     "update of an inner optimizer": lambda: guarded(race(STEP_BROKEN, SGD, n_t=2, n_c=2)),
-    "value_fn of a stream": lambda: streaming(guard := race(SGD, SGD)).update(
-        None, streaming(guard).init(PARAMS), PARAMS, value_fn=fails
+    "value_fn of race": lambda: (guard := race(SGD, SGD)).update(
+        None, guard.init(PARAMS), PARAMS, value_fn=fails
+    ),
+    "eval_fn of race": lambda: (guard := race(SGD, SGD, n_t=1, n_c=1)).update(
+        None, guard.init(PARAMS), PARAMS, value_fn=jnp.sum, eval_fn=fails
     ),
     "loss_fn of unroll": lambda: metaopt.unroll(SGD, PARAMS, SGD.init(PARAMS), fails, BATCHES),
     "make of handcrafted": lambda: optimizers.handcrafted(fails).apply({}),

@@ -9,7 +9,7 @@ from refusals import bad_inputs, refused
 
 import metaopt
 from metaopt import datasets, meta, optimizers, tasks
-from metaopt.guards import Adaptive, gl2o, lgl2o, race, smg, streaming, windows
+from metaopt.guards import Adaptive, gl2o, in_windows, lgl2o, race, smg, windows
 from metaopt.optimizers import head_only, l3rs, lstm, velo
 from metaopt.tasks.networks import MLP
 
@@ -62,12 +62,21 @@ CONSTRUCTORS = {
         "race: fallback 0 must be an optax",
     ),
     "race: fallback a window guard": (
-        lambda: race(SGD, lgl2o(SGD, SGD)),
-        r"race: fallback 0 is a guard in window form.*streaming\(guard\)",
+        lambda: race(SGD, in_windows(lgl2o(SGD, SGD))),
+        "race: fallback 0 is in window form.*without guards.in_windows",
     ),
     "race: n_t 2.5": (lambda: race(SGD, SGD, n_t=2.5), "race: n_t must be an integer"),
     "race: n_c None": (lambda: race(SGD, SGD, n_c=None), "race: n_c must be an integer"),
-    "race: on_reject unknown": (lambda: race(SGD, SGD, on_reject="x"), "race: on_reject must"),
+    "race: n_c negative": (lambda: race(SGD, SGD, n_c=-1), "race: n_c must be at least 0"),
+    "race: smoothing 1": (lambda: race(SGD, SGD, smoothing=1.0), r"race: smoothing must be"),
+    "race: smoothing negative": (lambda: race(SGD, SGD, smoothing=-0.1), "race: smoothing must be"),
+    "race: patience 0": (lambda: race(SGD, SGD, patience=0), "race: patience must be at least 1"),
+    "race: pause -1": (lambda: race(SGD, SGD, pause=-1), "race: pause must be at least 0"),
+    "race: max_pause below pause": (
+        lambda: race(SGD, SGD, pause=9, max_pause=8),
+        "race: max_pause must be at least 9",
+    ),
+    "race: memory unknown": (lambda: race(SGD, SGD, memory="x"), "race: memory must be"),
     "lgl2o: fallback a family": (
         lambda: lgl2o(SGD, optimizers.adam()),
         "lgl2o: fallback is a LearnedOptimizer",
@@ -98,9 +107,9 @@ CONSTRUCTORS = {
     "smg: n_t negative": (lambda: smg(LSTM, THETA, n_t=-1), "smg: n_t must be at least 0"),
     "smg: lr_params a string": (lambda: smg(LSTM, THETA, lr_params="3"), "smg: lr_params must be"),
     "smg: lr_theta NaN": (lambda: smg(LSTM, THETA, lr_theta=NAN), "smg: lr_theta must be"),
-    "smg: objective unknown": (lambda: smg(LSTM, THETA, objective="now"), "smg: objective must be"),
-    "streaming: a transformation": (lambda: streaming(SGD), "streaming: takes a guard"),
-    "windows: n_t 0": (lambda: windows([], 0, 1), "windows: n_t and n_c must be at least 1"),
+    "in_windows: a transformation": (lambda: in_windows(SGD), "in_windows: takes a guard"),
+    "windows: n_t 0": (lambda: windows([], 0, 1), "windows: n_t must be at least 1"),
+    "windows: n_c negative": (lambda: windows([], 1, -1), "windows: n_c must be at least 0"),
     "windows: no iterable": (lambda: windows(3, 1, 1), "windows: .*iterable"),
     "windows: batches of two shapes": (
         lambda: list(windows([np.ones(3), np.ones(2), np.ones(2)], 2, 1)),
@@ -112,7 +121,7 @@ CONSTRUCTORS = {
     ),
     "windows: a size that a function gives": (
         lambda: list(windows([np.ones(3)] * 4, lambda: 0, 1)),
-        "windows: n_t and n_c must be at least 1",
+        "windows: n_t must be at least 1",
     ),
     "classification: batch_size 0": (
         lambda: tasks.classification(MLP((2,)), datasets.moons(), batch_size=0),

@@ -10,7 +10,7 @@ from refusals import bad_inputs, refused
 
 from metaopt import tasks
 from metaopt.datasets import Dataset
-from metaopt.guards import lgl2o, race
+from metaopt.guards import in_windows, lgl2o, race
 from metaopt.optimizers import l3rs, lstm, velo
 from metaopt.tasks.networks import MLP
 
@@ -99,8 +99,8 @@ CALLS = {
     ),
 }
 GUARDS = {
-    "race": lambda: race(SGD, SGD, n_t=2, n_c=2),
-    "lgl2o": lambda: lgl2o(SGD, SGD, n_t=2, n_c=2),
+    "race": lambda: in_windows(race(SGD, SGD, n_t=2, n_c=2)),
+    "lgl2o": lambda: in_windows(lgl2o(SGD, SGD, n_t=2, n_c=2)),
 }
 
 
