@@ -5,7 +5,7 @@
 Each runner takes one step per four mini-batches, along the mean of their gradients, as plain AdamW
 in `optax.MultiSteps` does. The guard is called once per mini-batch in any case, and compares the
 losses on each of them. Put `MultiSteps` inside, not around the guard: a guard computes its own
-gradients, so around it `MultiSteps` would accumulate nothing and call it with every fourth loss.
+gradients, so around it `MultiSteps` would call the guard with every fourth mini-batch alone.
 """
 
 import argparse
@@ -27,8 +27,10 @@ def loss_fn(params, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
 
-def accumulated(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    return optax.MultiSteps(tx, every_k_schedule=EVERY).gradient_transformation()
+def accumulated(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`optax.MultiSteps` that passes the loss on, which L3RS and VeLO need."""
+    steps = optax.MultiSteps(tx, every_k_schedule=EVERY)
+    return optax.GradientTransformationExtraArgs(steps.init, steps.update)
 
 
 def train_adamw(params, batches):
