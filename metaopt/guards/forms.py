@@ -126,7 +126,9 @@ class _Stream:
         losses = losses_of(process.name, value_fn, eval_fn, state.model_state)
         started = process.start(memory, state.work.content, params)
         is_first = state.position == 0
-        work = optax.tree.where(is_first, _cast_like(state.work.content, started), state.work.content)
+        work = optax.tree.where(
+            is_first, _cast_like(state.work.content, started), state.work.content
+        )
 
         lengths = process.lengths(memory)
         if len(process.phases) == 1:  # no branch, in which XLA for CPUs has slower convolutions

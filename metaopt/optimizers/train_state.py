@@ -43,7 +43,8 @@ class TrainState(train_state.TrainState):
         if model_state is None:
             return super().create(apply_fn=apply_fn, params=params, tx=tx, **kwargs)
         init: Any = tx.init
-        with_model_state = optax.GradientTransformation(lambda p: init(p, model_state), tx.update)
+        init_fn = lambda params: init(params, model_state)
+        with_model_state = optax.GradientTransformation(init_fn, tx.update)
         state = super().create(apply_fn=apply_fn, params=params, tx=with_model_state, **kwargs)
         return state.replace(tx=tx)
 
