@@ -48,12 +48,12 @@ def main() -> list[dict]:
         params, state = train_step(params, state, key)
         if step % N_T:
             continue  # no decision
-        info, value = state.info, optax.tree.get(state, "value")
-        row = {"value": value, **info._asdict()}
+        info, loss = state.info, optax.tree.get(state, "loss")
+        row = {"loss": loss, **info._asdict()}
         learned_loss, fallback_loss = row["losses"].tolist()
         shown = f"{learned_loss:7.3f}" if jnp.isfinite(learned_loss) else "rests  "
         leader = ("learned", "fallback")[int(row["winner"])]
-        print(f"{row['windows']:8}  {shown}  {fallback_loss:8.3f}  {leader:8}  {value:.3f}")
+        print(f"{row['windows']:8}  {shown}  {fallback_loss:8.3f}  {leader:8}  {loss:.3f}")
         rows.append(row)
 
     print(f"decisions for the learned optimizer, for Adam: {row['wins'].tolist()}")

@@ -74,10 +74,10 @@ class Work(NamedTuple):
     They may be NaN or inf until the window is decided, so `became_nonfinite` skips this type.
 
     Attributes:
-      content: `work` of a `Process`. It is not named ``value``, by which one reads the loss.
+      value: `work` of a `Process`.
     """
 
-    content: Any
+    value: Any
 
 
 def inner_transformation(guard: str, role: str, tx: Any) -> optax.GradientTransformationExtraArgs:

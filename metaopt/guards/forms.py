@@ -124,11 +124,9 @@ class _Stream:
             )
         assert state.work is not None
         losses = losses_of(process.name, value_fn, eval_fn, state.model_state)
-        started = process.start(memory, state.work.content, params)
+        started = process.start(memory, state.work.value, params)
         is_first = state.position == 0
-        work = optax.tree.where(
-            is_first, _cast_like(state.work.content, started), state.work.content
-        )
+        work = optax.tree.where(is_first, _cast_like(state.work.value, started), state.work.value)
 
         lengths = process.lengths(memory)
         if len(process.phases) == 1:  # no branch, in which XLA for CPUs has slower convolutions
@@ -203,7 +201,7 @@ def _windows_of(process: Process) -> WindowForm:
         numbers = _check_call(process, updates, params, loss_fn, train_batches, eval_batches)
         lengths = process.split(*numbers)
         memory, carried = state.memory, state.work
-        work = process.start(memory, None if carried is None else carried.content, params)
+        work = process.start(memory, None if carried is None else carried.value, params)
 
         def losses_on(batch: Batch) -> Losses:
             value_fn = lambda *params_and_state: loss_fn(*params_and_state, batch)

@@ -18,6 +18,7 @@ from metaopt import datasets, guards, tasks
 def main() -> None:
     task = tasks.quadratic(4)
     exported = metaopt.load("lstm-mlp-mnist")
+    params = task.init(jax.random.key(0))
     tx = guards.race(exported.apply(num_steps=10), optax.adam(1e-2))
     batch = task.sample(jax.random.key(1), ())
 
