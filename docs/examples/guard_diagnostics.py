@@ -48,7 +48,7 @@ def main() -> list[dict]:
         params, state = train_step(params, state, key)
         if step % N_T:
             continue  # no decision
-        info, loss = state.info, optax.tree.get(state, "loss")
+        info, loss = state.info, optax.tree.get(state, "leader_loss")
         row = {"loss": loss, **info._asdict()}
         learned_loss, fallback_loss = row["losses"].tolist()
         shown = f"{learned_loss:7.3f}" if jnp.isfinite(learned_loss) else "rests  "

@@ -61,7 +61,7 @@ class Runners(NamedTuple):
       runners: the challenger, then the fallbacks.
       sums: float ``[k + 1]``, sum of each runner's losses.
       count: int32 ``[]``, mini-batches in `sums`. Those on which no loss was finite are left out.
-      loss: float ``[]``, loss of the leader on the last mini-batch, before its step on it.
+      leader_loss: float ``[]``, loss of the leader on the last mini-batch, before its step on it.
       broken: bool ``[]``, whether the challenger's loss or step was not finite where a fallback's
         was.
       skipped: int32 ``[]``, steps that were not taken because they led to NaN or inf.
@@ -70,7 +70,7 @@ class Runners(NamedTuple):
     runners: tuple[Runner, ...]
     sums: Float[Array, " runners"]
     count: Int[Array, ""]
-    loss: Float[Array, ""]
+    leader_loss: Float[Array, ""]
     broken: Bool[Array, ""]
     skipped: Int[Array, ""]
 
@@ -125,7 +125,7 @@ def race(
     Returns:
       A `Guard`. With k fallbacks a mini-batch costs k gradients, and one more while the challenger
       runs (under `vmap` always). The state holds the params and the state of each runner.
-      ``optax.tree.get(state, "loss")`` is the leader's loss on the last mini-batch.
+      ``optax.tree.get(state, "leader_loss")`` is the leader's loss on the last mini-batch.
 
     Raises:
       ValueError: when there is no fallback or an option is out of range; at `init`, when params
@@ -177,7 +177,7 @@ def race(
             runners=tuple(start(tx, params, model_state) for tx in (challenger_tx, *fallback_txs)),
             sums=jnp.zeros(num_runners, dtype),
             count=integer(0),
-            loss=jnp.zeros([], dtype),
+            leader_loss=jnp.zeros([], dtype),
             broken=jnp.array(False),
             skipped=integer(0),
         )
@@ -236,7 +236,7 @@ def race(
         healthy = taken & jnp.isfinite(values)
         work = work._replace(
             runners=tuple(runners),
-            loss=values[leader_now(standing, work)],
+            leader_loss=values[leader_now(standing, work)],
             broken=work.broken | (runs & ~healthy[0] & jnp.any(healthy[1:])),
             skipped=work.skipped + jnp.sum(~taken).astype(jnp.int32),
         )

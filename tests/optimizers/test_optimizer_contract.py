@@ -170,7 +170,7 @@ def test_train_state_holds_a_guard_and_its_model_state():
         state = train_step(state)
     assert state.step == 3
     assert metaopt.guards.model_state(state.opt_state) == 3
-    assert optax.tree.get(state.opt_state, "loss") < optax.tree.norm(PARAMS, squared=True)
+    assert optax.tree.get(state.opt_state, "leader_loss") < optax.tree.norm(PARAMS, squared=True)
 
 
 def test_train_state_without_a_model_state_passes_value_fn():

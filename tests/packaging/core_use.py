@@ -18,15 +18,14 @@ from metaopt import datasets, guards, tasks
 def main() -> None:
     task = tasks.quadratic(4)
     exported = metaopt.load("lstm-mlp-mnist")
+    guard = guards.race(exported.apply(num_steps=10), optax.adam(1e-2), n_t=2)
     params = task.init(jax.random.key(0))
-    tx = guards.race(exported.apply(num_steps=10), optax.adam(1e-2))
-    batch = task.sample(jax.random.key(1), ())
 
     @jax.jit
-    def update(params, state):
-        return tx.update(None, state, params, value_fn=lambda params: task.loss(params, batch))
+    def step(state, batch):
+        return guard.update(None, state, params, value_fn=lambda p: task.loss(p, batch))
 
-    updates, _ = update(params, tx.init(params))
+    updates, _ = step(guard.init(params), task.sample(jax.random.key(1), ()))
     assert jnp.isfinite(updates).all() and jnp.any(updates != 0)
 
     with tempfile.TemporaryDirectory() as folder:
