@@ -2,9 +2,8 @@
 
     python docs/examples/character_language_model.py [--checkpoint FOLDER] [--text FILE]
 
-A learned optimizer races Adam. At each decision, the params with the lower loss on four
-mini-batches are kept. Without `--checkpoint` the learned optimizer is an untrained L3RS. `--text`
-trains on a text of your own.
+A learned optimizer races Adam, and the params follow the leader. Without `--checkpoint` the learned
+optimizer is an untrained L3RS. `--text` trains on a text of your own.
 """
 
 import argparse
@@ -19,8 +18,7 @@ from metaopt import datasets, guards, tasks
 from metaopt.tasks.networks import Transformer
 
 LENGTH = 32  # characters that the model sees
-N_T, N_C = 10, 4  # mini-batches of a window that train and that decide
-WINDOWS = 15  # decisions of the guard
+STEPS = 150  # mini-batches
 
 
 def learned_optimizer(checkpoint, key, params, num_steps) -> optax.GradientTransformation:
@@ -58,32 +56,25 @@ def main(argv=None) -> dict[str, float]:
     params = task.init(k_params)
 
     adam = optax.adam(3e-3)
-    learned = learned_optimizer(args.checkpoint, k_theta, params, N_T * WINDOWS)
-    guard = guards.race(learned, adam, n_t=N_T, n_c=N_C)
-    state = guard.init(params)
+    learned = learned_optimizer(args.checkpoint, k_theta, params, STEPS)
+    tx = guards.race(learned, adam)
+    state = tx.init(params)
 
     @jax.jit
-    def window(params, state, key):
-        k_train, k_eval = jax.random.split(key)
-        updates, state = guard.update(
-            None,
-            state,
-            params,
-            loss_fn=task.loss,
-            train_batches=task.sample(k_train, (N_T,)),
-            eval_batches=task.sample(k_eval, (N_C,)),
-        )
+    def train_step(params, state, key):
+        batch = task.sample(key, ())
+        value_fn = lambda params: task.loss(params, batch)
+        updates, state = tx.update(None, state, params, value_fn=value_fn)
         return optax.apply_updates(params, updates), state
 
     held_out = jax.jit(lambda params: task.loss(params, task.whole("test")))
     losses = {"start": float(held_out(params)), "guessing": float(jnp.log(len(text.vocabulary)))}
-    for k in jax.random.split(k_data, WINDOWS):
-        params, state = window(params, state, k)
+    for k in jax.random.split(k_data, STEPS):
+        params, state = train_step(params, state, k)
     losses["end"] = float(held_out(params))
-    wins = optax.tree_utils.tree_get(state, "wins")
     print(f"nats per character {losses['start']:.2f} -> {losses['end']:.2f}", end="; ")
     print(f"guessing: {losses['guessing']:.2f}")
-    print(f"windows won by the learned optimizer, by Adam: {wins.tolist()}")
+    print(f"decisions for the learned optimizer, for Adam: {state.info.wins.tolist()}")
     print(write(net, params, text.vocabulary, "The ", 100, k_write))
     return losses
 

@@ -2,13 +2,13 @@
 
     python docs/examples/guard_adamw_flax_cnn.py [--checkpoint FOLDER] [--unguarded] [--steps N]
 
-The guard is a race. Of every 20 mini-batches, ten train: AdamW takes ten steps of its own run, and
-the learned optimizer takes ten steps from your params. The other ten mini-batches decide, and
-train neither: your params become those with the lower loss on them. AdamW's run is bit for bit the
-run that AdamW alone would make on the mini-batches that train.
+The guard is a race. AdamW and the learned optimizer each step on every mini-batch, each on its own
+run. After every tenth mini-batch the guard compares their smoothed training losses, and your params
+follow the leader. AdamW's run is the run that AdamW alone would make.
 
-Without `--checkpoint` the learned optimizer is an untrained LSTM. It is of no use, so the held-out
-loss is that of AdamW's run. `--checkpoint` takes a folder that `metaopt train` wrote.
+Without `--checkpoint` the learned optimizer is an untrained LSTM. It is of no use: it soon rests,
+and the held-out loss is that of AdamW's run. `--checkpoint` takes a folder that `metaopt train`
+wrote.
 """
 
 import argparse
@@ -39,11 +39,10 @@ def main(argv=None) -> dict[str, float]:
 
     k_net, k_theta, k_data = jax.random.split(jax.random.key(0), 3)
     params = net.init(k_net, data.splits["train"]["x"][:1] * data.scale)["params"]
-    num_steps = args.steps if args.unguarded else args.steps // 2  # half of them only decide
-    learned = learned_optimizer(args.checkpoint, k_theta, params, num_steps)
+    learned = learned_optimizer(args.checkpoint, k_theta, params, args.steps)
 
     tx = optax.adamw(1e-3)
-    tx = guards.streaming(guards.race(learned, tx))  # changed line 1: the guard around AdamW
+    tx = guards.race(learned, tx)  # changed line 1: the guard around AdamW
     if args.unguarded:
         tx = optax.with_extra_args_support(learned)
     state = tx.init(params)
@@ -51,7 +50,7 @@ def main(argv=None) -> dict[str, float]:
     @jax.jit
     def train_step(params, state, batch):
         value_fn = lambda p: loss_fn(p, batch)  # changed line 2: the loss on this mini-batch
-        loss, grads = jax.value_and_grad(value_fn)(params)
+        loss, grads = jax.value_and_grad(value_fn)(params)  # XLA leaves out unused gradients
         updates, state = tx.update(grads, state, params, value_fn=value_fn)  # changed line 3
         return optax.apply_updates(params, updates), state, loss
 
@@ -78,9 +77,9 @@ def batches(key, examples, num_steps: int, batch_size: int = 64):
 
 
 def report(state) -> str:
-    """How often each optimizer won, from the state of the guard."""
-    wins = optax.tree_utils.tree_get(state, "wins")
-    return "" if wins is None else f"; windows won by learned, AdamW: {wins.tolist()}"
+    """How many decisions each optimizer won, from the state of the guard."""
+    wins = optax.tree.get(state, "wins")
+    return "" if wins is None else f"; decisions for learned, AdamW: {wins.tolist()}"
 
 
 if __name__ == "__main__":

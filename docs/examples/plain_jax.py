@@ -1,9 +1,9 @@
-"""Plain JAX without a framework: params are a dict, and a guard in window form trains them.
+"""Plain JAX without a framework: params are a dict, and a guard trains them.
 
     python docs/examples/plain_jax.py
 
-A window is one decision: ten mini-batches train, ten decide. `metaopt.windows` cuts a stream of
-mini-batches into windows, and one compiled call processes a whole window.
+The guard is called once per mini-batch, as any optax transformation. Both optimizers train on every
+mini-batch, and a decision follows after every tenth.
 """
 
 import jax
@@ -14,7 +14,7 @@ import metaopt
 from metaopt import guards
 from metaopt.datasets import spirals
 
-STEPS = 1000  # mini-batches; half of them train, half of them only decide
+STEPS = 500  # mini-batches
 
 
 def init(key, sizes=(2, 32, 32, 2)):
@@ -47,19 +47,23 @@ def main() -> dict[str, float]:
 
     lstm = metaopt.optimizers.lstm()  # untrained and of no use: the guard keeps Adam's run
     learned = lstm.apply(lstm.init(k_theta, params))
-    guard = guards.race(learned, optax.adam(1e-2))
-    state, update = guard.init(params), jax.jit(guard.update, static_argnames="loss_fn")
+    tx = guards.race(learned, optax.adam(1e-2))
+    state = tx.init(params)
 
-    for train, held_out in metaopt.windows(batches(k_data, data["train"]), *guard.window):
-        updates, state = update(
-            None, state, params, loss_fn=loss_fn, train_batches=train, eval_batches=held_out
-        )
-        params = optax.apply_updates(params, updates)
+    @jax.jit
+    def train_step(params, state, batch):
+        value_fn = lambda params: loss_fn(params, batch)
+        updates, state = tx.update(None, state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    for batch in batches(k_data, data["train"]):
+        params, state = train_step(params, state, batch)
 
     losses["end"] = float(loss_fn(params, data["test"]))
-    wins = optax.tree_utils.tree_get(state, "wins")
+    info = state.info
     print(f"test loss {losses['start']:.3f} -> {losses['end']:.3f}")
-    print(f"windows won by the LSTM, by Adam: {wins.tolist()}")
+    print(f"decisions for the LSTM, for Adam: {info.wins.tolist()}")
+    print(f"gradients per mini-batch: {info.gradient_evals / STEPS:.2f} (Adam alone: 1)")
     return losses
 
 

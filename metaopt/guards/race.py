@@ -68,7 +68,7 @@ class Runners(NamedTuple):
       squares: float ``[k]``, sum of the squared differences of the challenger's loss and each
         fallback's.
       count: int32 ``[]``, mini-batches in `sums`. Those on which no loss was finite are left out.
-      loss: float ``[]``, loss of the leader on the last mini-batch, before its step on it.
+      leader_loss: float ``[]``, loss of the leader on the last mini-batch, before its step on it.
       broken: bool ``[]``, whether the challenger's loss or step was not finite where a fallback's
         was.
       skipped: int32 ``[]``, steps that were not taken because they led to NaN or inf.
@@ -78,7 +78,7 @@ class Runners(NamedTuple):
     sums: Float[Array, " runners"]
     squares: Float[Array, " fallbacks"]
     count: Int[Array, ""]
-    loss: Float[Array, ""]
+    leader_loss: Float[Array, ""]
     broken: Bool[Array, ""]
     skipped: Int[Array, ""]
 
@@ -137,7 +137,7 @@ def race(
     Returns:
       A `Guard`. With k fallbacks a mini-batch costs k gradients, and one more while the challenger
       runs (under `vmap` always). The state holds the params and the state of each runner.
-      ``optax.tree.get(state, "loss")`` is the leader's loss on the last mini-batch.
+      ``optax.tree.get(state, "leader_loss")`` is the leader's loss on the last mini-batch.
 
     Raises:
       ValueError: when there is no fallback or an option is out of range; at `init`, when params
@@ -193,7 +193,7 @@ def race(
             sums=jnp.zeros(num_runners, dtype),
             squares=jnp.zeros(num_runners - 1, dtype),
             count=integer(0),
-            loss=jnp.zeros([], dtype),
+            leader_loss=jnp.zeros([], dtype),
             broken=jnp.array(False),
             skipped=integer(0),
         )
@@ -248,7 +248,7 @@ def race(
         healthy = taken & jnp.isfinite(values)
         work = work._replace(
             runners=tuple(runners),
-            loss=values[leader_now(standing, work)],
+            leader_loss=values[leader_now(standing, work)],
             broken=work.broken | (runs & ~healthy[0] & jnp.any(healthy[1:])),
             skipped=work.skipped + jnp.sum(~taken).astype(jnp.int32),
         )

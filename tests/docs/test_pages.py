@@ -83,7 +83,7 @@ def a_problem(folder: Path) -> dict:
         "learned": learned,
         "new_optimizer": learned,
         "trusted_one": optax.sgd(0.1),
-        "state": guards.streaming(guards.race(learned, optax.adam(1e-3))).init(params),
+        "state": guards.race(learned, optax.adam(1e-3)).init(params),
         "grads": jax.grad(loss_fn)(params, batch),
         "tmp_path": folder,
     }

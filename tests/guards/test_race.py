@@ -344,7 +344,7 @@ def test_the_callers_params_follow_the_leaders_point(n_c):
         assert np.all(np.abs(x - point) <= 2e-7 * np.maximum(np.abs(before), np.abs(point)))
         exact, before = exact + is_near.sum(), np.asarray(x)
     assert exact > 30
-    np.testing.assert_allclose(optax.tree.get(state, "loss"), state.work.value.loss)
+    np.testing.assert_allclose(optax.tree.get(state, "leader_loss"), state.work.value.loss)
 
 
 def test_the_state_holds_the_leaders_loss_on_the_last_mini_batch_before_its_step():

@@ -155,6 +155,32 @@ def test_flaxs_own_train_state_suffices_where_the_loss_is_not_needed(name):
     same(after.params, optax.apply_updates(PARAMS, alone(built(name))[0]))
 
 
+def test_train_state_holds_a_guard_and_its_model_state():
+    """The loss counts its calls in the model state, as BatchNorm keeps statistics there."""
+    tx = metaopt.guards.race(optax.sgd(0.2), optax.sgd(0.1), n_t=2)
+    calls = jnp.zeros(())
+    state = TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx, model_state=calls)
+
+    @jax.jit
+    def train_step(state):
+        value_fn = lambda params, calls: (optax.tree.norm(params, squared=True), calls + 1)
+        return state.apply_gradients(grads=None, value_fn=value_fn)
+
+    for _ in range(3):
+        state = train_step(state)
+    assert state.step == 3
+    assert metaopt.guards.model_state(state.opt_state) == 3
+    assert optax.tree.get(state.opt_state, "leader_loss") < optax.tree.norm(PARAMS, squared=True)
+
+
+def test_train_state_without_a_model_state_passes_value_fn():
+    tx = metaopt.guards.lgl2o(optax.sgd(0.2), optax.sgd(0.1), n_t=1, n_c=0)
+    state = TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx)
+    value_fn = lambda params: optax.tree.norm(params, squared=True)
+    after = state.apply_gradients(grads=None, value_fn=value_fn)
+    assert value_fn(after.params) < value_fn(PARAMS)
+
+
 def test_second_step_does_not_compile_again(lopt):
     tx = transformation(lopt)
     traces = []
