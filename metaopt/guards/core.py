@@ -107,6 +107,8 @@ def inner_transformation(guard: str, role: str, tx: Any) -> optax.GradientTransf
             f"{guard}: {role} is in window form, which cannot take single steps; "
             "nest guards without guards.in_windows."
         )
+    if isinstance(tx, optax.MultiSteps):  # its own conversion drops extra args
+        tx = transformation(tx.init, tx.update)
     if not isinstance(tx, optax.GradientTransformation):
         raise ValueError(f"{guard}: {role} must be an optax transformation, got {tx!r}.")
     wrapped = optax.with_extra_args_support(tx)

@@ -257,7 +257,7 @@ def race_by_hand(batches, *, n_t, n_c, smoothing, margin, patience, pause, max_p
         (
             0.1,
             dict(
-                n_t=3, smoothing=0.8, margin=1.0, patience=2, pause=1, max_pause=4, memory="reset"
+                n_t=3, smoothing=0.8, margin=1.7, patience=2, pause=1, max_pause=4, memory="reset"
             ),
         ),
         (0.2, dict(n_t=1, smoothing=0.5, patience=4, pause=2, max_pause=8)),
