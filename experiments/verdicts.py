@@ -24,9 +24,9 @@ checks are in `experiments/`. Real MNIST and FashionMNIST, runs shortened to wha
 do; the scale of each reproduction against its paper's stands in the experiment's first lines.
 The figures are not committed: `make docs` draws those of this page from the records, and
 `metaopt report docs/results/NAME` draws all of an experiment. Baselines are tuned for each task and
-length of run; LGL2O's paper did it once for all of its figures. Guards are given
-additional mini-batches to validate on, as in the papers, and `race` is in its old form (`race(n_c=10,
-smoothing=0, margin=0, patience=1, pause=0)`); so are the guards of the suites.
+length of run; LGL2O's paper did it once for all of its figures. Here and in the
+records of the suites, guards are given additional mini-batches to validate on, as in the papers;
+`race` is in its old form: `race(n_c=10, smoothing=0, margin=0, patience=1, pause=0)`.
 
 "reproduced": all parts of the claim hold; "partly": some do; "not": none.
 """
