@@ -23,10 +23,12 @@ class Losses(NamedTuple):
     Attributes:
       train: ``(params, model_state) -> (loss, model_state)``, the loss to descend.
       judge: ``(params, model_state) -> loss``, the loss that decides in validation phases.
+      held_out: whether `judge` is a loss of its own, that of `eval_fn`.
     """
 
     train: Callable[[Params, Any], tuple[jax.Array, Any]]
     judge: Callable[[Params, Any], jax.Array]
+    held_out: bool
 
     def at(self, model_state: Any) -> Callable[[Params], jax.Array]:
         """Returns ``params -> loss`` at a fixed model state, as optax's `value_fn`."""

@@ -86,6 +86,7 @@ class Guard(optax.GradientTransformationExtraArgs):
         and optax's line searches; with a model state ``value_fn(params, model_state)`` returns
         ``(loss, new_model_state)``. In validation phases, `eval_fn` (with the arguments of
         `value_fn`) returns the loss that decides, and nothing else; None: that of `value_fn`.
+        `race` without validation phases (``n_c=0``) then decides by `eval_fn` after each step.
         A guard computes its own gradients at its own points and ignores `grads`, which XLA then
         does not compute.
     """
@@ -309,7 +310,7 @@ def losses_of(name: str, value_fn: Callable, eval_fn: Callable | None, model_sta
     if model_state is None:
         train = lambda params, _: (scalar(value_fn)(params), None)
         judge = lambda params, _: scalar(value_fn if eval_fn is None else eval_fn)(params)
-        return Losses(train, judge)
+        return Losses(train, judge, held_out=eval_fn is not None)
 
     def train_with_state(params, model_state):
         output = value_fn(params, model_state)
@@ -332,7 +333,7 @@ def losses_of(name: str, value_fn: Callable, eval_fn: Callable | None, model_sta
             return train_with_state(params, model_state)[0]
         return scalar(eval_fn)(params, model_state)
 
-    return Losses(train_with_state, judge_with_state)
+    return Losses(train_with_state, judge_with_state, held_out=eval_fn is not None)
 
 
 def _check_call(

@@ -294,7 +294,11 @@ def lgl2o(
         ]
         runners, values = zip(*results, strict=True)
         work = work._replace(runners=runners)
-        return work if n_c else put_losses(work, index, values)
+        if n_c:
+            return work
+        if losses.held_out:
+            raise ValueError("lgl2o: eval_fn needs validation mini-batches; give n_c above 0.")
+        return put_losses(work, index, values)
 
     def validate(accepted: Accepted, work: Candidates, index, losses: Losses):
         del accepted

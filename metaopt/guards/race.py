@@ -72,6 +72,7 @@ class Runners(NamedTuple):
       broken: bool ``[]``, whether the challenger's loss or step was not finite where a fallback's
         was.
       skipped: int32 ``[]``, steps that were not taken because they led to NaN or inf.
+      judged: int32 ``[]``, losses without gradient that were computed.
     """
 
     runners: tuple[Runner, ...]
@@ -81,6 +82,7 @@ class Runners(NamedTuple):
     leader_loss: Float[Array, ""]
     broken: Bool[Array, ""]
     skipped: Int[Array, ""]
+    judged: Int[Array, ""]
 
 
 def race(
@@ -122,7 +124,9 @@ def race(
       *fallbacks: at least one per-step transformation.
       n_t: mini-batches of a window.
       n_c: further mini-batches of a window that no runner trains on. With them, the mean losses
-        on these (of `eval_fn`, if it is given) decide instead of the training losses.
+        on these (of `eval_fn`, if it is given) decide instead of the training losses. With
+        ``n_c=0`` an `eval_fn` decides too, after each step: give it held-out data where training
+        data are few, and no mini-batch is lost.
       smoothing: in [0, 1), weight of the past in the moving average of window means. 0 decides on
         the last window alone.
       margin: standard errors by which the challenger must be ahead to take the lead. 0 decides by
@@ -196,6 +200,7 @@ def race(
             leader_loss=jnp.zeros([], dtype),
             broken=jnp.array(False),
             skipped=integer(0),
+            judged=integer(0),
         )
         return standing, runners
 
@@ -207,6 +212,7 @@ def race(
             count=jnp.zeros_like(work.count),
             broken=jnp.array(False),
             skipped=jnp.zeros_like(work.skipped),
+            judged=jnp.zeros_like(work.judged),
         )
 
     def from_best_fallback(standing: Standing, work: Runners) -> Runner:
@@ -252,15 +258,22 @@ def race(
             broken=work.broken | (runs & ~healthy[0] & jnp.any(healthy[1:])),
             skipped=work.skipped + jnp.sum(~taken).astype(jnp.int32),
         )
-        return work if n_c else add_losses(work, values)
+        if n_c:
+            return work
+        return judge(standing, work, losses) if losses.held_out else add_losses(work, values)
 
     def validate(standing: Standing, work: Runners, index, losses: Losses):
         del index
-        judge = lambda runner: losses.judge(runner.params, runner.model_state).astype(dtype)
+        return judge(standing, work, losses)
+
+    def judge(standing: Standing, work: Runners, losses: Losses):
+        loss_of = lambda runner: losses.judge(runner.params, runner.model_state).astype(dtype)
         runs = standing.waiting == 0
         nothing = lambda runner: jnp.full_like(work.sums[0], jnp.inf)
-        first = jax.lax.cond(runs, judge, nothing, work.runners[0])
-        return add_losses(work, jnp.stack([first, *map(judge, work.runners[1:])]))
+        first = jax.lax.cond(runs, loss_of, nothing, work.runners[0])
+        number = num_runners - 1 + runs.astype(jnp.int32)
+        work = work._replace(judged=work.judged + number)
+        return add_losses(work, jnp.stack([first, *map(loss_of, work.runners[1:])]))
 
     def add_losses(work: Runners, values: jax.Array) -> Runners:
         is_finite = jnp.isfinite(values)
@@ -328,7 +341,7 @@ def race(
             losses=losses,
             kept_start=nothing_finite,
             gradient_evals=num_running * n_t,
-            loss_evals=num_running * n_c,
+            loss_evals=work.judged,
             skipped=work.skipped,
         )
         new_standing = Standing(
