@@ -89,16 +89,23 @@ def test_a_guard_takes_the_stream_as_in_a_users_loop(monkeypatch, make, long):
     """Windows of the guard end within those of the evaluation."""
     monkeypatch.setattr(curves_module, "LONG", long)
     curves = evaluate(make, TASK, num_steps=20, keys=KEYS, window=5, diagnostics=("winner",))
+    tx = make(20)
+
+    @jax.jit
+    def window(params, state, batches):
+        for batch in batches:
+            value_fn = lambda p, batch=batch: TASK.loss(p, batch)
+            updates, state = tx.update(None, state, params, value_fn=value_fn)
+            params = optax.apply_updates(params, updates)
+        return params, state, TASK.loss(params, TASK.whole("test"))
+
     for seed, key in enumerate(KEYS):
         _, k_init, k_windows = jax.random.split(key, 3)
-        params, tx = TASK.init(k_init), make(20)
+        params = TASK.init(k_init)
         state, losses = tx.init(params), [TASK.loss(params, TASK.whole("test"))]
         for k_train, _ in jax.random.split(k_windows, (4, 2)):
-            for batch in TASK.sample(k_train, (5,)):
-                value_fn = lambda p, batch=batch: TASK.loss(p, batch)
-                updates, state = tx.update(None, state, params, value_fn=value_fn)
-                params = optax.apply_updates(params, updates)
-            losses.append(TASK.loss(params, TASK.whole("test")))
+            params, state, loss = window(params, state, TASK.sample(k_train, (5,)))
+            losses.append(loss)
         np.testing.assert_allclose(curves.loss[seed], losses, rtol=1e-4)
         assert curves.state["winner"][seed, -1] == guards.info(state).winner
         assert curves.grad_evals[-1] >= guards.info(state).gradient_evals
