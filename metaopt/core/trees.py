@@ -10,15 +10,15 @@ from jaxtyping import Array, Bool
 def all_finite(*trees: Any) -> Bool[Array, ""]:
     """Whether no leaf of the given trees contains NaN or inf.
 
-    Tests the largest magnitude of each leaf, which propagates both. An element-wise test costs
-    memory: XLA on CPU stores its bools, for all leaves at once.
+    Tests the minimum and the maximum of each leaf, which propagate both. An element-wise test
+    costs memory: XLA on CPU stores its bools, for all leaves at once.
     """
     leaves = [leaf for leaf in map(jnp.asarray, jax.tree.leaves(trees)) if leaf.size]
     if not leaves:
         return jnp.array(True)
     dtype = jnp.result_type(float)
-    largest = [jnp.max(jnp.abs(leaf)).astype(dtype) for leaf in leaves]
-    return jnp.all(jnp.isfinite(jnp.stack(largest)))
+    extremes = [f(leaf).astype(dtype) for leaf in leaves for f in (jnp.min, jnp.max)]
+    return jnp.all(jnp.isfinite(jnp.stack(extremes)))
 
 
 def path_name(path: tuple[Any, ...]) -> str:

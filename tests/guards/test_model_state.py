@@ -80,7 +80,7 @@ def test_a_fallback_of_a_race_is_bit_for_bit_the_plain_loop():
 def test_the_model_state_of_a_race_is_the_leaders(n_c):
     """It changes its lead at a decision and, where the challenger breaks, inside a window."""
     learned = optax.adam(lambda t: jnp.where(t < 4, 0.1, jnp.nan))
-    guard = guards.race(learned, optax.sgd(1e-4), n_t=3, n_c=n_c)
+    guard = guards.race(learned, optax.sgd(1e-4), margin=0, n_t=3, n_c=n_c)
     leaders = []
     for params, state in drive(guard):
         points = state.work.value.runners
