@@ -78,7 +78,7 @@ def a_problem(folder: Path) -> dict:
         "optax": optax,
         "params": params,
         "batch": batch,
-        "batches": [batch] * 20,
+        "batches": [batch] * 4,  # called op by op, each step compiles its branches
         "loss_fn": loss_fn,
         "learned": learned,
         "new_optimizer": learned,
