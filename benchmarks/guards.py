@@ -294,31 +294,21 @@ def _row(network: str, name: str, repeats: int, steps: int, batch_size: int) -> 
 def table(record: dict[str, Any]) -> Table:
     """Renders a record of `run`."""
     table = Table(
-        title=f"race(challenger, AdamW) over AdamW, batch {record['batch_size']}, on "
-        f"{record['device']}, {record['threads']} threads"
+        title=f"race(challenger, AdamW), batch {record['batch_size']}, on {record['device']}, "
+        f"{record['threads']} threads",
+        caption="both run, retired: time over that of the step without a guard; compile: over both "
+        "sides' compilations; state: over both runners' params and states; temporaries: over those "
+        "of the step without a guard",
     )
-    table.add_column("network, challenger")
-    for column in (
-        "tensors",
-        "step ms",
-        "both run",
-        "retired",
-        "over both sides",
-        "compile s",
-        "over both sides",
-        "state",
-        "temporaries",
-    ):
+    table.add_column("network, challenger", no_wrap=True)
+    for column in ("step ms", "both run", "retired", "compile", "state", "temporaries"):
         table.add_column(column, justify="right")
     for row in record["rows"]:
         table.add_row(
             f"{row['network']}, {row['challenger']}",
-            str(row["tensors"]),
             f"{row['step_ms']:.1f}",
             f"{row['running']:.2f}",
             f"{row['retired']:.2f}",
-            f"{row['parts']:.2f}",
-            f"{row['compile_s']:.1f}",
             f"{row['compile']:.2f}",
             f"{row['state']:.2f}",
             f"{row['temporaries']:.2f}",

@@ -45,7 +45,14 @@ from experiments.checks import (
 from experiments.reproduction import Figure, Reproduction, TunedBaselines, main
 from metaopt import guards
 from metaopt.evaluation.baselines import BASELINES
-from metaopt.evaluation.contenders import Contender, Learned, from_export, guarded, plain
+from metaopt.evaluation.contenders import (
+    PAPER_RACE,
+    Contender,
+    Learned,
+    from_export,
+    guarded,
+    plain,
+)
 
 # The optimizers that a figure compares: the paper's name -> the name in the zoo.
 MLP = {"L2O": "lstm-mlp-mnist"}
@@ -274,9 +281,7 @@ def streaming_guards(learned: Sequence[Learned], tuned: TunedBaselines) -> list[
         return lambda learned, fallback: guards.lgl2o(learned, fallback, n_t=size, n_c=size)
 
     def race(learned: Any, fallback: Any) -> guards.Guard:
-        return guards.race(
-            learned, fallback, n_t=10, n_c=10, smoothing=0, margin=0, patience=1, pause=0
-        )
+        return guards.race(learned, fallback, n_t=10, n_c=10, **PAPER_RACE)
 
     def growing(rule: Any) -> Callable[[Any, Any], Any]:
         adaptive = guards.Adaptive(rule=rule, cap=160)

@@ -8,8 +8,8 @@ needs it. The records are described in docs/scaling.md.
   optimizers 1.0 to 1.08 (``python -m experiments.compiler_options``).
 * `quick_options`: shorter compilation of evaluations. No record; compare the times of an
   evaluation with and without the option.
-* `fast_convolutions`: convolutions in loops and branches, whose gradients are otherwise about 20
-  times as slow (``python -m experiments.convolution_forms``).
+* `fast_convolutions`: gradients of convolutions in loops and branches, which leave XLA's fast path
+  otherwise (``python -m benchmarks guards``, the rows of conv and resnet).
 * `in_rows`: gradients in the layout of the params; it is part of the records of `fast`.
 * `for_each`, `for_all`: one run after the other where `vmap` is slower: 0.94 to 2.5 times as fast,
   mostly 1.2 and more (``python -m experiments.population_forms`` and

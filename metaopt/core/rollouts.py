@@ -33,13 +33,56 @@ def step(
     Returns:
       params and state after the step, and the loss and its gradient before the step.
     """
-    value, grad = cpu.fast_convolutions(jax.value_and_grad(scalar(value_fn)))(params)
-    grad = jax.tree.map(cpu.in_rows, grad)
+    loss_fn = lambda params, _: (scalar(value_fn)(params), None)
+    params, state, _, before = step_with_model_state(
+        tx, params, state, None, loss_fn, second_order=second_order
+    )
+    return params, state, before
+
+
+def step_with_model_state(
+    tx: optax.GradientTransformation,
+    params: Params,
+    state: Any,
+    model_state: Any,
+    loss_fn: Callable[[Params, Any], tuple[jax.Array, Any]],
+    *,
+    second_order: bool = True,
+) -> tuple[Params, Any, Any, tuple[jax.Array, Params]]:
+    """`step` of a loss with a model state, such as the running statistics of BatchNorm.
+
+    Args:
+      tx: see `unroll`.
+      params: params before the step.
+      state: state of `tx` before the step.
+      model_state: model state before the step.
+      loss_fn: ``(params, model_state) -> (loss, model_state)`` on the mini-batch.
+      second_order: see `unroll`.
+
+    Returns:
+      params, state and model state after the step, and the loss and its gradient before it.
+    """
+    (value, new_model_state), grad = value_and_grad(loss_fn, params, model_state)
     seen = (value, grad) if second_order else jax.lax.stop_gradient((value, grad))
     updates, state = optax.with_extra_args_support(tx).update(
-        seen[1], state, params, value=seen[0], grad=seen[1], value_fn=value_fn
+        seen[1],
+        state,
+        params,
+        value=seen[0],
+        grad=seen[1],
+        value_fn=lambda params: loss_fn(params, model_state)[0],
     )
-    return optax.apply_updates(params, updates), state, (value, grad)
+    return optax.apply_updates(params, updates), state, new_model_state, (value, grad)
+
+
+def value_and_grad(
+    loss_fn: Callable[[Params, Any], tuple[jax.Array, Any]], params: Params, model_state: Any
+) -> tuple[tuple[jax.Array, Any], Params]:
+    """``((loss, model_state), gradient)``, in the form that CPUs compute fast in loops too."""
+    outputs, grad = cpu.fast_convolutions(jax.value_and_grad(loss_fn, has_aux=True))(
+        params, model_state
+    )
+    return outputs, jax.tree.map(cpu.in_rows, grad)
 
 
 def unroll(
@@ -167,14 +210,13 @@ def check_window_call(name: str, updates: Any, params: Params) -> None:
         )
 
 
-def windowed(tx: optax.GradientTransformation, *, needs_grads: bool = True) -> WindowForm:
+def windowed(tx: optax.GradientTransformation) -> WindowForm:
     """Lifts a per-step transformation to the window form of the guards.
 
     One loop can then run plain and guarded optimizers.
 
     Args:
       tx: a per-step transformation.
-      needs_grads: False passes None instead of gradients, to guards.
 
     Returns:
       A transformation whose ``update(None, state, params, *, loss_fn, train_batches)``, with
@@ -184,21 +226,7 @@ def windowed(tx: optax.GradientTransformation, *, needs_grads: bool = True) -> W
     def update_fn(updates, state, params=None, *, loss_fn, train_batches, **extra_args):
         del extra_args
         check_window_call("windowed", updates, params)
-        if needs_grads:
-            new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches)
-        else:
-            new_params, state = without_grads(params, state, loss_fn, train_batches)
+        new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches)
         return optax.tree.sub(new_params, params), state
-
-    def without_grads(params, state, loss_fn, batches):
-        guard: Any = optax.with_extra_args_support(tx)
-
-        def body(carry, batch):
-            params, state = carry
-            value_fn = lambda p: loss_fn(p, batch)
-            updates, state = guard.update(None, state, params, value_fn=value_fn)
-            return (optax.apply_updates(params, updates), state), None
-
-        return jax.lax.scan(body, (params, state), batches)[0]
 
     return window_form(tx.init, update_fn)

@@ -8,12 +8,16 @@ from jaxtyping import Array, Bool
 
 
 def all_finite(*trees: Any) -> Bool[Array, ""]:
-    """Whether no leaf of the given trees contains NaN or inf.
+    """Whether no leaf of the given trees contains NaN or inf; integers and random keys do not.
 
     Tests the minimum and the maximum of each leaf, which propagate both. An element-wise test
     costs memory: XLA on CPU stores its bools, for all leaves at once.
     """
-    leaves = [leaf for leaf in map(jnp.asarray, jax.tree.leaves(trees)) if leaf.size]
+    leaves = [
+        leaf
+        for leaf in map(jnp.asarray, jax.tree.leaves(trees))
+        if leaf.size and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
     if not leaves:
         return jnp.array(True)
     dtype = jnp.result_type(float)

@@ -71,13 +71,15 @@ GUARDS: dict[str, Callable[[Learned, Any, int, int], guards.Guard]] = {
 }
 
 
-def paper_race(learned: Learned, fallback: Any, k: int, n: int) -> guards.Guard:
-    """The race in comparisons with papers: validation mini-batches, restart at each loss."""
-    return guards.race(
-        learned.make(k), fallback, n_t=n, n_c=n, smoothing=0, margin=0, patience=1, pause=0
-    )
-
-
+# The race in comparisons with papers, with as many validation mini-batches as training ones: the
+# last window alone decides, and the learned optimizer starts again after each window that it lost.
+PAPER_RACE: dict[str, Any] = {"smoothing": 0, "margin": 0, "patience": 1, "pause": 0}
+PAPER_GUARDS = {
+    **GUARDS,
+    "race": lambda learned, fallback, k, n: guards.race(
+        learned.make(k), fallback, n_t=n, n_c=n, **PAPER_RACE
+    ),
+}
 WITHOUT_FALLBACK = ("smg", "amg")  # their fallback is a descent step in params and theta
 
 
@@ -115,13 +117,13 @@ def guarded(
       make: the fallback, ``num_steps -> transformation``.
       window: training mini-batches per window of the guard, and validation ones where it takes
         them.
-      as_in_papers: the guard is given additional mini-batches to validate on, and `race` is
-        `paper_race`. Otherwise it takes the stream as users run it.
+      as_in_papers: the guard is given additional mini-batches to validate on, and it is
+        made as in `PAPER_GUARDS`. Otherwise it takes the stream as users run it.
     """
 
     def make_guard(num_steps: int) -> Any:
-        maker = paper_race if as_in_papers and guard == "race" else GUARDS[guard]
-        tx = maker(learned, make(num_steps), num_steps, window)
+        table = PAPER_GUARDS if as_in_papers else GUARDS
+        tx = table[guard](learned, make(num_steps), num_steps, window)
         return guards.in_windows(tx) if as_in_papers else tx
 
     fallback = "" if guard in WITHOUT_FALLBACK else fallback

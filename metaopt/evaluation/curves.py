@@ -342,9 +342,7 @@ def _optimizer_programs(
 
 def _on_windows(tx: Any) -> WindowForm:
     """`tx`, called once for several mini-batches."""
-    if isinstance(tx, WindowForm):
-        return tx
-    return windowed(tx, needs_grads=not isinstance(tx, Guard))
+    return tx if isinstance(tx, WindowForm) else windowed(tx)
 
 
 @partial(cpu.jit, quick=True, static_argnames="split")

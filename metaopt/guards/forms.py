@@ -50,14 +50,13 @@ def model_state(state: Any) -> Any:
     Raises:
       ValueError: when `state` contains no guard, or its guard was initialised without model state.
     """
-    is_guard = lambda node: hasattr(node, "model_state")
-    found = [n for n in jax.tree.leaves(state, is_leaf=is_guard) if is_guard(n)]
-    if not found or found[0].model_state is None:
+    guard = _outermost(state, lambda node: hasattr(node, "model_state"))
+    if guard is None or guard.model_state is None:
         raise ValueError(
             "model_state: the state has no model state; initialise the guard with "
             "guard.init(params, model_state)."
         )
-    return found[0].model_state
+    return guard.model_state
 
 
 def info(state: Any) -> GuardInfo:
@@ -69,11 +68,15 @@ def info(state: Any) -> GuardInfo:
     Raises:
       ValueError: when `state` contains no guard.
     """
-    has_info = lambda node: isinstance(getattr(node, "info", None), GuardInfo)
-    found = [n for n in jax.tree.leaves(state, is_leaf=has_info) if has_info(n)]
-    if not found:
+    guard = _outermost(state, lambda node: isinstance(getattr(node, "info", None), GuardInfo))
+    if guard is None:
         raise ValueError(f"info: the state contains no guard, got {type(state).__name__}.")
-    return found[0].info
+    return guard.info
+
+
+def _outermost(state: Any, is_guard: Callable[[Any], bool]) -> Any:
+    """The first node that `is_guard` accepts and that is not within another, or None."""
+    return next(filter(is_guard, jax.tree.leaves(state, is_leaf=is_guard)), None)
 
 
 class Guard(optax.GradientTransformationExtraArgs):
@@ -163,7 +166,7 @@ class _Stream:
         )
 
         lengths = process.lengths(memory) if callable(process.lengths) else process.lengths
-        if len(process.phases) == 1:  # no branch, in which XLA for CPUs has slower convolutions
+        if len(process.phases) == 1:
             work = cast_like(work, process.phases[0](memory, work, state.position, losses))
         else:
             work = _run_phase(process, memory, work, state.position, losses, lengths)
@@ -221,7 +224,6 @@ def in_windows(guard: Guard) -> WindowForm:
 
 
 def _windows_of(process: Process) -> WindowForm:
-
     def init_fn(params: Params, model_state: Any = None) -> GuardState:
         memory, work = _init(process, params, model_state)
         return _state(process, memory, work, 0)
@@ -259,7 +261,7 @@ def _windows_of(process: Process) -> WindowForm:
                 new_work = run_phase(memory, work, index, losses_on(batch))
                 return cast_like(work, new_work), None
 
-            if length == 1:  # no loop, in which XLA for CPUs has slower convolutions
+            if length == 1:  # XLA for CPUs is slower in loops
                 work, _ = body(work, (0, jax.tree.map(lambda leaf: leaf[0], batches)))
             elif length > 1:
                 work, _ = jax.lax.scan(body, work, (jnp.arange(length), batches))

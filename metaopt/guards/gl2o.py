@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_choice, check_integer, check_number
+from metaopt.core.rollouts import value_and_grad
 from metaopt.core.trees import all_finite
 from metaopt.guards.core import (
     GuardInfo,
@@ -171,8 +172,7 @@ def gl2o(
         extra_args.pop("grad", None)
         model_state = state.model_state
         if updates is None or model_state is not None:
-            value_and_grad = jax.value_and_grad(losses.train, has_aux=True)
-            (value, model_state), updates = value_and_grad(params, state.model_state)
+            (value, model_state), updates = value_and_grad(losses.train, params, model_state)
         elif value is None:
             value, _ = losses.train(params, None)
 
@@ -188,7 +188,7 @@ def gl2o(
         y, z = optax.apply_updates(params, y_step), optax.apply_updates(params, z_step)
 
         # The residual of y: one more fallback step, from y, whose state is not kept.
-        (value, _), probe_grad = jax.value_and_grad(probe.train, has_aux=True)(y, state.model_state)
+        (value, _), probe_grad = value_and_grad(probe.train, y, state.model_state)
         extra = {
             **extra_args,
             "value": value,

@@ -234,7 +234,7 @@ def lgl2o(
 
     Raises:
       ValueError: when an option is out of range; at `init`, when params are masked; at `update`,
-        when `params` or `value_fn` is missing.
+        when `params` or `value_fn` is missing, or `eval_fn` is given with ``n_c=0``.
 
     Examples:
       >>> guard = lgl2o(optax.lion(1e-2), optax.sgd(0.1), n_t=5, n_c=2)
@@ -274,14 +274,13 @@ def lgl2o(
 
     def start(accepted: Accepted, work, params):
         del work
-        copy = lambda tree: jax.tree.map(jnp.array, tree)
         learned_state = accepted.learned
         if memory == "fresh":
             learned_state = keep_counts(learned_tx.init(params), accepted.learned)
         return Candidates(
             runners=(
-                Runner(copy(params), copy(learned_state), copy(accepted.model_state)),
-                Runner(copy(params), copy(accepted.fallback), copy(accepted.model_state)),
+                Runner(params, learned_state, accepted.model_state),
+                Runner(params, accepted.fallback, accepted.model_state),
             ),
             losses=jnp.zeros((2, num_losses), dtype),
         )

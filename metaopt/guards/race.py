@@ -108,13 +108,15 @@ def race(
     After each window of `n_t` mini-batches the leader is chosen anew. The challenger takes the lead
     when its smoothed loss is below that of the best fallback by `margin` standard errors of their
     difference, and keeps it while its loss is the lower one. A challenger that has not had the
-    lead for `patience` windows in a row is retired, and then costs nothing. It starts again from
-    the leader's point after `pause` windows, the next time after twice as many, and so on.
+    lead for `patience` windows in a row is retired, and then costs no gradient. It starts again
+    from the best fallback's point after `pause` windows, the next time after twice as many, and so
+    on.
 
     Nothing that the challenger does reaches a fallback: its params and state are, bit for bit,
     those of the run without a guard on the same mini-batches (docs/guards/race.md has the theorem).
     A step of a runner to params that are not finite is not taken; `info.skipped` counts it. A
-    challenger whose loss or step is not finite, where a fallback's is, is retired at once.
+    challenger whose loss or step is not finite, where a fallback's is, loses the lead at once, and
+    is retired at the end of the window.
 
     Neither side needs to be a learned optimizer: ``race(optax.contrib.muon(1e-2), adamw)`` is a
     trial of a new optimizer beside the one in use.
@@ -215,6 +217,12 @@ def race(
             judged=jnp.zeros_like(work.judged),
         )
 
+    def challenger_runs(standing: Standing):
+        return standing.waiting == 0
+
+    def num_running(standing: Standing):
+        return num_runners - 1 + challenger_runs(standing).astype(jnp.int32)
+
     def from_best_fallback(standing: Standing, work: Runners) -> Runner:
         """The challenger at the start of a new run."""
         challenger, rest = work.runners[0], work.runners[1:]
@@ -240,7 +248,7 @@ def race(
             runner = cast_like(work.runners[0], runner)
             return runner, jnp.asarray(loss).astype(dtype), jnp.asarray(taken)
 
-        runs = standing.waiting == 0
+        runs = challenger_runs(standing)
         results = [
             jax.lax.cond(runs, step_challenger, wait, work.runners[0]),
             *(
@@ -260,19 +268,16 @@ def race(
         )
         if n_c:
             return work
-        return judge(standing, work, losses) if losses.held_out else add_losses(work, values)
+        if losses.held_out:
+            return validate(standing, work, index, losses)
+        return add_losses(work, values)
 
     def validate(standing: Standing, work: Runners, index, losses: Losses):
         del index
-        return judge(standing, work, losses)
-
-    def judge(standing: Standing, work: Runners, losses: Losses):
         loss_of = lambda runner: losses.judge(runner.params, runner.model_state).astype(dtype)
-        runs = standing.waiting == 0
         nothing = lambda runner: jnp.full_like(work.sums[0], jnp.inf)
-        first = jax.lax.cond(runs, loss_of, nothing, work.runners[0])
-        number = num_runners - 1 + runs.astype(jnp.int32)
-        work = work._replace(judged=work.judged + number)
+        first = jax.lax.cond(challenger_runs(standing), loss_of, nothing, work.runners[0])
+        work = work._replace(judged=work.judged + num_running(standing))
         return add_losses(work, jnp.stack([first, *map(loss_of, work.runners[1:])]))
 
     def add_losses(work: Runners, values: jax.Array) -> Runners:
@@ -298,7 +303,7 @@ def race(
 
     def decide(standing: Standing, work: Runners, params, lengths):
         del lengths
-        runs = standing.waiting == 0
+        runs = challenger_runs(standing)
         count = jnp.maximum(work.count, 1).astype(dtype)
         losses = jnp.where(work.count > 0, work.sums / count, jnp.inf)
         losses = losses.at[0].set(jnp.where(runs & ~work.broken, losses[0], jnp.inf))
@@ -332,7 +337,6 @@ def race(
         variance = jnp.where(returns, 0.0, variance)
         leader = jnp.where(is_ahead, 0, best)
 
-        num_running = num_runners - 1 + runs.astype(jnp.int32)
         nothing_finite = ~jnp.any(jnp.isfinite(losses))
         info = record_decision(
             standing.info,
@@ -340,7 +344,7 @@ def race(
             accepted=is_ahead,
             losses=losses,
             kept_start=nothing_finite,
-            gradient_evals=num_running * n_t,
+            gradient_evals=num_running(standing) * n_t,
             loss_evals=work.judged,
             skipped=work.skipped,
         )
@@ -361,8 +365,9 @@ def race(
 
     def split(num_train: int, num_eval: int):
         check_lengths("race", (num_train, num_eval), (n_t, n_c))
-        return (n_t, n_c) if n_c else (n_t,)
+        return lengths
 
+    lengths = (n_t, n_c) if n_c else (n_t,)
     return guard_of(
         Process(
             name="race",
@@ -370,7 +375,7 @@ def race(
             init=init_fn,
             start=start_window,
             phases=(train, validate) if n_c else (train,),
-            lengths=(n_t, n_c) if n_c else (n_t,),
+            lengths=lengths,
             split=split,
             decide=decide,
             point=point,

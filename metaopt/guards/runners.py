@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.core import cpu
+from metaopt.core.rollouts import step_with_model_state
 from metaopt.core.trees import all_finite
 from metaopt.core.types import Params
 from metaopt.guards.core import Losses
@@ -33,9 +33,7 @@ def start(tx: optax.GradientTransformation, params: Params, model_state: Any) ->
 
 
 def advance(
-    tx: optax.GradientTransformationExtraArgs,
-    runner: Runner,
-    losses: Losses,
+    tx: optax.GradientTransformationExtraArgs, runner: Runner, losses: Losses
 ) -> tuple[Runner, jax.Array]:
     """Takes one step.
 
@@ -47,24 +45,14 @@ def advance(
     Returns:
       The runner after the step, and the loss before it.
     """
-    value_and_grad = cpu.fast_convolutions(jax.value_and_grad(losses.train, has_aux=True))
-    (loss, model_state), grad = value_and_grad(runner.params, runner.model_state)
-    grad = jax.tree.map(cpu.in_rows, grad)
-    updates, state = tx.update(
-        grad,
-        runner.state,
-        runner.params,
-        value=loss,
-        grad=grad,
-        value_fn=losses.at(runner.model_state),
+    params, state, model_state, (loss, _) = step_with_model_state(
+        tx, runner.params, runner.state, runner.model_state, losses.train
     )
-    return Runner(optax.apply_updates(runner.params, updates), state, model_state), loss
+    return Runner(params, state, model_state), loss
 
 
 def advance_if_finite(
-    tx: optax.GradientTransformationExtraArgs,
-    runner: Runner,
-    losses: Losses,
+    tx: optax.GradientTransformationExtraArgs, runner: Runner, losses: Losses
 ) -> tuple[Runner, jax.Array, jax.Array]:
     """Does as `advance`, but stays where the step would lead to NaN or inf.
 
@@ -72,10 +60,5 @@ def advance_if_finite(
       The runner after the step, the loss before it, and whether the step was taken.
     """
     new_runner, loss = advance(tx, runner, losses)
-    statistics = [
-        leaf
-        for leaf in jax.tree.leaves(new_runner.model_state)
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    ]
-    taken = all_finite(new_runner.params, statistics)
+    taken = all_finite(new_runner.params, new_runner.model_state)
     return optax.tree.where(taken, new_runner, runner), loss, taken

@@ -2,10 +2,13 @@
 
 import json
 
+import jax
+import optax
 import pytest
 from rich.console import Console
 
 from benchmarks import guards as bench
+from metaopt import guards
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,8 @@ def test_the_table_names_the_network(record):
 
 def test_running_statistics_reach_the_guard():
     problem = bench.image_problem(bench.BatchNormResNet(), 4)
-    guard = bench.guards.race(bench.optax.sgd(0.1), bench.optax.sgd(0.1))
+    guard = guards.race(optax.sgd(0.1), optax.sgd(0.1))
     step, _ = bench.guarded_step(problem, guard).run(1)
-    statistics = bench.guards.model_state(step.carry[1])
-    changed = bench.jax.tree.map(lambda a, b: bool((a != b).any()), statistics, problem.model_state)
-    assert all(bench.jax.tree.leaves(changed))
+    statistics = guards.model_state(step.carry[1])
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), statistics, problem.model_state)
+    assert all(jax.tree.leaves(changed))

@@ -245,3 +245,11 @@ def test_the_second_window_does_not_compile_again():
 def test_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         guards.lgl2o(optax.sgd(0.1), optax.sgd(0.1), **options)
+
+
+def test_a_loss_that_judges_needs_mini_batches_to_judge_on():
+    guard = guards.lgl2o(optax.sgd(0.1), optax.sgd(0.2), n_c=0)
+    loss = lambda params: jnp.sum(params**2)
+    state = guard.init(jnp.ones(2))
+    with pytest.raises(ValueError, match="lgl2o: eval_fn needs validation mini-batches"):
+        guard.update(None, state, jnp.ones(2), value_fn=loss, eval_fn=loss)
