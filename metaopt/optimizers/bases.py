@@ -62,10 +62,13 @@ def _resolve_one(index: int, base: Any) -> Base:
     )
 
 
+def _logit(p: float) -> float:
+    return float(np.log(p) - np.log1p(-p))
+
+
 def _hyper(b1: float, b2: float, eps: float | None = None) -> dict[str, float]:
     """Returns decays as logits and eps as a logarithm, so that every real number is legal."""
-    logit = lambda p: float(np.log(p) - np.log1p(-p))
-    hyper = {"logit_b1": logit(b1), "logit_b2": logit(b2)}
+    hyper = {"logit_b1": _logit(b1), "logit_b2": _logit(b2)}
     if eps is not None:
         hyper["log_eps"] = float(np.log(eps))
     return hyper
@@ -97,6 +100,26 @@ def _lamb(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
     )
 
 
+def _muon(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
+    """Muon on matrices and kernels, whose last axis is that of the outputs, and Adam on the rest."""
+
+    def axes(params: Any) -> Any:
+        dims = optax.contrib.MuonDimensionNumbers
+        return jax.tree.map(
+            lambda x: dims(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None, params
+        )
+
+    # The root has a derivative where a gradient is always 0.
+    return optax.contrib.muon(
+        1.0,
+        beta=jax.nn.sigmoid(hyper["logit_beta"]),
+        adam_b1=jax.nn.sigmoid(hyper["logit_b1"]),
+        adam_b2=jax.nn.sigmoid(hyper["logit_b2"]),
+        adam_eps_root=1e-16,
+        muon_weight_dimension_numbers=axes,
+    )
+
+
 # Initial constants are optax's defaults. The weight decay inside LAMB and Lion is 0, since weight
 # decay is a base of its own.
 BASES: dict[str, Base] = {
@@ -113,5 +136,6 @@ BASES: dict[str, Base] = {
         make=lambda hyper: optax.lion(1.0, **constants(hyper), weight_decay=0.0),
     ),
     "lamb": Base("lamb", hyper=_hyper(0.9, 0.999, 1e-6), make=_lamb, skips=True),
+    "muon": Base("muon", hyper={"logit_beta": _logit(0.95), **_hyper(0.9, 0.999)}, make=_muon),
     "weight_decay": Base("weight_decay", hyper={}, make=lambda hyper: _negated_params()),
 }

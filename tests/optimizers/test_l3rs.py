@@ -59,6 +59,7 @@ OPTAX = {
     "adamax": optax.adamax,
     "lion": lambda lr: optax.lion(lr, weight_decay=0.0),
     "lamb": optax.lamb,
+    "muon": optax.contrib.muon,
 }
 
 
