@@ -142,7 +142,7 @@ def unroll_sampled(
       num_steps: number of steps.
 
     Returns:
-      params, state, and the mean (a scalar) of the losses before each step.
+      params, state, and the mean (a scalar) of the losses before each step; 0 without steps.
     """
     one_step = _step(tx, loss_fn, second_order=True)
 
@@ -153,7 +153,7 @@ def unroll_sampled(
 
     start = ((params, state), jnp.zeros([]))
     (params, state), total = jax.lax.fori_loop(0, num_steps, body, start)
-    return params, state, total / num_steps
+    return params, state, total / jnp.maximum(num_steps, 1)
 
 
 def _step(tx: optax.GradientTransformation, loss_fn: LossFn, second_order: bool):

@@ -183,26 +183,47 @@ def inner_run(
     num_steps: Int[Array, ""] | int,
     eval_batches: int,
     split: Split = "valid",
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    measurements: int = 1,
+) -> tuple[Float[Array, " M"], Float[Array, ""]]:
     """One run of the optimizer on a task of `family`, forward only.
 
     Runs from one start with different theta share all random numbers.
 
+    Args:
+      lopt: the optimizer.
+      family: the family of the task.
+      theta: meta-parameters.
+      start: the beginning of the run.
+      num_steps: steps of the run.
+      eval_batches: held-out mini-batches of a measurement.
+      split: where they are drawn.
+      measurements: the number M of held-out losses, which are measured at even distances; the last
+        one after the last step.
+
     Returns:
-      The loss after `num_steps` steps over `eval_batches` mini-batches of `split`, and the mean
-      training loss along the way. NaN counts as +inf in the first.
+      The M losses over `eval_batches` mini-batches of `split`, and the mean training loss along the
+      way. NaN counts as +inf in the losses.
     """
     k_train, _ = jax.random.split(start.key)
     task, tx = family.task(start.task_params), lopt.apply(theta, num_steps=num_steps)
-    params, _, trajectory = unroll_sampled(
-        tx,
-        start.params,
-        tx.init(start.params),
-        task.loss,
-        lambda t: task.sample(jax.random.fold_in(k_train, t), ()),
-        num_steps,
-    )
-    return held_out_loss(family, start, params, eval_batches, split), trajectory
+
+    def part(carry, index):
+        params, state, total = carry
+        first, last = (num_steps * i // measurements for i in (index, index + 1))
+        params, state, mean = unroll_sampled(
+            tx,
+            params,
+            state,
+            task.loss,
+            lambda t: task.sample(jax.random.fold_in(k_train, first + t), ()),
+            last - first,
+        )
+        loss = held_out_loss(family, start, params, eval_batches, split)
+        return (params, state, total + mean * (last - first)), loss
+
+    carry = (start.params, tx.init(start.params), jnp.zeros([]))
+    (_, _, total), losses = jax.lax.scan(part, carry, jnp.arange(measurements))
+    return losses, total / num_steps
 
 
 def carried_bytes(lopt: LearnedOptimizer, theta: Theta, params: Params) -> int:

@@ -27,6 +27,8 @@ from metaopt.meta.population import evaluate
 from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT, Strategy, strategy
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
 
+QUARTERS = 4  # measurements of a run under the objective "anytime"
+
 
 @dataclass(frozen=True, kw_only=True)
 class NESConfig:
@@ -44,10 +46,14 @@ class NESConfig:
       half_life: generations after which sigma and lr are halved (smoothly); 0 keeps them.
       weight_decay: decoupled weight decay of the meta-parameters, times lr.
       min_steps: the smallest number K of steps of an inner run.
-      max_steps: the largest one. A generation draws its K uniformly between the two.
+      max_steps: the largest one.
+      lengths: how a generation draws its K between the two: "uniform" or "log_uniform".
       objective: "final": the loss on held-out mini-batches after K steps; "trajectory": the mean
         training loss over the K steps; "normalised": the final loss divided by the loss before
-        the first step, so that the tasks of a mixture weigh alike.
+        the first step, so that the tasks of a mixture weigh alike; "anytime": the mean logarithm of
+        the held-out losses after each quarter of the K steps, so that progress on the way counts,
+        and tasks weigh alike (losses must be positive: a run whose loss has no logarithm counts
+        as not finite).
       eval_batches: held-out mini-batches per evaluation of the final loss.
     """
 
@@ -62,7 +68,8 @@ class NESConfig:
     weight_decay: float = 0.0
     min_steps: int = 100
     max_steps: int = 100
-    objective: Literal["final", "trajectory", "normalised"] = "final"
+    lengths: Literal["uniform", "log_uniform"] = "uniform"
+    objective: Literal["final", "trajectory", "normalised", "anytime"] = "final"
     eval_batches: int = 4
 
     def __post_init__(self):
@@ -176,7 +183,7 @@ def nes(
     def step(groups: Sequence[TaskFamily], key: Key, state: NESState):
         es = strategy_of(state.theta)
         k_ask, k_tasks, k_steps, k_tell = jax.random.split(key, 4)
-        num_steps = jax.random.randint(k_steps, (), config.min_steps, config.max_steps + 1)
+        num_steps = draw_steps(config, k_steps)
         population, asked = es.ask(k_ask, state.strategy, state.generation)
         keys = jax.random.split(k_tasks, (len(groups), config.tasks))
         group_losses = [
@@ -198,6 +205,16 @@ def nes(
     return MetaTrainer(init, step, lambda state: state.theta, data=groups)
 
 
+def draw_steps(config: NESConfig, key: Key) -> Int[Array, ""]:
+    """The number of steps of a generation's inner runs."""
+    low, high = config.min_steps, config.max_steps
+    if config.lengths == "uniform":
+        return jax.random.randint(key, (), low, high + 1)
+    ends = jnp.log(jnp.array([low, high + 1.0]))
+    drawn = jnp.floor(jnp.exp(jax.random.uniform(key, (), minval=ends[0], maxval=ends[1])))
+    return jnp.clip(drawn, low, high).astype(jnp.int32)
+
+
 def _losses(
     lopt: LearnedOptimizer,
     config: NESConfig,
@@ -212,15 +229,18 @@ def _losses(
 
     def loss_of(theta: Theta, start: Start, shared: Any) -> jax.Array:
         family, num_steps = shared
-        final, trajectory = inner_run(
+        losses, trajectory = inner_run(
             lopt,
             family,
             theta,
             start,
             num_steps=num_steps,
             eval_batches=config.eval_batches,
+            measurements=QUARTERS if config.objective == "anytime" else 1,
         )
-        return trajectory if config.objective == "trajectory" else final
+        if config.objective == "anytime":
+            return jnp.mean(jnp.log(losses))
+        return trajectory if config.objective == "trajectory" else losses[-1]
 
     first = jax.tree.map(lambda x: x[0], (population, group.params))
     losses = evaluate(

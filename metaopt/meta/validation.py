@@ -63,10 +63,12 @@ def validation(
 
     def loss_of(start: Start, shared: tuple[TaskFamily, Theta]) -> jax.Array:
         family, theta = shared
-        final, trajectory = inner_run(
+        losses, trajectory = inner_run(
             lopt, family, theta, start, num_steps=num_steps, eval_batches=eval_batches
         )
-        loss = final if on == "final" else jnp.where(jnp.isnan(trajectory), jnp.inf, trajectory)
+        loss = (
+            losses[-1] if on == "final" else jnp.where(jnp.isnan(trajectory), jnp.inf, trajectory)
+        )
         if len(groups) == 1:
             return loss
         return loss / loss_unit(held_out_loss(family, start, start.params, eval_batches))

@@ -101,7 +101,7 @@ def _lamb(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
 
 
 def _muon(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
-    """Muon on matrices and kernels, whose last axis is that of the outputs, and Adam on the rest."""
+    """Muon on leaves of several axes, of which the last is that of outputs, and Adam on others."""
 
     def axes(params: Any) -> Any:
         dims = optax.contrib.MuonDimensionNumbers

@@ -11,6 +11,7 @@ from structures import falling, geometric
 
 from metaopt.core.types import LearnedOptimizer, Task, single
 from metaopt.meta import NESConfig, nes
+from metaopt.meta.nes import draw_steps
 from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT
 from metaopt.meta.updates import centered_ranks, decayed
 from metaopt.optimizers import l3rs, sgd
@@ -141,16 +142,17 @@ def test_unknown_and_unfit_strategies_are_named():
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-@pytest.mark.parametrize("objective", ["final", "trajectory", "normalised"])
+@pytest.mark.parametrize("objective", ["final", "trajectory", "normalised", "anytime"])
 def test_non_finite_candidates_rank_worst_and_are_counted(bad, objective):
     cliff = lambda theta: jnp.where(theta["y"] > 2.0, bad, 1.0)
-    settings = {"population": 64, "objective": objective, "min_steps": 2, "max_steps": 2}
+    steps = 8 if objective == "anytime" else 2
+    settings = {"population": 64, "objective": objective, "min_steps": steps, "max_steps": steps}
     theta, after, metrics, _ = train(cliff, **settings)
     assert after["y"] < theta["y"]
     assert np.isfinite(flat(after)).all()
     assert metrics["non_finite"] == 32  # of each antithetic pair just one falls off the cliff
     # The loss is 0 at the start and 1 after any step; a start of 0 counts as 1e-8.
-    expected = {"final": 1.0, "trajectory": 0.5, "normalised": 1e8}[objective]
+    expected = {"final": 1.0, "trajectory": 0.5, "normalised": 1e8, "anytime": 0.0}[objective]
     np.testing.assert_allclose(metrics["meta_loss"], expected, rtol=1e-6)
 
 
@@ -223,6 +225,36 @@ def test_objective_trajectory_is_the_mean_training_loss():
     trainer = nes(lopt, family, config)
     _, metrics = trainer.step(jax.random.key(0), trainer.init(jax.random.key(0), theta))
     np.testing.assert_allclose(metrics["meta_loss"], 2.0 * 3 / 4, rtol=1e-4)  # 0, 2, 2, 2
+
+
+@pytest.mark.parametrize("num_steps", [2, 7, 8])
+def test_objective_anytime_is_the_mean_log_loss_after_each_quarter(num_steps):
+    lopt, theta = geometric()  # each step halves the loss
+    config = NESConfig(
+        population=2,
+        tasks=1,
+        min_steps=num_steps,
+        max_steps=num_steps,
+        sigma=1e-6,
+        objective="anytime",
+    )
+    trainer = nes(lopt, falling(4.0, 3), config)
+    _, metrics = jax.jit(trainer.step)(jax.random.key(0), trainer.init(jax.random.key(0), theta))
+    expected = np.mean([np.log(4.0 * 0.5 ** (num_steps * part // 4)) for part in (1, 2, 3, 4)])
+    np.testing.assert_allclose(metrics["meta_loss"], expected, rtol=1e-4)
+
+
+def test_lengths_are_drawn_as_the_settings_say():
+    keys = jax.random.split(jax.random.key(0), 20_000)
+
+    def drawn(lengths):
+        config = NESConfig(min_steps=10, max_steps=1000, lengths=lengths)
+        return np.asarray(jax.vmap(lambda key: draw_steps(config, key))(keys))
+
+    for steps in (drawn("uniform"), drawn("log_uniform")):
+        assert (steps.min(), steps.max()) == (10, 1000)
+    np.testing.assert_allclose(drawn("uniform").mean(), 505, rtol=0.02)
+    np.testing.assert_allclose((drawn("log_uniform") < 100).mean(), 0.5, atol=0.02)
 
 
 @pytest.mark.parametrize(
