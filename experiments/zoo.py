@@ -5,7 +5,8 @@
 Needs MNIST and FashionMNIST (docs/data.md). Takes some hours on 2 cores (docs/zoo.md has the
 minutes of each meta-training); it resumes from runs/zoo. Measures each optimizer beside tuned
 baselines on its home task. Replaces metaopt/zoo/NAME, and writes docs/zoo.md. ``--measure`` only
-measures the optimizers that ship with the package again.
+measures the optimizers that ship with the package again. Weights that others have published are not
+trained: put the authors' file at runs/zoo/NAME.state.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from metaopt.zoo import exports
 
 RUNS = Path("runs/zoo")
 PAGE = Path("docs/zoo.md")
+LICENCE = "LICENSE"  # file beside weights that others have published
 
 
 class Recipe(NamedTuple):
@@ -41,7 +43,8 @@ class Recipe(NamedTuple):
 
     Attributes:
       about: one line.
-      jobs: its meta-training, part by part; each starts from the theta of the one before.
+      jobs: its meta-training, part by part; each starts from the theta of the one before. None:
+        others have published theta.
       home: the task and the number of steps of the card's run.
       horizon: see `zoo.Card`.
       wins: see `zoo.Card`.
@@ -51,6 +54,8 @@ class Recipe(NamedTuple):
         small, and differ by half with the rounding of a compiler.
       seeds: runs at home. Fine-tuning draws new classes for each run: between two sets of 4 runs
         the mean differs by a factor of five, between two sets of 16 by a half.
+      trained: its meta-training in words, where it is not ours.
+      source: where others have published theta; part of its export.
     """
 
     about: str
@@ -62,6 +67,8 @@ class Recipe(NamedTuple):
     baselines: tuple[str, ...] = ("sgd", "adam")
     room: float = 1.1
     seeds: int = 4
+    trained: str = ""
+    source: str = ""
 
 
 def _lstm(task: str, steps: int, method: TBPTTConfig) -> TrainJob:
@@ -240,7 +247,9 @@ RECIPES = {
 
 
 def build(name: str, recipe: Recipe) -> Path:
-    """Trains, measures and exports one optimizer; every part resumes."""
+    """Trains or reads, measures and exports one optimizer; every part resumes."""
+    if not recipe.jobs:
+        return build_published(name, recipe)
     jobs: list[TrainJob] = []
     for number, part in enumerate(recipe.jobs, start=1):
         out = RUNS / (name if number == 1 else f"{name}-{number}")
@@ -260,6 +269,26 @@ def build(name: str, recipe: Recipe) -> Path:
         home=measure(name, recipe, export),
     )
     folder = exports.save(zoo.FOLDER / name, export.settings, export.theta, export.trained)
+    return _write(folder, card)
+
+
+def build_published(name: str, recipe: Recipe) -> Path:
+    """Measures and exports an optimizer whose theta others have published."""
+    export = metaopt.load_published(RUNS / f"{name}.state")
+    licence = (zoo.FOLDER / name / LICENCE).read_bytes()
+    card = zoo.Card(
+        about=recipe.about,
+        trained=recipe.trained,
+        command="",
+        horizon=recipe.horizon,
+        wins=list(recipe.wins),
+        loses=list(recipe.loses),
+        licence=" ".join(licence.decode().split()),
+        home=measure(name, recipe, export),
+    )
+    trained = {"source": recipe.source, "sha256": export.sha256}
+    folder = exports.save(zoo.FOLDER / name, export.settings, export.theta, trained)
+    (folder / LICENCE).write_bytes(licence)
     return _write(folder, card)
 
 
@@ -355,7 +384,8 @@ def page() -> str:
     for name in zoo.names():
         rows = zoo.rows(zoo.card(name))
         about = rows.pop("about")
-        rows["command"] = f"`{rows['command']}`"
+        if "command" in rows:
+            rows["command"] = f"`{rows['command']}`"
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
         parts.append(f"\n## {name}\n\n{about}.\n\n| | |\n|---|---|\n{table}")
     return "\n".join(parts) + "\n"
