@@ -34,8 +34,6 @@ TASKS = (
     ("fashion-mlp20", 300),
     ("fashion-mlp20", 2000),
     ("fashion-mlp128x2", 300),
-    ("fashion-mlp128x2", 2000),
-    ("fashion-cnn3", 300),
 )
 
 

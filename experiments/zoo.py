@@ -170,6 +170,16 @@ _TO_CNN = dataclasses.replace(
 # L3RS, section 4: few-class tasks from a pretrained CNN, K drawn from 10 to 100.
 _NES = NESConfig(population=16, tasks=1, min_steps=10, max_steps=100)
 
+# From the paper (arXiv 2501.12670) and the code of its authors.
+_BY_ITS_AUTHORS = (
+    "by its authors, with persistent evolution strategies on four MLPs 64-32-10 on 8x8 images "
+    "(MNIST, FashionMNIST, CIFAR-10, SVHN), runs of 100 to 2000 steps"
+)
+_SOURCE = (
+    "https://github.com/amoudgl/celo/blob/66d976116f39da286951f0c5e0a18eee8d1fd66b"
+    "/algoperf/submissions"
+)
+
 RECIPES = {
     "lstm-mlp-mnist": Recipe(
         about="LSTM (2 x 20) for small sigmoid MLPs on images; a fast start, best under a guard",
@@ -242,6 +252,45 @@ RECIPES = {
         loses=("runs of 300 steps and more without a guard: it diverges",),
         room=2.0,
         seeds=16,
+    ),
+    # What both cards say beside the home run: docs/results/celo/published.json.
+    "celo": Recipe(
+        about="Celo: published weights for networks of any kind; no learning rate to choose",
+        jobs=(),
+        home=("digits", 1000),
+        horizon="some 300 to 2000 steps; all 4 runs of 5000 steps on digits diverge: use a guard",
+        wins=(
+            "MLP-20 on FashionMNIST at 300 and 2000 steps: below tuned Adam by 2% and 4%",
+            "MLP-128x2 on FashionMNIST at 300 steps: below tuned Adam by 5%",
+        ),
+        loses=(
+            "the MLP on digits at 100 and 1000 steps: 7 and 2.6 times the loss of tuned Adam",
+            "a CNN on digits at 300 steps and MLP-20 on moons at 1000: behind tuned Adam",
+            "runs of 5000 steps on digits: it diverges",
+        ),
+        baselines=("adam",),
+        room=1.25,
+        trained=_BY_ITS_AUTHORS,
+        source=f"{_SOURCE}/celo/theta.state",
+    ),
+    "celo-adam": Recipe(
+        about="Celo-Adam: published weights that schedule Adam; no learning rate to choose",
+        jobs=(),
+        home=("digits", 1000),
+        horizon="100 to 5000 steps; no run of ours diverged",
+        wins=(
+            "the MLP on digits at 100, 1000 and 5000 steps: below tuned Adam by 6% to 19%",
+            "a CNN on digits at 300 steps: below tuned Adam by 11%",
+            "MLP-20 on FashionMNIST at 300 steps: below tuned Adam by 6%",
+        ),
+        loses=(
+            "MLP-20 on moons at 1000 steps: 6.6 times the loss of tuned Adam",
+            "FashionMNIST, MLP-20 at 2000 steps, MLP-128x2 at 300: 3% and 4% behind tuned Adam",
+        ),
+        baselines=("adam",),
+        room=1.25,
+        trained=_BY_ITS_AUTHORS,
+        source=f"{_SOURCE}/celo_adam/theta.state",
     ),
 }
 
@@ -374,8 +423,9 @@ def page() -> str:
         "```python\nimport metaopt\n",
         'tx = metaopt.load("lstm-mlp-mnist").apply(num_steps=100)\n```\n',
         "`metaopt zoo list` and `metaopt zoo show NAME` print these cards; "
-        "`python -m experiments.zoo` trains them again. They are small, and made for small "
-        "networks. To train one for your own job, see "
+        "`python -m experiments.zoo` trains them again. `celo` and `celo-adam` are published "
+        "weights for networks of any kind ([Celo](optimizers/celo.md)). The others are small, and "
+        "made for small networks. To train one for your own job, see "
         "[specialising an optimizer](specialising.md). Losses are compared at equal numbers of "
         "steps. An update takes longer than Adam's: L3RS 1.8, VeLO 8.1 and an LSTM 158 times as "
         "long (published size of VeLO, an MLP of 1.09 M parameters, 2 CPU threads; "

@@ -105,7 +105,7 @@ def adafac_mlp() -> LearnedOptimizer:
 
             def step_fn(row, tensor, g):
                 del row  # one network for all tensors
-                d, a = rule.outputs(constants, layers, tensor, g)
+                d, a, _ = rule.outputs(constants, layers, tensor, g)
                 return -0.001 * d * jnp.exp(0.001 * a)
 
             steps, tensors = rule.step_tensors(constants, step_fn, tensors, grads, is_finite)

@@ -122,7 +122,7 @@ def _direction(layers, tensor, g, orthogonalize: bool) -> jax.Array:
     if g.ndim < 2:  # groups 9 to 13 do not exist
         (w0, b0), *rest = layers
         layers = [(w0.at[15:].set(0.0), b0), *rest]
-    u, _ = rule.outputs(_RULE, layers, tensor, g)
+    u, *_ = rule.outputs(_RULE, layers, tensor, g)
     if orthogonalize and g.ndim >= 2:
         u = newton_schulz(u)
     axes = tuple(range(max(0, g.ndim - 2), g.ndim))

@@ -18,6 +18,8 @@ from metaopt.optimizers import velo_features as features
 from metaopt.optimizers.velo_features import Decays, Tensor
 from metaopt.optimizers.velo_networks import Layer, mlp
 
+_LARGEST_PARAM = 1e18  # its square is far below the largest float32
+
 
 class Rule(NamedTuple):
     """Constants of the rule; the defaults are those of VeLO and Celo.
@@ -118,16 +120,18 @@ def unflatten(
 
 
 def are_finite(rule: Rule, tensors: list[Tensor], grads: list[jax.Array]) -> jax.Array:
-    """Returns whether all gradients, and the mean squares of all params, are finite.
+    """Returns whether all gradients and params are finite; squares of params must be so, too.
 
-    The outputs of the networks are not checked. A theta that is not finite must show in the
-    parameters, where meta-training sees it, and must not hide behind skipped steps.
+    Compares extremes, which XLA finds without storing anything. The outputs of the networks are
+    not checked. A theta that is not finite must show in the parameters, where meta-training sees
+    it, and must not hide behind skipped steps.
     """
-    squares = [jnp.mean(jnp.square(tensor.p)) for tensor in tensors if tensor.p.size]
-    largest = [jnp.max(jnp.abs(g)) for g in grads if g.size]
-    if not largest:
-        return jnp.array(True)
-    return jnp.all(jnp.isfinite(jnp.stack(squares))) & jnp.all(jnp.stack(largest) < rule.largest)
+    bounds = [(g, rule.largest) for g in grads] + [(tensor.p, _LARGEST_PARAM) for tensor in tensors]
+    is_finite = jnp.array(True)
+    for x, bound in bounds:
+        if x.size:  # NaN compares as False
+            is_finite &= (jnp.min(x) > -bound) & (jnp.max(x) < bound)
+    return is_finite
 
 
 def step_tensors(
@@ -164,8 +168,8 @@ def step_tensors(
 
 def outputs(
     rule: Rule, layers: list[Layer], tensor: Tensor, g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the first two outputs of the network for each parameter of a tensor.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns two outputs of the network for each parameter, and the mean squares of its inputs.
 
     Args:
       rule: the constants.
@@ -179,7 +183,7 @@ def outputs(
     mean_squares = features.mean_squares_of(columns(g, tensor), per_matrix=rule.per_matrix)
     # The columns are needed twice. Behind the barrier they are computed again, not stored.
     tensor, g = jax.lax.optimization_barrier((tensor, g))
-    return mlp(layers, mean_squares, columns(g, tensor), eps=rule.eps)
+    return *mlp(layers, mean_squares, columns(g, tensor), eps=rule.eps), mean_squares
 
 
 def relative_step(
@@ -193,6 +197,6 @@ def relative_step(
       tensor: see `outputs`.
       g: see `outputs`.
     """
-    scale = jnp.sqrt(jnp.mean(jnp.square(tensor.p)) + 1e-9)
-    d, a = outputs(Rule(), layers, tensor, g)
+    d, a, mean_squares = outputs(Rule(), layers, tensor, g)
+    scale = jnp.sqrt(mean_squares[2] + 1e-9)  # group 2 is p
     return step_size * 0.001 * scale * d * jnp.exp(0.001 * a)
