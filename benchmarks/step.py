@@ -20,9 +20,17 @@ import numpy as np
 import optax
 from rich.table import Table
 
-from benchmarks.workload import LEARNED
-from metaopt.core.types import Params, Theta
+from benchmarks import workload
+from metaopt import optimizers
+from metaopt.core.types import LearnedOptimizer, Params, Theta
 
+LEARNED: dict[str, Callable[[], LearnedOptimizer]] = workload.LEARNED | {
+    "celo": optimizers.celo,
+    "celo_adam": optimizers.celo_adam,
+    "celo2_base": lambda: optimizers.celo2(orthogonalize=False),
+    "celo2": optimizers.celo2,
+    "adafac_mlp": optimizers.adafac_mlp,
+}
 NUM_STEPS = 10_000  # the horizon that the optimizers are told; no run gets there
 
 

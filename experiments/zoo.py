@@ -5,7 +5,8 @@
 Needs MNIST and FashionMNIST (docs/data.md). Takes some hours on 2 cores (docs/zoo.md has the
 minutes of each meta-training); it resumes from runs/zoo. Measures each optimizer beside tuned
 baselines on its home task. Replaces metaopt/zoo/NAME, and writes docs/zoo.md. ``--measure`` only
-measures the optimizers that ship with the package again.
+measures the optimizers that ship with the package again. Weights that others have published are not
+trained: put the authors' file at runs/zoo/NAME.state.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from metaopt.zoo import exports
 
 RUNS = Path("runs/zoo")
 PAGE = Path("docs/zoo.md")
+LICENCE = "LICENSE"  # file beside weights that others have published
 
 
 class Recipe(NamedTuple):
@@ -41,7 +43,8 @@ class Recipe(NamedTuple):
 
     Attributes:
       about: one line.
-      jobs: its meta-training, part by part; each starts from the theta of the one before.
+      jobs: its meta-training, part by part; each starts from the theta of the one before. None:
+        others have published theta.
       home: the task and the number of steps of the card's run.
       horizon: see `zoo.Card`.
       wins: see `zoo.Card`.
@@ -51,6 +54,8 @@ class Recipe(NamedTuple):
         small, and differ by half with the rounding of a compiler.
       seeds: runs at home. Fine-tuning draws new classes for each run: between two sets of 4 runs
         the mean differs by a factor of five, between two sets of 16 by a half.
+      trained: its meta-training in words, where it is not ours.
+      source: where others have published theta; part of its export.
     """
 
     about: str
@@ -62,6 +67,8 @@ class Recipe(NamedTuple):
     baselines: tuple[str, ...] = ("sgd", "adam")
     room: float = 1.1
     seeds: int = 4
+    trained: str = ""
+    source: str = ""
 
 
 def _lstm(task: str, steps: int, method: TBPTTConfig) -> TrainJob:
@@ -163,6 +170,16 @@ _TO_CNN = dataclasses.replace(
 # L3RS, section 4: few-class tasks from a pretrained CNN, K drawn from 10 to 100.
 _NES = NESConfig(population=16, tasks=1, min_steps=10, max_steps=100)
 
+# From the paper (arXiv 2501.12670) and the code of its authors.
+_BY_ITS_AUTHORS = (
+    "by its authors, with persistent evolution strategies on four MLPs 64-32-10 on 8x8 images "
+    "(MNIST, FashionMNIST, CIFAR-10, SVHN), runs of 100 to 2000 steps"
+)
+_SOURCE = (
+    "https://github.com/amoudgl/celo/blob/66d976116f39da286951f0c5e0a18eee8d1fd66b"
+    "/algoperf/submissions"
+)
+
 RECIPES = {
     "lstm-mlp-mnist": Recipe(
         about="LSTM (2 x 20) for small sigmoid MLPs on images; a fast start, best under a guard",
@@ -236,11 +253,52 @@ RECIPES = {
         room=2.0,
         seeds=16,
     ),
+    # What both cards say beside the home run: docs/results/celo/published.json.
+    "celo": Recipe(
+        about="Celo: published weights for networks of any kind; no learning rate to choose",
+        jobs=(),
+        home=("digits", 1000),
+        horizon="some 300 to 2000 steps; all 4 runs of 5000 steps on digits diverge: use a guard",
+        wins=(
+            "MLP-20 on FashionMNIST at 300 and 2000 steps: below tuned Adam by 2% and 4%",
+            "MLP-128x2 on FashionMNIST at 300 steps: below tuned Adam by 5%",
+        ),
+        loses=(
+            "the MLP on digits at 100 and 1000 steps: 7 and 2.6 times the loss of tuned Adam",
+            "a CNN on digits at 300 steps and MLP-20 on moons at 1000: behind tuned Adam",
+            "runs of 5000 steps on digits: it diverges",
+        ),
+        baselines=("adam",),
+        room=1.25,
+        trained=_BY_ITS_AUTHORS,
+        source=f"{_SOURCE}/celo/theta.state",
+    ),
+    "celo-adam": Recipe(
+        about="Celo-Adam: published weights that schedule Adam; no learning rate to choose",
+        jobs=(),
+        home=("digits", 1000),
+        horizon="100 to 5000 steps; no run of ours diverged",
+        wins=(
+            "the MLP on digits at 100, 1000 and 5000 steps: below tuned Adam by 6% to 19%",
+            "a CNN on digits at 300 steps: below tuned Adam by 11%",
+            "MLP-20 on FashionMNIST at 300 steps: below tuned Adam by 6%",
+        ),
+        loses=(
+            "MLP-20 on moons at 1000 steps: 6.6 times the loss of tuned Adam",
+            "FashionMNIST, MLP-20 at 2000 steps, MLP-128x2 at 300: 3% and 4% behind tuned Adam",
+        ),
+        baselines=("adam",),
+        room=1.25,
+        trained=_BY_ITS_AUTHORS,
+        source=f"{_SOURCE}/celo_adam/theta.state",
+    ),
 }
 
 
 def build(name: str, recipe: Recipe) -> Path:
-    """Trains, measures and exports one optimizer; every part resumes."""
+    """Trains or reads, measures and exports one optimizer; every part resumes."""
+    if not recipe.jobs:
+        return build_published(name, recipe)
     jobs: list[TrainJob] = []
     for number, part in enumerate(recipe.jobs, start=1):
         out = RUNS / (name if number == 1 else f"{name}-{number}")
@@ -260,6 +318,26 @@ def build(name: str, recipe: Recipe) -> Path:
         home=measure(name, recipe, export),
     )
     folder = exports.save(zoo.FOLDER / name, export.settings, export.theta, export.trained)
+    return _write(folder, card)
+
+
+def build_published(name: str, recipe: Recipe) -> Path:
+    """Measures and exports an optimizer whose theta others have published."""
+    export = metaopt.load_published(RUNS / f"{name}.state")
+    licence = (zoo.FOLDER / name / LICENCE).read_bytes()
+    card = zoo.Card(
+        about=recipe.about,
+        trained=recipe.trained,
+        command="",
+        horizon=recipe.horizon,
+        wins=list(recipe.wins),
+        loses=list(recipe.loses),
+        licence=" ".join(licence.decode().split()),
+        home=measure(name, recipe, export),
+    )
+    trained = {"source": recipe.source, "sha256": export.sha256}
+    folder = exports.save(zoo.FOLDER / name, export.settings, export.theta, trained)
+    (folder / LICENCE).write_bytes(licence)
     return _write(folder, card)
 
 
@@ -345,8 +423,9 @@ def page() -> str:
         "```python\nimport metaopt\n",
         'tx = metaopt.load("lstm-mlp-mnist").apply(num_steps=100)\n```\n',
         "`metaopt zoo list` and `metaopt zoo show NAME` print these cards; "
-        "`python -m experiments.zoo` trains them again. They are small, and made for small "
-        "networks. To train one for your own job, see "
+        "`python -m experiments.zoo` trains them again. `celo` and `celo-adam` are published "
+        "weights for networks of any kind ([Celo](optimizers/celo.md)). The others are small, and "
+        "made for small networks. To train one for your own job, see "
         "[specialising an optimizer](specialising.md). Losses are compared at equal numbers of "
         "steps. An update takes longer than Adam's: L3RS 1.8, VeLO 8.1 and an LSTM 158 times as "
         "long (published size of VeLO, an MLP of 1.09 M parameters, 2 CPU threads; "
@@ -355,7 +434,8 @@ def page() -> str:
     for name in zoo.names():
         rows = zoo.rows(zoo.card(name))
         about = rows.pop("about")
-        rows["command"] = f"`{rows['command']}`"
+        if "command" in rows:
+            rows["command"] = f"`{rows['command']}`"
         table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
         parts.append(f"\n## {name}\n\n{about}.\n\n| | |\n|---|---|\n{table}")
     return "\n".join(parts) + "\n"

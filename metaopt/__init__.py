@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from metaopt.core.types import TaskFamily as TaskFamily
     from metaopt.core.types import single as single
     from metaopt.guards import windows as windows
-    from metaopt.optimizers import load_velo as load_velo
     from metaopt.optimizers.train_state import TrainState as TrainState
     from metaopt.zoo.exports import CheckpointError as CheckpointError
     from metaopt.zoo.exports import Exported as Exported
     from metaopt.zoo.exports import load as load
+    from metaopt.zoo.exports import load_published as load_published
     from metaopt.zoo.exports import save as save
 
 _MODULES = ("datasets", "evaluation", "guards", "meta", "optimizers", "report", "tasks", "zoo")
@@ -41,11 +41,11 @@ _NAMES = {
     "unroll": "core.rollouts",
     "windowed": "core.rollouts",
     "windows": "guards",
-    "load_velo": "optimizers",
     "TrainState": "optimizers.train_state",
     "CheckpointError": "zoo.exports",
     "Exported": "zoo.exports",
     "load": "zoo.exports",
+    "load_published": "zoo.exports",
     "save": "zoo.exports",
 }
 

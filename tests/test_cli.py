@@ -66,7 +66,7 @@ def test_help_of_train_lists_the_rows_of_both_tables(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     shown = capsys.readouterr().out
-    for name in ("learned:l3rs", "learned:lstm", "learned:velo"):
+    for name in ("learned:l3rs", "learned:lstm", "learned:velo", "learned:celo2"):
         assert f"• {name} " in shown
     for name in ("method:nes", "method:pes", "method:tbptt"):
         assert f"• {name} " in shown

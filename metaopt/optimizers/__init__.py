@@ -1,8 +1,24 @@
 """Learned and hand-crafted optimizers; each is a `metaopt.LearnedOptimizer`."""
 
+from metaopt.optimizers.adafac_mlp import AdafacMLP as AdafacMLP
+from metaopt.optimizers.adafac_mlp import AdafacMLPState as AdafacMLPState
+from metaopt.optimizers.adafac_mlp import adafac_mlp as adafac_mlp
 from metaopt.optimizers.adversaries import ADVERSARIES as ADVERSARIES
 from metaopt.optimizers.bases import BASES as BASES
 from metaopt.optimizers.bases import Base as Base
+from metaopt.optimizers.celo import Celo as Celo
+from metaopt.optimizers.celo import CeloAdam as CeloAdam
+from metaopt.optimizers.celo import CeloAdamState as CeloAdamState
+from metaopt.optimizers.celo import CeloState as CeloState
+from metaopt.optimizers.celo import Schedule as Schedule
+from metaopt.optimizers.celo import celo as celo
+from metaopt.optimizers.celo import celo_adam as celo_adam
+from metaopt.optimizers.celo2 import Celo2 as Celo2
+from metaopt.optimizers.celo2 import Celo2AdamWState as Celo2AdamWState
+from metaopt.optimizers.celo2 import Celo2State as Celo2State
+from metaopt.optimizers.celo2 import celo2 as celo2
+from metaopt.optimizers.celo2 import celo2_adamw as celo2_adamw
+from metaopt.optimizers.celo2 import celo2_labels as celo2_labels
 from metaopt.optimizers.handcrafted import adam as adam
 from metaopt.optimizers.handcrafted import adamw as adamw
 from metaopt.optimizers.handcrafted import cosine_decay as cosine_decay
@@ -13,6 +29,7 @@ from metaopt.optimizers.handcrafted import sgd as sgd
 from metaopt.optimizers.l3rs import L3RS as L3RS
 from metaopt.optimizers.l3rs import L3RSState as L3RSState
 from metaopt.optimizers.l3rs import l3rs as l3rs
+from metaopt.optimizers.layouts import theta_from_named as theta_from_named
 from metaopt.optimizers.lstm import LSTM as LSTM
 from metaopt.optimizers.lstm import LSTMState as LSTMState
 from metaopt.optimizers.lstm import lstm as lstm
@@ -21,5 +38,3 @@ from metaopt.optimizers.table import Settings as Settings
 from metaopt.optimizers.velo import VeLO as VeLO
 from metaopt.optimizers.velo import VeloState as VeloState
 from metaopt.optimizers.velo import velo as velo
-from metaopt.optimizers.velo_import import load_velo as load_velo
-from metaopt.optimizers.velo_import import velo_theta_from_named as velo_theta_from_named

@@ -1,6 +1,8 @@
 """Inputs of learned optimizers: pure functions of gradients, statistics and time."""
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -125,3 +127,60 @@ def check_num_steps(name: str, num_steps: jax.Array | int | None) -> jax.Array |
     if not isinstance(num_steps, Tracer):
         check_integer(f"{name}: num_steps", num_steps, 1)
     return num_steps
+
+
+def check_params(name: str, params: Any) -> None:
+    """Checks that an update has got params.
+
+    Args:
+      name: name of the optimizer, for messages.
+      params: the argument of `update`.
+
+    Raises:
+      ValueError: when `params` is None.
+    """
+    if params is None:
+        raise ValueError(
+            f"{name}: update needs `params`, which the steps depend on: "
+            "update(grads, state, params, ...)."
+        )
+
+
+def check_value(name: str, value: Any) -> None:
+    """Checks the loss of an update.
+
+    Args:
+      name: name of the optimizer, for messages.
+      value: the argument of `update`.
+
+    Raises:
+      ValueError: when `value` is missing or not one number.
+    """
+    call = "update(grads, state, params, value=loss)"
+    if value is None:
+        raise ValueError(f"{name}: update needs the loss as the extra argument `value`: {call}.")
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"{name}: `value` must be one number, got shape {jnp.shape(value)}: {call}."
+        )
+
+
+def warn_at_horizon(name: str, t: Int[Array, ""], num_steps: Int[Array, ""]) -> None:
+    """Warns once, when a run goes past its horizon, by a host callback.
+
+    Args:
+      name: name of the optimizer, for the message.
+      t: number of updates before this one.
+      num_steps: horizon of the run.
+    """
+
+    def warn(t, num_steps):
+        if t == num_steps:  # compared again, since under vmap a cond runs both of its branches
+            warnings.warn(
+                f"{name}: this run goes past its horizon num_steps={num_steps}; the features of "
+                "time stay at the last planned step. Give apply(theta, num_steps=...) the whole "
+                "run.",
+                stacklevel=2,
+            )
+
+    jax.lax.cond(t == num_steps, lambda: jax.debug.callback(warn, t, num_steps), lambda: None)

@@ -3,6 +3,9 @@
 from typing import Any, ClassVar, Protocol
 
 from metaopt.core.types import LearnedOptimizer
+from metaopt.optimizers.adafac_mlp import AdafacMLP
+from metaopt.optimizers.celo import Celo, CeloAdam
+from metaopt.optimizers.celo2 import Celo2
 from metaopt.optimizers.l3rs import L3RS
 from metaopt.optimizers.lstm import LSTM
 from metaopt.optimizers.velo import VeLO
@@ -30,5 +33,9 @@ OPTIMIZERS: dict[str, type[Settings]] = {
         L3RS,
         LSTM,
         VeLO,
+        Celo,
+        CeloAdam,
+        Celo2,
+        AdafacMLP,
     )
 }

@@ -1,6 +1,5 @@
 """The VeLO-style hypernetwork optimizer: an LSTM per tensor writes an MLP for each parameter."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -11,21 +10,20 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer
-from metaopt.core.trees import check_float_tree, check_same_structure
 from metaopt.core.types import LearnedOptimizer, Theta, transformation
 from metaopt.optimizers import velo_features as features
-from metaopt.optimizers.features import check_num_steps
-from metaopt.optimizers.velo_import import check_theta
+from metaopt.optimizers import velo_rule as rule
+from metaopt.optimizers.features import check_num_steps, check_params, check_value, warn_at_horizon
+from metaopt.optimizers.layouts import check_theta, init_theta, velo_shapes
 from metaopt.optimizers.velo_networks import (
-    Layer,
-    direction,
-    init_theta,
+    absorb_memory,
+    controls_of,
+    lstm_step,
     mix_bank,
-    tensor_network,
+    step_sizes_of,
 )
 
-_STEP_SCALE = 0.001
-_CLIP = 1000.0
+_BANK_SCALE = 100.0  # on the mean over the bank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +123,11 @@ def velo(hidden: int = 512, bank: int = 256, *, warn_past_horizon: bool = True) 
 
     def init(key, params):
         del params  # one theta serves trees of any structure
-        return init_theta(key, hidden, bank)
+        return init_theta(key, velo_shapes(hidden, bank))
 
     def apply(theta, *, num_steps=None):
         check_num_steps("velo", num_steps)
-        check_theta(theta, "velo")
+        check_theta("velo", theta)
         weights = optax.tree.cast(theta, jnp.float32)
 
         def init_fn(params):
@@ -137,42 +135,16 @@ def velo(hidden: int = 512, bank: int = 256, *, warn_past_horizon: bool = True) 
 
         def update_fn(updates, state: VeloState, params=None, *, value=None, **extra_args):
             del extra_args
-            _check_call(value, params)
+            check_params("velo", params)
+            check_value("velo", value)
             horizon = jnp.asarray(num_steps, jnp.int32)
             if warn_past_horizon:
-                jax.lax.cond(
-                    state.t == horizon,
-                    lambda: jax.debug.callback(_warn_past_horizon, state.t, horizon),
-                    lambda: None,
-                )
-            check_same_structure("velo: updates", params, updates)
-            check_same_structure("velo: params, compared with the state's", state.v, params)
-            treedef = jax.tree.structure(params)
-            grads = treedef.flatten_up_to(updates)
-            steps, new_state = _update(weights, horizon, grads, state, params, value)
-            deltas = [(-step).astype(g.dtype) for step, g in zip(steps, grads, strict=True)]
-            return treedef.unflatten(deltas), new_state
+                warn_at_horizon("velo", state.t, horizon)
+            return _update(weights, horizon, updates, state, params, value)
 
         return transformation(init_fn, update_fn)
 
-    def absorb(theta: Any, state: VeloState):
-        if state.hidden.shape[0] == 0:
-            return theta
-        memory = {"hidden": state.hidden, "cell": state.cell}
-        mean = jax.tree.map(lambda x: jnp.mean(x, axis=0, keepdims=True), memory)
-        return {**theta, "lstm_init_state": mean}
-
-    return LearnedOptimizer(init, apply, absorb)
-
-
-def _check_call(value, params):
-    call = "update(grads, state, params, value=loss)"
-    if params is None:
-        raise ValueError(f"velo: update needs `params`, steps are relative to their size: {call}.")
-    if value is None:
-        raise ValueError(f"velo: update needs the loss as the extra argument `value`: {call}.")
-    if jnp.shape(value) != ():
-        raise ValueError(f"velo: `value` must be one number, got shape {jnp.shape(value)}: {call}.")
+    return LearnedOptimizer(init, apply, absorb_memory)
 
 
 def _check_settings(where: str, *, hidden: Any, bank: Any) -> None:
@@ -180,28 +152,9 @@ def _check_settings(where: str, *, hidden: Any, bank: Any) -> None:
     check_integer(f"{where}bank", bank, 1)
 
 
-def _warn_past_horizon(t, num_steps):
-    if t == num_steps:  # compared again, since under vmap a cond runs both of its branches
-        warnings.warn(
-            f"velo: this run goes past its horizon num_steps={num_steps}; the features of time "
-            "stay at the last planned step. Give apply(theta, num_steps=...) the whole run.",
-            stacklevel=2,
-        )
-
-
-def _tensors(params: Any, state: VeloState) -> list[features.Tensor]:
-    """Returns one `Tensor` per leaf of params."""
-    treedef = jax.tree.structure(params)
-    leaves = [jnp.asarray(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(params)]
-    momenta = zip(*[treedef.flatten_up_to(tree) for tree in state.momenta], strict=True)
-    v, factored = treedef.flatten_up_to(state.v), treedef.flatten_up_to(state.factored)
-    return [features.Tensor(*fields) for fields in zip(leaves, momenta, v, factored, strict=True)]
-
-
 def _init_state(theta: Theta, params: Any) -> VeloState:
-    check_float_tree("velo", params)
-    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
-    num_tensors = sum(p.size > 0 for p in jax.tree.leaves(zeros))
+    accumulators = rule.init_accumulators("velo", params)
+    num_tensors = sum(p.size > 0 for p in jax.tree.leaves(accumulators["v"]))
     memory = theta["lstm_init_state"]
     return VeloState(
         t=jnp.zeros((), jnp.int32),
@@ -209,69 +162,50 @@ def _init_state(theta: Theta, params: Any) -> VeloState:
         loss=features.init_loss_buffer(),
         hidden=jnp.repeat(memory["hidden"], num_tensors, axis=0),
         cell=jnp.repeat(memory["cell"], num_tensors, axis=0),
-        momenta=tuple(optax.tree.zeros_like(zeros) for _ in features.MOMENTUM_DECAYS),
-        v=zeros,
-        factored=jax.tree.map(features.init_factored, zeros),
+        **accumulators,
     )
 
 
 def _update(
-    theta: Theta,
-    num_steps: jax.Array,
-    grads: list[jax.Array],
-    state: VeloState,
-    params: Any,
-    value: Any,
-) -> tuple[list[jax.Array], VeloState]:
-    """Returns the steps of the leaves, to be subtracted, and the new state."""
-    tensors = _tensors(params, state)
-    grads = [g.astype(jnp.float32) for g in grads]
-    steps = [jnp.zeros_like(g) for g in grads]
+    theta: Theta, num_steps: jax.Array, updates: Any, state: VeloState, params: Any, value: Any
+) -> tuple[Any, VeloState]:
+    """Returns the updates and the new state."""
+    tensors, grads = rule.flatten("velo", updates, state, params)
     nonempty = [index for index, tensor in enumerate(tensors) if tensor.p.size > 0]
     if not nonempty:
-        return steps, state._replace(t=state.t + 1)
+        return updates, state._replace(t=state.t + 1)
 
     # The per-tensor network, from the accumulators before this update.
     value = jnp.asarray(value, jnp.float32)
-    loss, loss_features = features.update_loss_buffer(
-        state.loss, jnp.where(jnp.isfinite(value), value, 0.0), num_steps
-    )
-    time_features = features.time_features(jnp.minimum(state.t, num_steps - 1), num_steps)
+    loss, shared = features.progress_features(state.loss, value, state.t, num_steps)
     inputs, inputs_are_finite = _tensor_inputs(
-        [tensors[index] for index in nonempty],
-        jnp.concatenate([time_features, loss_features]),
-        [grads[index] for index in nonempty],
+        [tensors[index] for index in nonempty], shared, [grads[index] for index in nonempty]
     )
     is_finite = inputs_are_finite & jnp.isfinite(value)
-    controls, step_sizes, hidden, cell = tensor_network(theta, inputs, state.hidden, state.cell)
+    hidden, cell = lstm_step(theta, inputs, state.hidden, state.cell)
+    layers = mix_bank(theta, _BANK_SCALE * controls_of(theta, hidden))
     # The barrier keeps these small results from being computed again inside each loop below.
     is_finite, layers, step_sizes = jax.lax.optimization_barrier(
-        (is_finite, mix_bank(theta, controls), step_sizes)
+        (is_finite, layers, step_sizes_of(theta, hidden))
     )
 
     # The per-parameter networks, tensor by tensor.
-    for row, index in enumerate(nonempty):
-        g = jnp.where(is_finite, jnp.clip(grads[index], -_CLIP, _CLIP), 0.0)
-        accumulated = features.accumulate(tensors[index], g)
-        tensors[index] = optax.tree.where(is_finite, accumulated, tensors[index])
-        tensor_layers = [(w[row], b[row]) for w, b in layers]
-        step = _step(tensors[index], g, tensor_layers, step_sizes[row])
-        steps[index] = jnp.where(is_finite, step, 0.0)
+    def step_fn(row, tensor, g):
+        return -rule.relative_step(
+            [(w[row], b[row]) for w, b in layers], step_sizes[row], tensor, g
+        )
 
-    unflatten = jax.tree.structure(params).unflatten
-    loss, hidden, cell = optax.tree.where(
+    steps, tensors = rule.step_tensors(rule.Rule(), step_fn, tensors, grads, is_finite)
+    deltas, state = rule.unflatten(steps, tensors, updates, state, params)
+    memory = optax.tree.where(
         is_finite, (loss, hidden, cell), (state.loss, state.hidden, state.cell)
     )
-    momenta = zip(*[tensor.momenta for tensor in tensors], strict=True)
-    return steps, VeloState(
+    return deltas, state._replace(
         t=state.t + 1,
         skipped=state.skipped + jnp.where(is_finite, 0, 1),
-        loss=loss,
-        hidden=hidden,
-        cell=cell,
-        momenta=tuple(unflatten(leaves) for leaves in momenta),
-        v=unflatten([tensor.v for tensor in tensors]),
-        factored=unflatten([tensor.factored for tensor in tensors]),
+        loss=memory[0],
+        hidden=memory[1],
+        cell=memory[2],
     )
 
 
@@ -298,15 +232,3 @@ def _tensor_inputs(
     inputs = jnp.concatenate([jnp.broadcast_to(shared, (len(ranks), shared.size)), own], axis=1)
     finite = [jnp.all(jnp.isfinite(x)) for x in (statistics, largest, inputs)]
     return inputs, finite[0] & finite[1] & finite[2]
-
-
-def _step(
-    tensor: features.Tensor, g: Float[Array, "..."], layers: list[Layer], step_size: jax.Array
-) -> jax.Array:
-    """Returns the step of a tensor, to be subtracted, from its new accumulators."""
-    scale = jnp.sqrt(jnp.mean(jnp.square(tensor.p)) + 1e-9)
-    mean_squares = features.mean_squares_of(features.columns(g, tensor))
-    # The columns are needed twice. Behind the barrier they are computed again, not stored.
-    tensor, g = jax.lax.optimization_barrier((tensor, g))
-    columns = features.columns(g, tensor)
-    return step_size * _STEP_SCALE * scale * direction(layers, mean_squares, columns)

@@ -1,24 +1,19 @@
 """Inputs of VeLO's networks: loss, time and tensor statistics, and 30 columns per parameter.
 
-Every function works in float32 on one tensor, or on none. docs/optimizers/velo.md has all formulas
-and their sources.
+Celo, Celo2 and the adafac MLP take some of them, with other constants. Every function works in
+float32 on one tensor, or on none. docs/optimizers/velo.md has all formulas and their sources.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-MOMENTUM_DECAYS = (0.9, 0.99, 0.999)
-RMS_DECAY = 0.999
-FACTORED_DECAYS = (0.9, 0.99, 0.999)
 NUM_HORIZONS = 10  # running means of the loss
 GROUP_SIZES = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)  # columns per group, 30 together
-NUM_FEATURES = 30  # of the per-tensor network; the per-parameter network happens to have 30 too
 
 _TIMES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 _MAX_RANK = 5
@@ -92,13 +87,46 @@ def time_features(t: Int[Array, ""], num_steps: jax.Array) -> jax.Array:
     return jnp.tanh(10.0 * (t / num_steps - jnp.asarray(_TIMES)))
 
 
+def progress_features(
+    buffer: LossBuffer, loss: Float[Array, ""], t: Int[Array, ""], num_steps: jax.Array
+) -> tuple[LossBuffer, jax.Array]:
+    """Adds a loss to the buffer, and returns it with the features ``[18]`` of time and loss.
+
+    A loss that is not finite counts as 0. Past the horizon, time stays at the last planned step.
+
+    Args:
+      buffer: the running means.
+      loss: the new loss.
+      t: number of updates before this one.
+      num_steps: horizon of the run, int32 ``[]``.
+    """
+    finite_loss = jnp.where(jnp.isfinite(loss), loss, 0.0)
+    buffer, loss_features = update_loss_buffer(buffer, finite_loss, num_steps)
+    time = time_features(jnp.minimum(t, num_steps - 1), num_steps)
+    return buffer, jnp.concatenate([time, loss_features])
+
+
 ################################################################################
 # Accumulators of one tensor
 ################################################################################
 
 
+class Decays(NamedTuple):
+    """Decays of the accumulators; numbers, or traced scalars where they are learned.
+
+    Attributes:
+      momenta: of the three mean gradients.
+      v: of the mean squared gradient.
+      factored: of the three factored second moments.
+    """
+
+    momenta: tuple[Any, ...] = (0.9, 0.99, 0.999)
+    v: Any = 0.999
+    factored: tuple[Any, ...] = (0.9, 0.99, 0.999)
+
+
 class Factored(NamedTuple):
-    """Factored second moments of one tensor for the three `FACTORED_DECAYS`, its first axis.
+    """Factored second moments of one tensor for three decays, its first axis.
 
     Attributes:
       row: float32 ``[3, ...]`` with the shape of the tensor without its largest axis. Below two
@@ -116,7 +144,7 @@ class Tensor(NamedTuple):
 
     Attributes:
       p: parameters ``[...]``.
-      momenta: mean gradients for the three `MOMENTUM_DECAYS`, each ``[...]``.
+      momenta: mean gradients for three decays, each ``[...]``.
       v: mean squared gradient ``[...]``.
       factored: factored second moments.
     """
@@ -127,16 +155,15 @@ class Tensor(NamedTuple):
     factored: Factored
 
 
-def accumulate(tensor: Tensor, g: Float[Array, "..."]) -> Tensor:
+def accumulate(tensor: Tensor, g: Float[Array, "..."], decays: Decays) -> Tensor:
     """Moves the accumulators of a tensor towards its gradient `g`."""
     momenta = [
-        decay * m + (1 - decay) * g
-        for decay, m in zip(MOMENTUM_DECAYS, tensor.momenta, strict=True)
+        decay * m + (1 - decay) * g for decay, m in zip(decays.momenta, tensor.momenta, strict=True)
     ]
     return tensor._replace(
         momenta=tuple(momenta),
-        v=RMS_DECAY * tensor.v + (1 - RMS_DECAY) * jnp.square(g),
-        factored=update_factored(tensor.factored, g),
+        v=decays.v * tensor.v + (1 - decays.v) * jnp.square(g),
+        factored=update_factored(tensor.factored, g, decays.factored),
     )
 
 
@@ -158,21 +185,22 @@ def init_factored(zeros: Float[Array, "..."]) -> Factored:
       zeros: zeros with the shape and the sharding of the tensor.
     """
     axes = factored_axes(zeros.shape)
-    decays = range(len(FACTORED_DECAYS))
     if axes is None:
-        return Factored(row=jnp.stack([zeros for _ in decays]), col=None)
+        return Factored(row=jnp.stack([zeros] * 3), col=None)
     row, col = (jnp.sum(zeros, axis=axis) for axis in axes)
-    return Factored(row=jnp.stack([row for _ in decays]), col=jnp.stack([col for _ in decays]))
+    return Factored(row=jnp.stack([row] * 3), col=jnp.stack([col] * 3))
 
 
-def update_factored(factored: Factored, g: jax.Array) -> Factored:
+def update_factored(factored: Factored, g: jax.Array, decays: Sequence[Any]) -> Factored:
     """Moves the second moments towards those of the gradient `g`."""
     square = jnp.square(g) + 1e-30
     axes = factored_axes(g.shape)
 
     def move(moment, target):
-        decay = np.reshape(FACTORED_DECAYS, (-1, *[1] * target.ndim))
-        return np.float32(decay) * moment + np.float32(1.0 - decay) * target
+        shape = (-1, *[1] * target.ndim)
+        decay = jnp.asarray(decays, jnp.float32).reshape(shape)
+        rest = jnp.asarray([1 - d for d in decays], jnp.float32).reshape(shape)
+        return decay * moment + rest * target
 
     if axes is None or factored.col is None:
         return Factored(row=move(factored.row, square), col=None)
@@ -246,20 +274,24 @@ class Columns(NamedTuple):
     col: Float[Array, "6 ..."]
 
 
-def columns(g: Float[Array, "..."], tensor: Tensor) -> Columns:
+def columns(
+    g: Float[Array, "..."], tensor: Tensor, *, v_eps: float = 1e-6, diag_eps: float = 0.0
+) -> Columns:
     """Returns the columns of one tensor.
 
     Args:
       g: gradient of this step.
       tensor: parameters, and accumulators that include `g`.
+      v_eps: is added to v before its root is taken.
+      diag_eps: is added to the second moments of a tensor below two axes in group 13.
     """
     p, momenta, v, factored = tensor
-    r = jax.lax.rsqrt(v + 1e-6)
+    r = jax.lax.rsqrt(v + v_eps)
     axes = factored_axes(g.shape)
     if axes is None or factored.col is None:
         row = col = factored.row
         scales_of_g = jax.lax.rsqrt(jnp.maximum(1e-9, row + 1e-9))
-        scales_of_m = _rsqrt(row)
+        scales_of_m = _rsqrt(row + diag_eps)
     else:
         row = jnp.expand_dims(factored.row, 1 + axes[0])
         col = jnp.expand_dims(factored.col, 1 + axes[1])
@@ -287,23 +319,38 @@ def columns(g: Float[Array, "..."], tensor: Tensor) -> Columns:
 
 
 def in_group_order(
-    dense: Float[Array, " 18"], row: Float[Array, " 6"], col: Float[Array, " 6"]
-) -> Float[Array, " 30"]:
-    """Orders one number per column as the bank of networks does.
+    dense: Float[Array, "18 ..."], row: Float[Array, "6 ..."], col: Float[Array, "6 ..."]
+) -> Float[Array, "30 ..."]:
+    """Orders one entry per column as the bank of networks does.
 
     Args:
-      dense: ``[18]``, numbers of `Columns.dense`.
-      row: ``[6]``, numbers of `Columns.row`.
-      col: ``[6]``, numbers of `Columns.col`.
+      dense: ``[18, ...]``, entries of `Columns.dense`.
+      row: ``[6, ...]``, entries of `Columns.row`.
+      col: ``[6, ...]``, entries of `Columns.col`.
 
     Returns:
-      The numbers ``[30]`` in the order of `GROUP_SIZES`.
+      The entries ``[30, ...]`` in the order of `GROUP_SIZES`.
     """
     return jnp.concatenate([dense[:15], row[:3], col[:3], row[3:], col[3:], dense[15:]])
 
 
-def mean_squares_of(columns: Columns) -> Float[Array, " 30"]:
-    """Returns the mean square ``[30]`` of each column, in the order of `GROUP_SIZES`."""
+def mean_squares_of(columns: Columns, *, per_matrix: bool = False) -> Float[Array, "30 ..."]:
+    """Returns the mean square of each column, in the order of `GROUP_SIZES`.
+
+    Args:
+      columns: the columns of a tensor.
+      per_matrix: take the means over the last two axes, not over all.
+
+    Returns:
+      ``[30]``, or, with `per_matrix` and more than two axes, ``[30, ..., 1, 1]``.
+    """
+    ndim = columns.dense[0].ndim
+    if per_matrix and ndim > 2:
+        mean = lambda x: jnp.mean(jnp.square(x), axis=(-2, -1), keepdims=True)
+        shape = (*columns.dense[0].shape[:-2], 1, 1)
+        whole = lambda x: jnp.broadcast_to(x, (x.shape[0], *shape))
+        dense = jnp.stack([mean(x) for x in columns.dense])
+        return in_group_order(dense, whole(mean(columns.row)), whole(mean(columns.col)))
 
     def mean_square(x):
         return jnp.mean(jnp.square(x), axis=tuple(range(1, x.ndim)))

@@ -1,95 +1,36 @@
 """VeLO's networks: an LSTM over tensors, and a bank of per-parameter MLPs that it mixes.
 
-theta is a nest of dicts, named as in the published files; `theta_shapes` has the names and shapes.
+theta is a nest of dicts, named as in the published files; see `metaopt.optimizers.layouts`.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
 
-from metaopt.core.types import Key, Theta
-from metaopt.optimizers.velo_features import GROUP_SIZES, NUM_FEATURES, Columns
+from metaopt.core.types import Theta
+from metaopt.optimizers.velo_features import GROUP_SIZES, Columns
 
-_BANK_SCALE = 100.0  # on the mean over the bank
-_EXP_SCALE = 0.001
-
-Path = tuple[str, ...]
 Layer = tuple[jax.Array, jax.Array]  # w [..., in, out] and b [..., out]
-
-################################################################################
-# Meta-parameters
-################################################################################
-
-
-def theta_shapes(hidden: int, bank: int) -> dict[Path, tuple[int, ...]]:
-    """Returns the shape of every leaf of theta by its path.
-
-    Args:
-      hidden: units of the LSTM.
-      bank: number of networks in the bank.
-    """
-    shapes: dict[Path, tuple[int, ...]] = {
-        ("lstm_init_state", "hidden"): (1, hidden),
-        ("lstm_init_state", "cell"): (1, hidden),
-    }
-    linear = {
-        "linear": (NUM_FEATURES, hidden),  # not used, but part of the published files
-        "linear_1": (NUM_FEATURES, hidden),
-        "linear_2": (NUM_FEATURES, hidden),
-        "rnn/linear": (2 * hidden, 4 * hidden),  # one name, not a path of two
-        "rnn_to_controls": (hidden, bank),
-        "step_size": (hidden, 1),
-    }
-    for name, (num_inputs, num_outputs) in linear.items():
-        shapes["rnn_params", name, "w"] = (num_inputs, num_outputs)
-        shapes["rnn_params", name, "b"] = (num_outputs,)
-    for group, size in enumerate(GROUP_SIZES):
-        shapes["ff_mod_stack", "~", f"w0__{group}"] = (bank, size, 4)
-    for name, shape in {"w1": (4, 4), "w2": (4, 3), "b0": (4,), "b1": (4,), "b2": (3,)}.items():
-        shapes["ff_mod_stack", "~", name] = (bank, *shape)
-    return shapes
-
-
-def init_theta(key: Key, hidden: int, bank: int) -> Theta:
-    """Returns random meta-parameters.
-
-    Weights are truncated normal with standard deviation 1/sqrt(fan_in). Biases and the initial
-    memory are zero.
-
-    Args:
-      key: random key.
-      hidden: units of the LSTM.
-      bank: number of networks in the bank.
-    """
-    shapes = theta_shapes(hidden, bank)
-    leaves = {}
-    for path, k in zip(shapes, jax.random.split(key, len(shapes)), strict=True):
-        name, shape = path[-1], shapes[path]
-        leaves[path] = jnp.zeros(shape)
-        if name.startswith("w"):
-            fan_in = sum(GROUP_SIZES) if name.startswith("w0") else shape[-2]
-            leaves[path] = jax.random.truncated_normal(k, -2.0, 2.0, shape) * fan_in**-0.5
-    return unflatten_dict(leaves)
-
 
 ################################################################################
 # Per-tensor network
 ################################################################################
 
 
-def tensor_network(
+def lstm_step(
     theta: Theta, x: jax.Array, hidden: jax.Array, cell: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array]:
     """Takes one step of the LSTM. Its rows are tensors, which meet in a maximum only.
 
     Args:
       theta: see `velo`; the leaf ``rnn_params/linear`` is not read.
-      x: inputs ``[n_tensors, 30]``.
+      x: inputs ``[n_tensors, features]``.
       hidden: ``[n_tensors, hidden]``.
       cell: ``[n_tensors, hidden]``.
 
     Returns:
-      The controls ``[n_tensors, bank]``, the step sizes ``[n_tensors]``, the new hidden and cell.
+      The new hidden and cell.
     """
     net = theta["rnn_params"]
     pool = jnp.max(jax.nn.relu(_linear(net["linear_1"], x)), axis=0, keepdims=True)
@@ -97,9 +38,26 @@ def tensor_network(
     gates = _linear(net["rnn/linear"], jnp.concatenate([x, hidden], axis=1))
     i, g, f, o = jnp.split(gates, 4, axis=1)
     cell = jax.nn.sigmoid(f + 1.0) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-    hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
-    controls = _linear(net["rnn_to_controls"], hidden)
-    return controls, _linear(net["step_size"], hidden)[:, 0], hidden, cell
+    return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
+
+
+def controls_of(theta: Theta, hidden: jax.Array) -> jax.Array:
+    """Returns the weights of the bank ``[n_tensors, bank]`` from the LSTM's hidden state."""
+    return _linear(theta["rnn_params"]["rnn_to_controls"], hidden)
+
+
+def step_sizes_of(theta: Theta, hidden: jax.Array) -> jax.Array:
+    """Returns the last layer's number for each tensor ``[n_tensors]`` from the hidden state."""
+    return _linear(theta["rnn_params"]["step_size"], hidden)[:, 0]
+
+
+def absorb_memory(theta: Any, state: Any) -> Theta:
+    """Returns theta whose initial memory is the mean over tensors of the memory in `state`."""
+    if state.hidden.shape[0] == 0:
+        return theta
+    memory = {"hidden": state.hidden, "cell": state.cell}
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0, keepdims=True), memory)
+    return {**theta, "lstm_init_state": mean}
 
 
 def _linear(layer, x):
@@ -112,7 +70,7 @@ def _linear(layer, x):
 
 
 def mix_bank(theta: Theta, controls: jax.Array) -> list[Layer]:
-    """Mixes the networks of the bank into one MLP per tensor.
+    """Mixes the networks of the bank into one MLP per tensor: the mean of controls * networks.
 
     Args:
       theta: see `velo`.
@@ -121,38 +79,54 @@ def mix_bank(theta: Theta, controls: jax.Array) -> list[Layer]:
     Returns:
       The three layers, each w ``[n_tensors, in, out]`` and b ``[n_tensors, out]``.
     """
-    bank = theta["ff_mod_stack"]["~"]
-    groups = range(len(GROUP_SIZES))
-    first = jnp.concatenate([bank[f"w0__{group}"] for group in groups], axis=1)
-    scale = _BANK_SCALE / controls.shape[1]
+    scale = 1 / controls.shape[1]
 
     def mix(stack):
         return scale * jnp.einsum("ti,i...->t...", controls, stack, precision="highest")
 
+    return [(mix(w), mix(b)) for w, b in mlp_layers(theta)]
+
+
+def mlp_layers(theta: Theta) -> list[Layer]:
+    """Returns the layers of the bank, or of the one network of a theta without a bank.
+
+    Args:
+      theta: with the leaves ``ff_mod_stack/~/...``.
+
+    Returns:
+      The three layers, each w ``[..., in, out]`` and b ``[..., out]``.
+    """
+    bank = theta["ff_mod_stack"]["~"]
+    groups = range(len(GROUP_SIZES))
+    first = jnp.concatenate([bank[f"w0__{group}"] for group in groups], axis=-2)
     weights = [first, bank["w1"], bank["w2"]]
-    return [(mix(w), mix(bank[f"b{layer}"])) for layer, w in enumerate(weights)]
+    return [(w, bank[f"b{layer}"]) for layer, w in enumerate(weights)]
 
 
-def direction(layers: list[Layer], mean_square: jax.Array, columns: Columns) -> jax.Array:
+def mlp(
+    layers: list[Layer], mean_square: jax.Array, columns: Columns, *, eps: float = 1e-5
+) -> tuple[jax.Array, jax.Array]:
     """Applies the MLP of one tensor to its normalised columns.
 
     Args:
-      layers: w ``[in, out]`` and b ``[out]`` of each layer, from `mix_bank`.
-      mean_square: ``[30]``, mean squares of the columns, from `mean_squares_of`.
+      layers: w ``[in, out]`` and b ``[out]`` of each layer.
+      mean_square: ``[30, ...]``, mean squares of the columns, from `mean_squares_of`.
       columns: the inputs. Those of the tensor's rows and columns are multiplied at their own
         size, and only the product is broadcast.
+      eps: is added to the mean squares.
 
     Returns:
-      ``d * exp(0.001 a)`` for each parameter, where d and a are the first two outputs.
+      The first two outputs d and a for each parameter.
     """
     (w0, b0), *rest = layers
-    w0 = w0 * jax.lax.rsqrt(1e-5 + mean_square)[:, None]
+    scale = jnp.expand_dims(jax.lax.rsqrt(eps + mean_square), 1)
+    w0 = scale * jnp.expand_dims(w0, range(2, scale.ndim))  # [30, units, ...]
     # The inverse of `in_group_order`.
     dense = jnp.concatenate([w0[:15], w0[27:]])
     row = jnp.concatenate([w0[15:18], w0[21:24]])
     col = jnp.concatenate([w0[18:21], w0[24:27]])
-    of_row = jnp.einsum("k...,ku->u...", columns.row, row, precision="highest")
-    of_col = jnp.einsum("k...,ku->u...", columns.col, col, precision="highest")
+    of_row = jnp.einsum("k...,ku...->u...", columns.row, row, precision="highest")
+    of_col = jnp.einsum("k...,ku...->u...", columns.col, col, precision="highest")
     return _unrolled_mlp(columns.dense, of_row, of_col, [(dense, b0), *rest])
 
 
@@ -167,7 +141,7 @@ def _unrolled_mlp(dense, of_row, of_col, layers):
     x = [_affine(dense, w0[:, u], b0[u] + of_row[u] + of_col[u]) for u in range(b0.shape[0])]
     x = [_affine(map(jax.nn.relu, x), w1[:, u], b1[u]) for u in range(b1.shape[0])]
     d, a = (_affine(map(jax.nn.relu, x), w2[:, u], b2[u]) for u in range(2))
-    return d * jnp.exp(_EXP_SCALE * a)
+    return d, a
 
 
 @_unrolled_mlp.defjvp
@@ -185,7 +159,7 @@ def _matrix_mlp(dense, of_row, of_col, layers):
     """Computes the MLP on stacked dense columns ``[18, ...]``: few operations, much memory."""
     x, bias = jnp.stack(dense), of_row + of_col
     for w, b in layers:
-        x = jnp.einsum("k...,ku->u...", x, w, precision="highest")
+        x = jnp.einsum("k...,ku...->u...", x, w, precision="highest")
         x = x + bias + jnp.expand_dims(b, range(1, x.ndim))
         x, bias, outputs = jax.nn.relu(x), 0.0, x
-    return outputs[0] * jnp.exp(_EXP_SCALE * outputs[1])
+    return outputs[0], outputs[1]

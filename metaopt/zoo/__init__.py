@@ -1,6 +1,7 @@
 """Trained learned optimizers that ship with the package: ``metaopt.load("lstm-mlp-mnist")``.
 
 Each has a folder with an export (weights and spec, as `metaopt.save` writes it) and ``card.json``.
+Weights that others have published have their licence beside them.
 """
 
 from pathlib import Path
@@ -42,11 +43,11 @@ class Card(NamedTuple):
     Attributes:
       about: one line.
       trained: the task, the method and the duration of its meta-training, in words.
-      command: the commands that repeat the meta-training.
+      command: the commands that repeat the meta-training; empty if others have published theta.
       horizon: the lengths of runs that it is made for.
       wins: where it is ahead of tuned baselines.
       loses: where it is not.
-      licence: of the weights.
+      licence: of the weights; the whole notice where their licence demands it.
       home: its measurement on the task of its meta-training.
     """
 
@@ -101,10 +102,11 @@ def rows(card: Card) -> dict[str, str]:
     """The card as a table: title of a row -> its text."""
     home = card.home
     others = ", ".join(f"tuned {label} {loss:.3g}" for label, loss in home.baselines.items())
+    command = {"command": card.command} if card.command else {}
     return {
         "about": card.about,
         "trained": card.trained,
-        "command": card.command,
+        **command,
         "horizon": card.horizon,
         f"at home ({home.task}, {home.num_steps} steps, {home.seeds} seeds)": (
             f"mean test loss {home.loss:.3g}; {others}"

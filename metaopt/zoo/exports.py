@@ -20,23 +20,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import serialization
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from metaopt import zoo
 from metaopt._version import __version__
 from metaopt.core.checks import show
-from metaopt.core.files import parse_json, read_plain
+from metaopt.core.files import LARGEST, parse_json, read_plain
 from metaopt.core.trees import check_same_structure as check_same_structure
 from metaopt.core.types import LearnedOptimizer, Theta
-from metaopt.optimizers import OPTIMIZERS, Settings
+from metaopt.optimizers import OPTIMIZERS, Settings, layouts
 
 FORMAT = 2
 SPEC, WEIGHTS = "spec.json", "theta.safetensors"
+LARGEST_PUBLISHED = 1 << 28  # bytes; the published VeLO has 9 million
 
 
 class CheckpointError(ValueError):
-    """A folder that cannot be loaded; the message names the file and the cause."""
+    """A folder or file that cannot be loaded; the message names the file and the cause."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,52 @@ def load(path: str | os.PathLike[str]) -> Exported:
     )
 
 
+def load_published(path: str | os.PathLike[str]) -> Exported:
+    """Reads meta-parameters that the authors of VeLO, Celo or Celo2 published.
+
+    Needs neither TensorFlow nor gin nor haiku. Reading is safe for files of unknown origin: msgpack
+    holds data only, nothing is executed.
+
+    Args:
+      path: a flax msgpack file of theta (Celo's ``theta.state``), of ``{"params": theta, ...}``
+        (learned_optimization), or of the tuple ``(theta, ...)``. The optimizer and its sizes are
+        read from the names and shapes: VeLO, Celo, Celo-Adam, Celo2, or the adafac MLP.
+
+    Returns:
+      The optimizer with its theta in float32: ``load_published(path).apply(num_steps=...)``.
+
+    Raises:
+      CheckpointError: when the file is missing, no regular file, larger than 256 MiB, cut short,
+        not msgpack, or holds other meta-parameters. The message names the file and the cause.
+    """
+    payload = _read(Path(path), most=LARGEST_PUBLISHED)
+    caller = f"load_published({str(path)!r})"
+    try:
+        content = serialization.msgpack_restore(payload)
+    except Exception as error:  # msgpack, flax and numpy each raise their own kinds
+        cause = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{caller}: not a whole flax msgpack file ({cause[:200]})."
+        ) from error
+    for key in ("params", "0"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise CheckpointError(f"{caller}: holds a {kind}, not a dict of meta-parameters.")
+    named = layouts.leaves_by_name(content)
+    try:
+        name = layouts.find_kind(named, caller)
+        theta = layouts.theta_from_leaves(name, named, caller)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    settings = OPTIMIZERS[name](**layouts.sizes_of(name, theta))
+    sha256 = hashlib.sha256(payload).hexdigest()
+    trained = {"published": Path(path).name, "sha256": sha256}
+    return Exported(settings, settings.build(), theta, trained, sha256)
+
+
 def _settings(name: str, values: Mapping[str, Any], spec: Path) -> Settings:
     """The settings in a spec; a setting that it lacks has its default."""
     if name not in OPTIMIZERS:
@@ -291,9 +339,9 @@ def _export_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int = LARGEST) -> bytes:
     try:
-        return read_plain(path)
+        return read_plain(path, most)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
 

@@ -70,7 +70,9 @@ def test_embeddings_of_one_network_are_refused_for_another(tmp_path):
 
 
 def test_the_tables_are_the_unions_of_a_job():
-    assert OPTIMIZERS == {"l3rs": L3RS, "lstm": LSTM, "velo": VeLO}
+    assert list(OPTIMIZERS) == ["l3rs", "lstm", "velo", "celo", "celo_adam", "celo2", "adafac_mlp"]
+    assert [OPTIMIZERS[name] for name in ("l3rs", "lstm", "velo")] == [L3RS, LSTM, VeLO]
+    assert all(settings.name == name for name, settings in OPTIMIZERS.items())
     assert METHODS == {"nes": NESConfig, "pes": PESConfig, "tbptt": TBPTTConfig}
     hints = get_type_hints(TrainJob)
     assert get_args(hints["learned"]) == tuple(OPTIMIZERS.values())

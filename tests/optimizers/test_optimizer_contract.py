@@ -25,6 +25,8 @@ CASES = {
     "l3rs": optimizers.l3rs,
     "l3rs-none": lambda: optimizers.l3rs(variant="none"),
     "velo": lambda: optimizers.velo(hidden=8, bank=4),
+    "celo_adam": lambda: optimizers.celo_adam(hidden=8),
+    "celo2": optimizers.celo2_adamw,
     "sgd": optimizers.sgd,
     "adam": optimizers.adam,
     "adamw": optimizers.adamw,

@@ -15,12 +15,12 @@ import pytest
 from velo_reference import random_theta, replay
 
 import metaopt
+from metaopt.optimizers.layouts import theta_from_named
 from metaopt.optimizers.velo import velo
-from metaopt.optimizers.velo_import import velo_theta_from_named
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMED = random_theta(0)
-THETA = velo_theta_from_named(NAMED)
+THETA = theta_from_named("velo", NAMED)
 SHAPES = {"w": (4, 3), "b": (3,)}
 
 
@@ -69,7 +69,7 @@ def small():
 @pytest.mark.parametrize("name", ["velo_small_1", "velo_small_2"])
 def test_reproduces_the_published_implementation(name):
     data = np.load(GOLDEN / f"{name}.npz")
-    theta = velo_theta_from_named({k: data[k] for k in data if k.startswith("theta/")})
+    theta = theta_from_named("velo", {k: data[k] for k in data if k.startswith("theta/")})
     names = [k.removeprefix("params/") for k in data if k.startswith("params/")]
     params = {k: jnp.asarray(data[f"params/{k}"]) for k in names}
     grads = [{k: data[f"grads/{k}"][t] for k in names} for t in range(len(data["loss"]))]
@@ -202,7 +202,7 @@ def final_params(theta, params, grads, losses, num_steps=50):
 
 def test_vmap_over_theta_and_a_traced_horizon_is_a_loop(small):
     _, _, params, grads, losses = small
-    thetas = [velo_theta_from_named(random_theta(seed)) for seed in (3, 4)]
+    thetas = [theta_from_named("velo", random_theta(seed)) for seed in (3, 4)]
     horizons = jnp.array([10, 80])
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *thetas)
     go = lambda theta, num_steps: final_params(theta, params, grads[:2], losses[:2], num_steps)

@@ -6,8 +6,8 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from velo_reference import random_theta, replay
 
+from metaopt.optimizers.layouts import theta_from_named
 from metaopt.optimizers.velo import velo
-from metaopt.optimizers.velo_import import velo_theta_from_named
 
 SPECS = {"w": PartitionSpec("x", None), "k": PartitionSpec(None, "x")}
 SHAPES = {"w": (16, 6), "k": (3, 8)}
@@ -21,7 +21,7 @@ def main():
     flat = lambda tree: [tree[k] for k in SHAPES]
     named = random_theta(0)
     expected = replay(named, flat(start), [flat(g) for g in grads], losses, 10)[-1]
-    tx = velo().apply(velo_theta_from_named(named), num_steps=10)
+    tx = velo().apply(theta_from_named("velo", named), num_steps=10)
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))
         shardings = {k: NamedSharding(mesh, spec) for k, spec in SPECS.items()}

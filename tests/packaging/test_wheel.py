@@ -54,6 +54,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
     for needed in ("py.typed", "report/page.html", "report/page.css", "report/page.js"):
         assert f"metaopt/{needed}" in sources
     assert packed[f"{info}licenses/LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    assert b"MIT License" in packed[f"{info}licenses/metaopt/zoo/celo/LICENSE"]
     assert "metaopt = metaopt.__main__:main" in packed[f"{info}entry_points.txt"].decode()
 
 
@@ -63,7 +64,7 @@ def test_metadata_names_the_extras_and_the_licence(wheel):
         metadata = archive.read(name).decode()
     extras = set(re.findall(r"^Provides-Extra: (\w+)$", metadata, re.M))
     assert extras >= {"all", "data", "docs", "hub", "report", "tensorboard", "test", "train"}
-    assert re.search(r"^License-Expression: Apache-2.0$", metadata, re.M)
+    assert re.search(r"^License-Expression: Apache-2.0 AND MIT$", metadata, re.M)
 
 
 def test_the_quickstart_runs_with_the_wheel_from_another_folder(installed, tmp_path):

@@ -22,7 +22,7 @@ from metaopt.datasets.sources import open_source
 from metaopt.jobs.evaluate import EvaluateJob
 from metaopt.jobs.train import TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
-from metaopt.optimizers import L3RS, LSTM, VeLO
+from metaopt.optimizers import L3RS, LSTM, Celo2, VeLO
 from metaopt.report import summary
 
 IDX_FILES = ("train-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -159,7 +159,7 @@ VALUES = st.one_of(
 
 @pytest.mark.parametrize(
     "config",
-    [L3RS, LSTM, VeLO, NESConfig, PESConfig, TBPTTConfig, TrainJob, EvaluateJob],
+    [L3RS, LSTM, VeLO, Celo2, NESConfig, PESConfig, TBPTTConfig, TrainJob, EvaluateJob],
 )
 @fuzzed
 @given(data=st.data())

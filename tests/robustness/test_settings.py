@@ -12,7 +12,7 @@ from metaopt.guards import Adaptive
 from metaopt.jobs.evaluate import EvaluateJob
 from metaopt.jobs.train import TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
-from metaopt.optimizers import L3RS, LSTM, VeLO
+from metaopt.optimizers import L3RS, LSTM, Celo, Celo2, CeloAdam, VeLO
 
 NAN, INF = math.nan, math.inf
 # Field -> values that it must not have.
@@ -52,6 +52,19 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "hidden": [0, -1, 8.0, "8", None],
         "bank": [0, -1, 8.0, "8", None],
         "warn_past_horizon": [1, "yes", None],
+    },
+    Celo: {
+        "hidden": [0, 8.0],
+        "bank": [0, "1"],
+        "scheduler": [1, None],
+        "warn_past_horizon": ["yes"],
+    },
+    CeloAdam: {"hidden": [-1, None], "warn_past_horizon": [1]},
+    Celo2: {
+        "orthogonalize": ["yes"],
+        "lr": [-1.0, NAN, "1"],
+        "weight_decay": [-0.1, INF],
+        "adam_factor": [-1.0, None],
     },
     NESConfig: {
         **ESTIMATE,

@@ -11,12 +11,19 @@ from metaopt.evaluation.curves import evaluate
 from metaopt.jobs.train import TrainJob
 from metaopt.tasks import catalog
 
+# Entries whose weights others have published -> sha256 of their file.
+PUBLISHED = {
+    "celo": "35683c6123069c101d62ec1f8b2e6d70d50a43e67ebe09953b27620a7dcb836b",
+    "celo-adam": "99c65fa0218a739c32eac4e8a99523b6fed92e2926d0c5d64e83835637b75d38",
+}
+
 
 def test_entries_are_small_and_plain():
     assert len(zoo.names()) >= 2
     for name in zoo.names():
         files = {path.name: path.stat().st_size for path in zoo.folder(name).iterdir()}
-        assert files.keys() == {"spec.json", "theta.safetensors", "card.json"}
+        licence = {"LICENSE"} if name in PUBLISHED else set()
+        assert files.keys() == {"spec.json", "theta.safetensors", "card.json"} | licence
         assert sum(files.values()) < 1_000_000
 
 
@@ -43,12 +50,22 @@ def test_command_line(capsys):
     for name in zoo.names():
         assert main(["zoo", "show", name]) == 0
         shown = " ".join(capsys.readouterr().out.split())
-        assert name in shown and "Apache-2.0" in shown and zoo.card(name).home.task in shown
+        licence = "Copyright (c) 2025 Abhinav Moudgil" if name in PUBLISHED else "Apache-2.0"
+        assert name in shown and licence in shown and zoo.card(name).home.task in shown
     assert main(["zoo", "show", "velo"]) == 2
     assert "unknown zoo entry 'velo'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_weights_come_with_their_licence_and_their_origin(name):
+    licence = (zoo.folder(name) / "LICENSE").read_text()
+    assert "MIT License" in licence and "The above copyright notice" in licence
+    assert zoo.card(name).licence == " ".join(licence.split())
+    trained = metaopt.load(name).trained
+    assert "github.com/amoudgl/celo" in trained["source"] and trained["sha256"] == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", sorted(set(zoo.names()) - set(PUBLISHED)))
 def test_the_command_of_a_card_is_the_training_that_its_export_records(name):
     trained = metaopt.load(name).trained
     *earlier, last = zoo.card(name).command.split(" && ")

@@ -1,0 +1,294 @@
+"""Celo2: a learned direction of fixed size, to be scaled by an ordinary learning rate."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from metaopt.core.checks import check_fields, check_number
+from metaopt.core.trees import all_finite, check_float_tree, check_same_structure, path_name
+from metaopt.core.types import LearnedOptimizer, Params, Theta, transformation
+from metaopt.optimizers import velo_rule as rule
+from metaopt.optimizers.features import check_params
+from metaopt.optimizers.layouts import celo2_shapes, check_theta, init_theta
+from metaopt.optimizers.velo_features import Decays
+from metaopt.optimizers.velo_networks import mlp_layers
+
+_RULE = rule.Rule(decays=Decays(v=0.95), v_eps=1e-8, eps=1e-9, per_matrix=True)
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+################################################################################
+# The direction
+################################################################################
+
+
+class Celo2State(NamedTuple):
+    """State of Celo2's direction, float32 unless said otherwise.
+
+    Attributes:
+      skipped: int32 ``[]``, number of updates skipped because an input was not finite.
+      momenta: mean gradients for the decays (0.9, 0.99, 0.999), each like params.
+      v: mean squared gradient, decay 0.95, like params.
+      factored: like params, with a `velo_features.Factored` in place of each leaf.
+    """
+
+    skipped: Int[Array, ""]
+    momenta: tuple[Any, ...]
+    v: Any
+    factored: Any
+
+
+def celo2(orthogonalize: bool = True) -> LearnedOptimizer:
+    r"""Celo2: a small MLP gives a direction of root mean square 1 for each matrix.
+
+    .. math:: u_t = \mathrm{orth}(\mathrm{MLP}(z_t)), \qquad
+       \hat u_t = u_t / \sqrt{\overline{u_t^2} + 10^{-9}}
+
+    where :math:`z` are 30 columns per parameter (gradient, parameter, momenta, second moments),
+    each divided by its root mean square, orth is five iterations of Newton and Schulz, and means
+    are over the last two axes. Leaves with fewer than two axes have 15 columns, and no orth.
+
+    It is a direction, as those of optax's ``scale_by_*``. Chain it with a weight decay and a
+    learning rate; `celo2_adamw` is the form that its authors use::
+
+        optax.chain(
+            optimizers.celo2().apply(theta),
+            optax.add_decayed_weights(0.1),
+            optax.scale_by_learning_rate(1e-3),
+        )
+
+    The computation is in float32; updates have the dtype of each gradient leaf. An update whose
+    gradient or parameters are not finite is zero and changes no memory; ``state.skipped`` counts
+    it.
+
+    Args:
+      orthogonalize: whether to orthogonalize matrices. False is Celo2-base.
+
+    Returns:
+      A `LearnedOptimizer` without a horizon. Its `update` needs `params`, and ignores all extra
+      args. The state holds about 4 floats per parameter.
+
+    Raises:
+      ValueError: at `apply`, when theta is of another optimizer; at `update`, when `params` is
+        missing or trees do not fit.
+
+    .. warning:: A matrix whose gradients are all zero moves, too. Freeze unused leaves outside,
+      with `optax.masked` or `optax.partition`.
+
+    References:
+      Moudgil et al., [Celo2](https://github.com/amoudgl/celo2), 2026
+
+      docs/optimizers/celo2.md has every formula, and lists what differs from the published code.
+    """
+
+    def init(key, params):
+        del params  # one theta serves trees of any structure
+        return init_theta(key, celo2_shapes())
+
+    def apply(theta, *, num_steps=None):
+        del num_steps  # this optimizer does not know its horizon
+        check_theta("celo2", theta)
+        layers = mlp_layers(optax.tree.cast(theta, jnp.float32))
+
+        def init_fn(params):
+            return Celo2State(
+                skipped=jnp.zeros((), jnp.int32), **rule.init_accumulators("celo2", params)
+            )
+
+        def update_fn(updates, state: Celo2State, params=None, **extra_args):
+            del extra_args
+            check_params("celo2", params)
+            tensors, grads = rule.flatten("celo2", updates, state, params)
+            is_finite = jax.lax.optimization_barrier(rule.are_finite(_RULE, tensors, grads))
+
+            def step_fn(row, tensor, g):
+                del row
+                return _direction(layers, tensor, g, orthogonalize)
+
+            steps, tensors = rule.step_tensors(_RULE, step_fn, tensors, grads, is_finite)
+            deltas, state = rule.unflatten(steps, tensors, updates, state, params)
+            return deltas, state._replace(skipped=state.skipped + jnp.where(is_finite, 0, 1))
+
+        return transformation(init_fn, update_fn)
+
+    return LearnedOptimizer(init, apply)
+
+
+def _direction(layers, tensor, g, orthogonalize: bool) -> jax.Array:
+    if g.ndim < 2:  # groups 9 to 13 do not exist
+        (w0, b0), *rest = layers
+        layers = [(w0.at[15:].set(0.0), b0), *rest]
+    u, *_ = rule.outputs(_RULE, layers, tensor, g)
+    if orthogonalize and g.ndim >= 2:
+        u = newton_schulz(u)
+    axes = tuple(range(max(0, g.ndim - 2), g.ndim))
+    return u * jax.lax.rsqrt(1e-9 + jnp.mean(jnp.square(u), axis=axes, keepdims=True))
+
+
+def newton_schulz(u: Float[Array, "... rows cols"]) -> Float[Array, "... rows cols"]:
+    """Returns matrices with the singular vectors of `u` and singular values near 1.
+
+    Five iterations of Newton and Schulz, as in Muon.
+
+    Args:
+      u: matrices ``[..., rows, cols]``.
+
+    References:
+      Jordan et al., [Muon](https://kellerjordan.github.io/posts/muon/), 2024
+    """
+    tall = u.shape[-2] > u.shape[-1]
+    x = jnp.swapaxes(u, -2, -1) if tall else u
+    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-8)
+    a, b, c = _NEWTON_SCHULZ
+    for _ in range(5):
+        gram = x @ jnp.swapaxes(x, -2, -1)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return jnp.swapaxes(x, -2, -1) if tall else x
+
+
+################################################################################
+# The optimizer
+################################################################################
+
+
+@dataclass(frozen=True, kw_only=True)
+class Celo2:
+    """Celo2 as an optimizer: its direction for matrices, AdamW for all else.
+
+    Attributes:
+      orthogonalize: whether to orthogonalize matrices.
+      lr: learning rate.
+      weight_decay: decay of all parameters, in units of the learning rate.
+      adam_factor: learning rate of AdamW, as a multiple of `lr`.
+    """
+
+    name: ClassVar[str] = "celo2"
+    orthogonalize: bool = True
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    adam_factor: float = 20.0
+
+    def __post_init__(self):
+        check_fields(self)
+        _check_settings("Celo2.", self.lr, self.weight_decay, self.adam_factor)
+
+    def build(self) -> LearnedOptimizer:
+        """The optimizer with these settings."""
+        return celo2_adamw(
+            self.lr,
+            orthogonalize=self.orthogonalize,
+            weight_decay=self.weight_decay,
+            adam_factor=self.adam_factor,
+        )
+
+
+class Celo2AdamWState(NamedTuple):
+    """State of `celo2_adamw`.
+
+    Attributes:
+      skipped: int32 ``[]``, number of updates skipped because an input was not finite.
+      inner: states of both transformations.
+    """
+
+    skipped: Int[Array, ""]
+    inner: Any
+
+
+def celo2_labels(params: Params) -> Any:
+    """Returns "adam" for leaves below two axes and for embeddings, "celo2" for all others.
+
+    A leaf is an embedding if its path contains "embed", in any case.
+
+    Args:
+      params: the tree.
+    """
+
+    def label(path, leaf):
+        is_adam = jnp.ndim(leaf) < 2 or "embed" in path_name(path).lower()
+        return "adam" if is_adam else "celo2"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def celo2_adamw(
+    lr: optax.ScalarOrSchedule = 1e-3,
+    *,
+    orthogonalize: bool = True,
+    weight_decay: float = 0.0,
+    adam_factor: float = 20.0,
+    labels: Callable[[Params], Any] = celo2_labels,
+) -> LearnedOptimizer:
+    """Celo2 as its authors use it: the direction of `celo2` for matrices, AdamW for all else.
+
+    An update whose gradient or parameters are not finite is zero and changes no memory;
+    ``state.skipped`` counts it.
+
+    Args:
+      lr: learning rate, or a schedule of it: count of updates -> rate.
+      orthogonalize: see `celo2`.
+      weight_decay: decay of all parameters, in units of the learning rate.
+      adam_factor: learning rate of AdamW (decays 0.9 and 0.95), as a multiple of `lr`.
+      labels: function of params that returns a tree with "celo2" or "adam" for each leaf.
+
+    Returns:
+      A `LearnedOptimizer` with the theta of `celo2`. Its `update` needs `params`.
+
+    Raises:
+      ValueError: when a number is out of range; further as `celo2`.
+
+    References:
+      Moudgil et al., [Celo2](https://github.com/amoudgl/celo2), 2026
+
+      docs/optimizers/celo2.md
+    """
+    _check_settings("celo2_adamw: ", lr, weight_decay, adam_factor)
+    direction = celo2(orthogonalize)
+
+    def adam_lr(count):
+        return adam_factor * (lr(count) if callable(lr) else lr)
+
+    def apply(theta: Theta, *, num_steps=None):
+        del num_steps
+        inner = optax.partition(
+            {
+                "celo2": optax.chain(
+                    direction.apply(theta),
+                    optax.add_decayed_weights(weight_decay),
+                    optax.scale_by_learning_rate(lr),
+                ),
+                "adam": optax.adamw(adam_lr, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay),
+            },
+            labels,
+        )
+
+        def init_fn(params):
+            check_float_tree("celo2_adamw", params)
+            return Celo2AdamWState(skipped=jnp.zeros((), jnp.int32), inner=inner.init(params))
+
+        def update_fn(updates, state: Celo2AdamWState, params=None, **extra_args):
+            del extra_args
+            check_params("celo2_adamw", params)
+            check_same_structure("celo2_adamw: updates", params, updates)
+            is_finite = all_finite(updates, params)
+            grads = jax.tree.map(lambda g: jnp.where(is_finite, g, 0.0).astype(g.dtype), updates)
+            deltas, moved = inner.update(grads, state.inner, params)
+            deltas = jax.tree.map(lambda d: jnp.where(is_finite, d, 0.0).astype(d.dtype), deltas)
+            return deltas, Celo2AdamWState(
+                skipped=state.skipped + jnp.where(is_finite, 0, 1),
+                inner=optax.tree.where(is_finite, moved, state.inner),
+            )
+
+        return transformation(init_fn, update_fn)
+
+    return LearnedOptimizer(direction.init, apply)
+
+
+def _check_settings(where: str, lr: Any, weight_decay: Any, adam_factor: Any) -> None:
+    if not callable(lr):
+        check_number(f"{where}lr", lr, least=0)
+    check_number(f"{where}weight_decay", weight_decay, least=0)
+    check_number(f"{where}adam_factor", adam_factor, least=0)
