@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from metaopt.core.files import one_at_a_time
+from metaopt.core.files import one_at_a_time, user_cache
 
 INFO = "dataset_info.json"  # the file that TensorFlow Datasets writes last
 NAME = re.compile(r"[a-z][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")
@@ -20,10 +20,8 @@ def data_root() -> Path:
     Returns:
       ``METAOPT_DATA_DIR``, or else ``metaopt/data`` in the user's cache folder.
     """
-    if chosen := os.environ.get("METAOPT_DATA_DIR"):
-        return Path(chosen)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "metaopt" / "data"
+    chosen = os.environ.get("METAOPT_DATA_DIR")
+    return Path(chosen) if chosen else user_cache(None) / "data"
 
 
 def check_name(name: str) -> None:
