@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import weakref
 from collections.abc import Collection, Iterator
@@ -118,22 +119,41 @@ def hold_lock(file: IO[str], *, wait: bool) -> None:
                 raise BlockingIOError("another process holds the lock") from None
 
 
-def check_only_ours(folder: Path, ours: Collection[str], advice: str) -> None:
-    """Checks that a folder holds nothing but what metaopt writes there, before that is deleted.
+def check_only_ours(folder: Path, ours: re.Pattern[str], marks: Collection[str]) -> None:
+    """Checks that a folder holds only what metaopt wrote, before `remove_contents`.
 
     Args:
       folder: the folder.
-      ours: the names of all entries that metaopt writes in such a folder.
-      advice: the end of the message: what to do.
+      ours: matches the names of all files that metaopt writes in such a folder, those in a folder
+        of it as ``"folder/name"``. ``"folder/"`` is an empty one.
+      marks: the entries by which such a folder is recognised; one of them is there.
 
     Raises:
       ValueError: when it holds anything else; names the first such entry.
     """
+    names = []
     for path in sorted(folder.iterdir()):
-        if path.name not in ours and not PART.fullmatch(path.name):
-            raise ValueError(
-                f"{folder}: holds {path.name!r}, which metaopt did not write; {advice}"
-            )
+        is_folder = path.is_dir() and not path.is_symlink()
+        inside = sorted(child.name for child in path.iterdir()) or [""] if is_folder else []
+        names += [f"{path.name}/{name}" for name in inside] if is_folder else [path.name]
+    names = [name for name in names if name != LOCK and not PART.fullmatch(name)]
+    foreign = [name for name in names if not ours.fullmatch(name)]
+    if foreign or (names and not any((folder / mark).exists() for mark in marks)):
+        raise ValueError(
+            f"{folder}: holds {(foreign or names)[0]!r}, which metaopt did not write there, so "
+            "nothing is overwritten; move it away, or choose another folder."
+        )
+
+
+def remove_contents(folder: Path) -> None:
+    """Deletes what is in a folder, except for its lock; see `check_only_ours`."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def read_plain(path: Path, most: int = LARGEST) -> bytes:

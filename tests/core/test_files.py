@@ -1,6 +1,7 @@
 """Files: written as a whole, locked, and read with suspicion."""
 
 import os
+import re
 import socket
 import time
 
@@ -77,15 +78,27 @@ def test_only_what_killed_writes_left_is_swept(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
-def test_what_metaopt_did_not_write_is_named(tmp_path):
-    for name in ("mine", "mine.12.part"):
+def test_only_what_metaopt_wrote_is_removed(tmp_path):
+    ours = re.compile(r"index|states/(\d+)?")
+    for name in ("index", "index.12.part", files.LOCK):
         (tmp_path / name).touch()
-    files.check_only_ours(tmp_path, {"mine", "absent"}, "move it.")
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(
-        ValueError, match=r"holds 'thesis.tex', which metaopt did not write; move it\.$"
-    ):
-        files.check_only_ours(tmp_path, {"mine", "absent"}, "move it.")
+    (tmp_path / "states" / "12").mkdir(parents=True)
+
+    def refused(name):
+        with pytest.raises(ValueError, match=f"holds '{name}', which metaopt did not write"):
+            files.check_only_ours(tmp_path, ours, marks=("index",))
+
+    for foreign in ("thesis.tex", "states/mine", "other/"):
+        (tmp_path / foreign).mkdir() if foreign[-1] == "/" else (tmp_path / foreign).touch()
+        refused(foreign)
+        (tmp_path / foreign).rmdir() if foreign[-1] == "/" else (tmp_path / foreign).unlink()
+    (tmp_path / "states" / "13").symlink_to(tmp_path)
+    (tmp_path / "index").rename(tmp_path / "states" / "14")  # without its mark it is not known
+    refused("states/12")
+    (tmp_path / "states" / "14").rename(tmp_path / "index")
+    files.check_only_ours(tmp_path, ours, marks=("index",))
+    files.remove_contents(tmp_path)
+    assert os.listdir(tmp_path) == [files.LOCK]
 
 
 def test_a_folder_has_one_writer(tmp_path):

@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,11 +41,13 @@ class Saved(NamedTuple):
       step: number of meta-updates so far.
       state: the state after them.
       seconds: time of training so far.
+      config: configuration of the run, as plain JSON data.
     """
 
     step: int
     state: RunState
     seconds: float
+    config: Mapping[str, Any]
 
 
 @contextlib.contextmanager
@@ -71,7 +75,8 @@ def save(checkpoints: ocp.CheckpointManager, saved: Saved) -> None:
       checkpoints: from `manager`; a later call of it raises the errors of writing.
       saved: the checkpoint.
     """
-    facts = {"sha256": checksum(saved.state), "seconds": saved.seconds}
+    facts = {"seconds": saved.seconds, "config": dict(saved.config)}
+    facts["sha256"] = checksum((saved.state, saved.step, facts))
     checkpoints.save(
         saved.step,
         args=ocp.args.Composite(
@@ -100,7 +105,7 @@ def restore_newest(checkpoints: ocp.CheckpointManager, like: RunState) -> Saved 
     problems: dict[int, str] = {}
     for step in sorted(checkpoints.all_steps(), reverse=True):
         try:
-            state, seconds = _read(checkpoints, step, like)
+            saved = _read(checkpoints, step, like)
         except Exception as error:  # damaged files make orbax raise errors of many kinds
             problems[step] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue
@@ -113,7 +118,7 @@ def restore_newest(checkpoints: ocp.CheckpointManager, like: RunState) -> Saved 
             )
         if problems:
             checkpoints.reload()
-        return Saved(step, state, seconds)
+        return saved
     if problems:
         raise ValueError(
             f"{checkpoints.directory}: no checkpoint can be read, or they are of another kind of "
@@ -122,8 +127,8 @@ def restore_newest(checkpoints: ocp.CheckpointManager, like: RunState) -> Saved 
     return None
 
 
-def _read(checkpoints: ocp.CheckpointManager, step: int, like: RunState) -> tuple[RunState, float]:
-    """The state and the seconds of a checkpoint; raises if it is damaged."""
+def _read(checkpoints: ocp.CheckpointManager, step: int, like: RunState) -> Saved:
+    """A checkpoint; raises if it is damaged."""
     read = checkpoints.restore(
         step,
         args=ocp.args.Composite(
@@ -132,9 +137,9 @@ def _read(checkpoints: ocp.CheckpointManager, step: int, like: RunState) -> tupl
         ),
     )
     state, facts = read["state"], read["facts"]
-    if checksum(state) != facts["sha256"]:
+    if facts.pop("sha256") != checksum((state, step, facts)):
         raise ValueError("its values do not have the checksum that was saved with them")
-    return state, float(facts["seconds"])
+    return Saved(step=step, state=state, seconds=facts["seconds"], config=facts["config"])
 
 
 def _set_aside(states: Path, step: int) -> None:
@@ -153,13 +158,16 @@ def checksum(tree: Any) -> str:
     """SHA-256 of the names, dtypes, shapes and bytes of all leaves.
 
     Args:
-      tree: arrays, which may be distributed over processes.
+      tree: arrays, which may be distributed over processes, and plain data.
 
     Returns:
       The digest in hexadecimal.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not hasattr(leaf, "dtype"):
+            digest.update(f"{jax.tree_util.keystr(path)} {json.dumps(leaf)}".encode())
+            continue
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
