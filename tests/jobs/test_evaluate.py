@@ -129,6 +129,17 @@ def test_records_of_another_evaluation_are_not_mixed(evaluation, capsys):
     assert "records of another evaluation" in capsys.readouterr().err
 
 
+def test_a_tuned_point_that_is_not_in_the_grid_is_not_used(evaluation, tmp_path, capsys):
+    folder, arguments = evaluation
+    out = shutil.copytree(folder / "records", tmp_path / "records")
+    path = out / "00-moons-20" / "record.json"
+    record = json.loads(path.read_text())
+    record["tuned"]["SGD"]["point"]["lr"] = 999.0
+    path.write_text(json.dumps(record))
+    assert main([*arguments[:-1], str(out)]) == 2
+    assert "'lr': 999.0} of SGD is not in its grid" in capsys.readouterr().err
+
+
 def test_a_folder_has_one_evaluation_at_a_time(evaluation, capsys):
     folder, arguments = evaluation
     index = (folder / "records" / "evaluation.json").read_bytes()
