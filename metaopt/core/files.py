@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 try:
     import fcntl
@@ -183,7 +184,7 @@ def read_plain(path: Path, most: int = LARGEST) -> bytes:
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[BinaryIO]:
+def open_plain(path: Path) -> Iterator[io.BufferedReader]:
     """Opens a regular file from an untrusted source; never waits, as opening a pipe does.
 
     Args:

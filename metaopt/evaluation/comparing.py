@@ -180,8 +180,8 @@ def _tune_all(
         point = tuned[baseline.label].get("point")
         if point not in baseline.grid:
             raise ValueError(
-                f"{place.folder / RECORD}: the point {show(point)} of {baseline.label} is not in its "
-                "grid; run the evaluation again with --overwrite True."
+                f"{place.folder / RECORD}: the point {show(point)} of {baseline.label} is not in "
+                "its grid; run the evaluation again with --overwrite True."
             )
         makes[name] = chosen(baseline, point, head)
     return makes

@@ -75,8 +75,12 @@ def save(checkpoints: ocp.CheckpointManager, saved: Saved) -> None:
       checkpoints: from `manager`; a later call of it raises the errors of writing.
       saved: the checkpoint.
     """
-    facts = {"seconds": saved.seconds, "config": dict(saved.config)}
-    facts["sha256"] = checksum((saved.state, saved.step, facts))
+    facts = {
+        "sha256": checksum(saved.state),
+        "seconds": saved.seconds,
+        "config": dict(saved.config),
+    }
+    facts["sha256_of_facts"] = _facts_checksum(saved.step, facts)
     checkpoints.save(
         saved.step,
         args=ocp.args.Composite(
@@ -137,7 +141,9 @@ def _read(checkpoints: ocp.CheckpointManager, step: int, like: RunState) -> Save
         ),
     )
     state, facts = read["state"], read["facts"]
-    if facts.pop("sha256") != checksum((state, step, facts)):
+    if facts.pop("sha256_of_facts") != _facts_checksum(step, facts):
+        raise ValueError("its facts do not have the checksum that was saved with them")
+    if facts["sha256"] != checksum(state):
         raise ValueError("its values do not have the checksum that was saved with them")
     return Saved(step=step, state=state, seconds=facts["seconds"], config=facts["config"])
 
@@ -154,20 +160,21 @@ def _set_aside(states: Path, step: int) -> None:
         multihost_utils.sync_global_devices(f"set aside {step}")
 
 
+def _facts_checksum(step: int, facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([step, facts], sort_keys=True).encode()).hexdigest()
+
+
 def checksum(tree: Any) -> str:
     """SHA-256 of the names, dtypes, shapes and bytes of all leaves.
 
     Args:
-      tree: arrays, which may be distributed over processes, and plain data.
+      tree: arrays, which may be distributed over processes.
 
     Returns:
       The digest in hexadecimal.
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not hasattr(leaf, "dtype"):
-            digest.update(f"{jax.tree_util.keystr(path)} {json.dumps(leaf)}".encode())
-            continue
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
