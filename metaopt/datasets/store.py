@@ -102,8 +102,8 @@ def lock(root: Path, name: str) -> AbstractContextManager[None]:
 def staging_folder(root: Path, name: str) -> Iterator[Path]:
     """A temporary folder on the same disk as the prepared sets, from which a set is published.
 
-    Enter it with the `lock` held: folders that killed processes left behind are removed first. A set
-    that such a process had moved aside, and not replaced yet, is moved back.
+    Enter it with the `lock` held: folders that killed processes left behind are removed first. A
+    set that such a process had moved aside, and not replaced yet, is moved back.
 
     Args:
       root: the folder of prepared sets.
