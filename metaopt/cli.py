@@ -15,7 +15,7 @@ from typing import Any, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from metaopt.core.checks import check_known
+from metaopt.core.checks import check_known, printable
 from metaopt.core.extras import MissingExtra
 from metaopt.jobs.subcommands import subcommands
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(arguments)
     except (ValueError, OSError, MissingExtra) as error:
-        print(f"metaopt: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"metaopt: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("metaopt: interrupted; give the command again to go on.", file=sys.stderr)
