@@ -127,7 +127,12 @@ def save(
             f"save: theta has several leaves of the name {show(collisions[0])}; rename the keys of "
             "its dicts."
         )
-    payload = save_safetensors({name: np.asarray(leaf) for name, leaf in _named_leaves(theta)})
+    try:
+        payload = save_safetensors({name: np.asarray(leaf) for name, leaf in _named_leaves(theta)})
+    except Exception as error:  # safetensors and JAX raise errors of their own kinds
+        raise ValueError(
+            f"save: theta must hold arrays of floating-point numbers ({error})."
+        ) from None
     spec = {
         "format": FORMAT,
         "metaopt": __version__,

@@ -258,6 +258,26 @@ def test_a_leaf_that_is_infinite_only_after_its_cast_is_refused(tmp_path):
         metaopt.load(folder)
 
 
+NO_THETA = {
+    "None": None,
+    "a string": "x",
+    "objects": np.array([{}], object),
+    "a key": jax.random.key(0),
+    "a function": len,
+    "integers": np.ones(3, np.int32),
+    "complex numbers": np.ones(3, np.complex64),
+}
+
+
+@pytest.mark.parametrize("kind", NO_THETA)
+def test_what_is_no_theta_is_refused_in_one_line(tmp_path, kind):
+    theta = {**theta_of("lstm"), "memory": NO_THETA[kind]}
+    with pytest.raises(ValueError, match="floating-point numbers") as refusal:
+        metaopt.save(tmp_path / "x", SETTINGS["lstm"], theta)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "x").exists()
+
+
 class Killed(BaseException):
     pass
 
