@@ -15,7 +15,7 @@ from typing import Any, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from metaopt.core.checks import check_known
+from metaopt.core.checks import check_known, printable
 from metaopt.core.extras import MissingExtra
 from metaopt.jobs.subcommands import subcommands
 
@@ -34,11 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; a user's mistake is one line on stderr and exit code 2."""
     if "" not in sys.path:  # a user's own task is a module in the current folder
         sys.path.insert(0, "")
+    for stream in (sys.stdout, sys.stderr):  # a locale may lack characters of names and help texts
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _run(arguments)
     except (ValueError, OSError, MissingExtra) as error:
-        print(f"metaopt: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"metaopt: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("metaopt: interrupted; give the command again to go on.", file=sys.stderr)
@@ -55,7 +58,16 @@ def _run(arguments: Sequence[str]) -> None:
         parse(commands, ["--help"], "metaopt")
     check_known("command", command, COMMANDS)
     job = parse(_job_class(command), rest, f"metaopt {command}")
-    importlib.import_module(f"metaopt.jobs.{command}").run(job)
+    module = importlib.import_module(f"metaopt.jobs.{command}")
+    try:
+        module.run(job)
+    except SystemExit as stop:
+        if type(stop) is not SystemExit:  # `Terminated` after SIGTERM, with a status of its own
+            raise
+        raise ValueError(
+            f"{command}: a function that it called, perhaps of your own task, ended it by "
+            f"sys.exit({stop.code!r}); raise an error there instead."
+        ) from stop
 
 
 def _job_class(command: str) -> Any:

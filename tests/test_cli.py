@@ -1,13 +1,17 @@
 """The command line as people use it: train, evaluate, report; and one line for each mistake."""
 
+import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from metaopt.cli import main, parse
+from metaopt.jobs import report as report_job
 from metaopt.jobs.train import TrainJob
 from metaopt.meta import PESConfig
+from metaopt.meta.loop import Terminated
 from metaopt.optimizers import L3RS, LSTM
 
 TRAIN = ["train", "--task", "moons", "--steps", "2", "learned:l3rs", "method:nes"]
@@ -135,3 +139,36 @@ def test_a_users_own_task_is_trained_on(tmp_path, monkeypatch):
 def test_training_says_when_no_update_helped(tmp_path, capsys, lr, kept):
     main([*TRAIN, "--seed", "1", "--method.lr", lr, "--out", str(tmp_path / "run")])
     assert ("export, the theta that it began with" in capsys.readouterr().out) == kept
+
+
+@pytest.mark.parametrize("status", [0, None, 3, "a text"])
+def test_a_command_that_is_ended_by_sys_exit_says_so(monkeypatch, capsys, status):
+    """A loss of the user's may call it; the command must not look as if it had succeeded."""
+    monkeypatch.setattr(report_job, "run", lambda job: sys.exit(status))
+    assert main(["report", "somewhere"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"sys.exit({status!r})" in line
+
+
+def test_a_run_that_was_terminated_keeps_its_status(monkeypatch):
+    def terminated(job):
+        raise Terminated(Path("run"), 3)
+
+    monkeypatch.setattr(report_job, "run", terminated)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", "somewhere"])
+    assert stop.value.code == 143
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_locale_without_unicode_is_no_error(monkeypatch, encoding):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", "--help"])
+    assert stop.value.code == 0
+    assert main(["report", "\u2022\u03b8"]) == 2
+    out.flush(), err.flush()
+    assert b"usage: metaopt report" in out.buffer.getvalue()
+    assert err.buffer.getvalue().startswith(b"metaopt: ")

@@ -257,3 +257,16 @@ def show(value: Any) -> str:
         return f"{value.dtype}{list(value.shape)}"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def printable(text: str) -> str:
+    """A text from an untrusted source on one line, without characters that control a terminal.
+
+    Args:
+      text: the text.
+
+    Returns:
+      It, with white space as single spaces and unprintable characters as ``\ufffd``.
+    """
+    line = " ".join(text.split())
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)

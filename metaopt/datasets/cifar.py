@@ -76,8 +76,7 @@ def _read_rows(files: Files, path: str, spec: Spec) -> np.ndarray:
             f"{files.where}/{path}: {size} bytes are not a whole number of {width}-byte rows; the "
             f"file is cut short or not part of {spec.name}: download it again."
         )
-    with files.open(path) as file:
-        rows = np.frombuffer(file.read(), np.uint8).reshape(-1, width)
+    rows = np.frombuffer(files.read(path), np.uint8).reshape(-1, width)
     largest = rows[:, num_labels - 1].max()
     if largest >= spec.num_classes:
         raise ValueError(
@@ -105,5 +104,4 @@ def _class_names(files: Files, spec: Spec) -> tuple[str, ...]:
     path = find_one(files, CLASS_NAME_FILES[spec.name])
     if path is None:
         return tuple(map(str, range(spec.num_classes)))
-    with files.open(path) as file:
-        return tuple(file.read().decode().split())
+    return tuple(files.read_text(path).split())

@@ -6,6 +6,7 @@ Images stay uint8 in memory and are scaled when they are used.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Integer, Num
@@ -69,6 +70,8 @@ def check(data: Dataset) -> Dataset:
             raise ValueError(f"{where}: it is empty; give at least one example.")
         if len(x) != len(y):
             raise ValueError(f"{where}: {len(x)} inputs, but {len(y)} labels.")
+        with np.errstate(over="ignore"):  # float64 becomes float32 unless JAX has it enabled
+            x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
         if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
             bad = int((~np.isfinite(x)).reshape(len(x), -1).any(axis=1).sum())
             raise ValueError(f"{where}: {bad} of {len(x)} inputs hold NaN or inf; remove them.")

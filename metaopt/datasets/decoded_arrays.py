@@ -17,6 +17,7 @@ import numpy as np
 
 from metaopt.core.checks import check_file_name, check_json
 from metaopt.core.extras import optional_imports
+from metaopt.core.files import open_plain, parse_json, read_plain
 from metaopt.datasets.sources import Example, ImageSet
 
 FOLDER, MANIFEST = "decoded", "manifest.json"
@@ -110,17 +111,17 @@ def write_manifest(folder: Path, records: Path, image_set: ImageSet) -> None:
         "source": _digests(sorted(path for path in records.iterdir() if path.is_file())),
         "arrays": _digests(sorted((folder / FOLDER).glob("*.npy"))),
     }
-    (folder / FOLDER / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / FOLDER / MANIFEST).write_bytes(json.dumps(manifest, indent=1).encode() + b"\n")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of the set in `folder`, or None when it is missing or damaged."""
     try:
-        manifest = json.loads((folder / FOLDER / MANIFEST).read_text())
+        manifest = parse_json(read_plain(folder / FOLDER / MANIFEST))
         check_json(MANIFEST, manifest, MANIFEST_KIND)
         for name in (*manifest["source"], *manifest["arrays"]):
             check_file_name(MANIFEST, name)
-    except (FileNotFoundError, ValueError, RecursionError):
+    except ValueError:
         return None
     return manifest
 
@@ -172,6 +173,6 @@ def _digests(paths: Iterable[Path]) -> dict[str, str]:
     """File name -> sha256."""
     digests = {}
     for path in paths:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

@@ -13,12 +13,11 @@ from typing import BinaryIO
 import numpy as np
 
 from metaopt.datasets.catalog import Spec
-from metaopt.datasets.sources import Files, ImageSet, examples_from_arrays, find_one
+from metaopt.datasets.sources import MAX_BYTES, Files, ImageSet, examples_from_arrays, find_one
 
 PREFIXES = {"train": ("train",), "test": ("t10k", "test")}  # split -> how its files' names begin
 MAGIC = {"images": 0x00000803, "labels": 0x00000801}  # unsigned bytes; 3 axes, 1 axis
 MAX_DEFLATE_RATIO = 1032  # one byte of gzip expands to at most so many
-MAX_BYTES = 8 << 30  # of one array; far above every set in this format
 
 # sha256 of the uncompressed files (the gzip headers differ between distributions).
 OFFICIAL_SHA256 = {

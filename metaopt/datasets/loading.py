@@ -89,7 +89,8 @@ def _decode(root: Path, name: str, folder: Path, fix: str) -> None:
         store.publish(
             staging / decoded_arrays.FOLDER,
             folder / decoded_arrays.FOLDER,
-            aside=staging / "replaced",
+            staging=staging,
+            root=root,
         )
 
 

@@ -67,7 +67,7 @@ def prepare(
             _check_disk_space(root, image_set)
             staged = _write(spec, image_set, staging)
             folder = root / staged.relative_to(staging)
-            store.publish(staged, folder, aside=staging / "replaced")
+            store.publish(staged, folder, staging=staging, root=root)
     return PreparedSet(folder=folder, fresh=True, note=image_set.note)
 
 

@@ -7,16 +7,22 @@ in place, never unpacked; nothing that is read is executed.
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from metaopt.core.files import open_plain
+
 # Real archives of images and arrays expand by far less. One that expands more is built to fill the
 # memory.
 MAX_EXPANSION = 100
+MAX_BYTES = 8 << 30  # of one file of arrays; far above those of every set that is read whole
+MAX_TEXT_BYTES = 64 << 20  # of a file of names
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 
 
 class Files(NamedTuple):
@@ -25,12 +31,48 @@ class Files(NamedTuple):
     Attributes:
       where: the folder or the zip file, for messages.
       sizes: path relative to `where`, with ``/`` -> size in bytes; sorted by path.
-      open: path -> binary file, which the caller closes.
+      open: path -> context of the binary file.
+      folders: paths of the folders, empty ones included; sorted.
     """
 
     where: Path
     sizes: dict[str, int]
-    open: Callable[[str], BinaryIO]
+    open: Callable[[str], AbstractContextManager[BinaryIO]]
+    folders: tuple[str, ...]
+
+    def read(self, path: str, most: int = MAX_BYTES) -> bytes:
+        """The content of a file.
+
+        Args:
+          path: of the file.
+          most: the largest size that is read, in bytes.
+
+        Raises:
+          ValueError: when the file is larger, or damaged.
+        """
+        if self.sizes[path] > most:
+            raise ValueError(
+                f"{self.where}/{path}: its {self.sizes[path]} bytes are too many; at most {most}."
+            )
+        with self.open(path) as file:
+            payload = file.read(most + 1)
+        if len(payload) != self.sizes[path]:
+            raise ValueError(f"{self.where}/{path}: changes while it is read; try again.")
+        return payload
+
+    def read_text(self, path: str) -> str:
+        """The content of a file of names.
+
+        Args:
+          path: of the file.
+
+        Raises:
+          ValueError: when the file is not in UTF-8, larger than `MAX_TEXT_BYTES`, or damaged.
+        """
+        try:
+            return self.read(path, MAX_TEXT_BYTES).decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.where}/{path}: not text in UTF-8 ({error}).") from None
 
 
 @contextmanager
@@ -44,13 +86,19 @@ def open_source(path: Path) -> Iterator[Files]:
       Its files.
 
     Raises:
-      ValueError: when `path` is neither, contains a symbolic link or a name that leads out of it,
-        or is a zip file that expands more than `MAX_EXPANSION` times.
+      ValueError: when `path` is neither, contains a symbolic link, a pipe or a device, a folder
+        that cannot be read, or a name that leads out of it, or is a zip file that is encrypted,
+        damaged, compressed in another way than `COMPRESSIONS`, or expands more than
+        `MAX_EXPANSION` times.
     """
     if path.is_dir():
         yield _open_folder(path)
     elif path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise ValueError(f"{path}: a damaged zip file ({error}); download it again.") from None
+        with archive:
             yield _open_zip(path, archive)
     elif path.exists():
         raise ValueError(f"{path}: neither a folder nor a zip file; unpack it and give the folder.")
@@ -59,22 +107,33 @@ def open_source(path: Path) -> Iterator[Files]:
 
 
 def _open_folder(path: Path) -> Files:
-    sizes = {}
-    for folder, folders, names in os.walk(path):
+    def fail(error: OSError) -> None:
+        raise ValueError(f"{error.filename}: cannot be read ({error.strerror}).")
+
+    sizes, all_folders = {}, []
+    for folder, folders, names in os.walk(path, onerror=fail):
         for name in [*folders, *names]:
             file = Path(folder, name)
             status = file.lstat()
             if stat.S_ISLNK(status.st_mode):
                 raise ValueError(f"{file}: a symbolic link; put the file itself in its place.")
-            if stat.S_ISREG(status.st_mode):
-                sizes[file.relative_to(path).as_posix()] = status.st_size
+            relative = file.relative_to(path).as_posix()
+            if stat.S_ISDIR(status.st_mode):
+                all_folders.append(relative)
+            elif stat.S_ISREG(status.st_mode):
+                sizes[relative] = status.st_size
+            else:
+                raise ValueError(f"{file}: a pipe or a device; remove it.")
     return Files(
-        where=path, sizes=dict(sorted(sizes.items())), open=lambda name: open(path / name, "rb")
+        where=path,
+        sizes=dict(sorted(sizes.items())),
+        open=lambda name: open_plain(path / name),
+        folders=tuple(sorted(all_folders)),
     )
 
 
 def _open_zip(path: Path, archive: zipfile.ZipFile) -> Files:
-    sizes = {}
+    sizes, folders = {}, set()
     for entry in archive.infolist():
         name = PurePosixPath(entry.filename)
         where = f"{path}: entry {entry.filename!r}"
@@ -84,8 +143,17 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> Files:
             raise ValueError(f"{where} is a symbolic link; pack the file itself in its place.")
         if entry.filename in sizes:
             raise ValueError(f"{where} occurs twice; pack each file once.")
+        if entry.flag_bits & 1:
+            raise ValueError(f"{where} is encrypted; unpack the archive, and give the folder.")
+        if entry.compress_type not in COMPRESSIONS:
+            raise ValueError(
+                f"{where} is compressed by method {entry.compress_type}, which is not known here; "
+                "unpack the archive, and give the folder."
+            )
         if not entry.is_dir():
             sizes[entry.filename] = entry.file_size
+        parents = name.parents if not entry.is_dir() else (name, *name.parents)
+        folders.update(str(parent) for parent in parents)
     expanded, packed = sum(sizes.values()), path.stat().st_size
     if expanded > MAX_EXPANSION * packed:
         raise ValueError(
@@ -93,10 +161,20 @@ def _open_zip(path: Path, archive: zipfile.ZipFile) -> Files:
             "as many, unlike any archive of images; download it again, or give an unpacked folder."
         )
 
-    def open_entry(name: str) -> BinaryIO:
-        return archive.open(name)  # type: ignore
+    @contextmanager
+    def open_entry(name: str) -> Iterator[BinaryIO]:
+        try:
+            with archive.open(name) as file:
+                yield file  # type: ignore
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            raise ValueError(f"{path}/{name}: damaged ({error}); download it again.") from None
 
-    return Files(where=path, sizes=dict(sorted(sizes.items())), open=open_entry)
+    return Files(
+        where=path,
+        sizes=dict(sorted(sizes.items())),
+        open=open_entry,
+        folders=tuple(sorted(folders - {"."})),
+    )
 
 
 def find_one(files: Files, *names: str) -> str | None:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from metaopt.core.files import one_at_a_time
+from metaopt.core.files import one_at_a_time, user_cache
 
 INFO = "dataset_info.json"  # the file that TensorFlow Datasets writes last
+REPLACED = "replaced"  # folder of a staging folder, for sets that are replaced
 NAME = re.compile(r"[a-z][a-z0-9_]*(/[a-z0-9][a-z0-9_]*)?")
 
 
@@ -20,10 +21,8 @@ def data_root() -> Path:
     Returns:
       ``METAOPT_DATA_DIR``, or else ``metaopt/data`` in the user's cache folder.
     """
-    if chosen := os.environ.get("METAOPT_DATA_DIR"):
-        return Path(chosen)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "metaopt" / "data"
+    chosen = os.environ.get("METAOPT_DATA_DIR")
+    return Path(chosen) if chosen else user_cache(None) / "data"
 
 
 def check_name(name: str) -> None:
@@ -82,7 +81,20 @@ def lock(root: Path, name: str) -> AbstractContextManager[None]:
 
     Returns:
       The context.
+
+    Raises:
+      OSError: when `root` cannot be made or written.
     """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        cause = "" if os.access(root, os.W_OK | os.X_OK) else "Permission denied"
+    except OSError as error:
+        cause = error.strerror
+    if cause:
+        raise OSError(
+            f"{root}: the folder of prepared sets cannot be written ({cause}); set "
+            "METAOPT_DATA_DIR to one that can."
+        )
     return one_at_a_time(root / f".{_flat(name)}.lock")
 
 
@@ -90,7 +102,8 @@ def lock(root: Path, name: str) -> AbstractContextManager[None]:
 def staging_folder(root: Path, name: str) -> Iterator[Path]:
     """A temporary folder on the same disk as the prepared sets, from which a set is published.
 
-    Enter it with the `lock` held: folders that killed processes left behind are removed first.
+    Enter it with the `lock` held: folders that killed processes left behind are removed first. A
+    set that such a process had moved aside, and not replaced yet, is moved back.
 
     Args:
       root: the folder of prepared sets.
@@ -101,21 +114,29 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
     """
     prefix = f".{_flat(name)}.part-"
     for leftover in root.glob(f"{prefix}*"):
+        replaced = leftover / REPLACED
+        for info in replaced.glob(f"**/[0-9]*/{INFO}"):
+            target = root / info.parent.relative_to(replaced)
+            if not target.exists():
+                info.parent.rename(target)
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as folder:
         yield Path(folder)
 
 
-def publish(folder: Path, target: Path, aside: Path) -> None:
+def publish(folder: Path, target: Path, staging: Path, root: Path) -> None:
     """Moves a complete folder to its final place, by renaming it.
 
     Args:
       folder: the complete folder.
       target: its final place.
-      aside: where to move an older `target`.
+      staging: the `staging_folder`, to which an older `target` is moved.
+      root: the folder of prepared sets.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
+        aside = staging / REPLACED / target.relative_to(root)
+        aside.parent.mkdir(parents=True)
         target.rename(aside)
     folder.rename(target)
 

@@ -3,13 +3,15 @@
 Labels are 1..10; 10 stands for the digit 0.
 """
 
+import struct
+import zlib
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 
 from metaopt.datasets.catalog import Spec
-from metaopt.datasets.sources import Files, ImageSet, examples_from_arrays, find_one
+from metaopt.datasets.sources import MAX_EXPANSION, Files, ImageSet, examples_from_arrays, find_one
 
 SHAPE = (32, 32, 3)
 
@@ -51,9 +53,12 @@ def _read_arrays(files: Files, path: str) -> tuple[np.ndarray, np.ndarray]:
     from scipy.io import loadmat
 
     where = f"{files.where}/{path}"
+    payload = files.read(path)
     try:
-        with files.open(path) as file:
-            content: dict[str, Any] = loadmat(BytesIO(file.read()), variable_names=("X", "y"))
+        expanded = _expanded_size(payload, MAX_EXPANSION * len(payload))
+        if expanded > MAX_EXPANSION * len(payload):
+            raise ValueError(f"expands more than {MAX_EXPANSION} times")
+        content: dict[str, Any] = loadmat(BytesIO(payload), variable_names=("X", "y"))
         images, labels = content["X"], content["y"].reshape(-1)
     except Exception as error:  # scipy raises errors of many types on damaged bytes
         raise ValueError(f"{where}: damaged ({error!r}); download it again.") from None
@@ -64,3 +69,23 @@ def _read_arrays(files: Files, path: str) -> tuple[np.ndarray, np.ndarray]:
             f"{list(images.shape)} and {len(labels)} labels; download it again."
         )
     return np.moveaxis(images, -1, 0), labels % 10
+
+
+def _expanded_size(payload: bytes, most: int) -> int:
+    """The size of the compressed elements of a MATLAB 5 file; stops once it exceeds `most`.
+
+    After a header of 128 bytes, each element has a type and a size (4 bytes each, little-endian),
+    then its content; type 15 is a zlib stream.
+    """
+    total, position = 0, 128
+    while position + 8 <= len(payload) and total <= most:
+        kind, size = struct.unpack_from("<II", payload, position)
+        position += 8
+        if kind == 15:
+            stream = zlib.decompressobj()
+            rest = payload[position : position + size]
+            while rest and total <= most:
+                total += len(stream.decompress(rest, 1 << 20))
+                rest = stream.unconsumed_tail
+        position += size
+    return total

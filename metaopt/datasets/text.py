@@ -1,5 +1,6 @@
 """Text as sequences of characters in three splits."""
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.core.checks import show
+from metaopt.core.files import read_plain
 from metaopt.core.types import Split
 
 MIN_LENGTH = 1000  # characters
@@ -65,17 +67,17 @@ def from_file(path: str | Path) -> Text:
     """Encodes a text file.
 
     Args:
-      path: a file in UTF-8 of at least 1000 characters.
+      path: a file in UTF-8 of at least 1000 characters; at most 1 GiB.
 
     Returns:
       The encoded text, named after the file.
 
     Raises:
-      ValueError: when the file is not UTF-8, or too short.
-      OSError: when it cannot be read.
+      ValueError: when the file cannot be read, is not UTF-8, or is too short or too large.
     """
+    payload = read_plain(Path(path).resolve())
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = io.TextIOWrapper(io.BytesIO(payload), encoding="utf-8").read()  # "\r\n" -> "\n"
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8 ({error}).") from None
     return from_string(Path(path).name, text)

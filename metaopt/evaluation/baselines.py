@@ -15,9 +15,10 @@ import optax
 
 from metaopt import optimizers
 from metaopt._version import __version__
+from metaopt.core.files import read_sealed, write_sealed
 from metaopt.core.types import Keys, Task, TaskFamily
 from metaopt.evaluation.curves import Adjustable, Recorder, begin, run, start_losses
-from metaopt.evaluation.records import Grid, read_grid, read_json, write_arrays, write_json
+from metaopt.evaluation.records import Grid, npz, parse_grid
 
 Point = Mapping[str, Any]  # {"schedule": name, **arguments of the schedule}
 
@@ -146,19 +147,25 @@ def tune(
         window=window,
         progress=progress,
     )
-    seconds = time.perf_counter() - started
     loss = curves.loss.reshape(number, seeds, -1)
-    last = np.where(np.isfinite(loss[..., -1]), loss[..., -1], np.inf).mean(axis=1)
-    record = {
+    grid = Grid(curves.steps, loss, np.asarray(time.perf_counter() - started))
+    return _record(baseline, grid, num_steps), grid
+
+
+def _record(baseline: Baseline, grid: Grid, num_steps: int) -> dict[str, Any]:
+    """The record of a search, from the curves of its runs of `num_steps` steps."""
+    number, seeds, _ = grid.loss.shape
+    end = grid.loss[..., -1]
+    last = np.where(np.isfinite(end), end, np.inf).mean(axis=1)
+    return {
         "point": dict(baseline.grid[int(np.argmin(last))]),
         "grid": [dict(point) for point in baseline.grid],
         "loss": last.astype(float).tolist(),
         "seeds": seeds,
         "runs": number * seeds,
         "grad_evals": number * seeds * num_steps,
-        "seconds": round(seconds, 3),
+        "seconds": round(float(grid.seconds), 3),
     }
-    return record, Grid(curves.steps, loss, np.asarray(seconds))
 
 
 def tune_cached(
@@ -174,7 +181,8 @@ def tune_cached(
     """`tune`, or its cached result for the same task, grid, keys and settings.
 
     A cached search belongs to the same task if the task's name and the losses before the first step
-    agree. A search on data or on a network that has changed since is therefore not reused.
+    agree. A search on data or on a network that has changed since is therefore not reused. Nor is
+    one whose file is damaged: the file has a checksum, and holds nothing but the curves.
 
     Args:
       folder: folder of the cache.
@@ -200,14 +208,13 @@ def tune_cached(
         "settings": settings,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    record_file, grid_file = folder / f"{digest}.json", folder / f"{digest}.npz"
-    if record_file.exists() and grid_file.exists():
-        grid = read_grid(grid_file)
-        if np.allclose(grid.loss[0, :, 0], first, rtol=1e-4):
-            return read_json(record_file), grid
+    file, shape = folder / f"{digest}.grid", (len(baseline.grid), len(keys))
+    if payload := read_sealed(file):
+        grid = parse_grid(file, payload)
+        if grid.loss.shape[:2] == shape and np.allclose(grid.loss[0, :, 0], first, rtol=1e-4):
+            return _record(baseline, grid, settings["num_steps"]), grid
     record, grid = tune(baseline, task, keys=keys, progress=progress, **settings)
-    write_arrays(grid_file, grid)
-    write_json(record_file, record)  # written last: it marks the search as complete
+    write_sealed(file, npz(grid))
     return record, grid
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from metaopt import datasets
+from metaopt.core.checks import check_json, show
 from metaopt.core.files import cache_folder
 from metaopt.core.trees import leaf_names
 from metaopt.core.types import Key, TaskFamily
@@ -19,6 +20,7 @@ from metaopt.evaluation.curves import Adjustable, begin, evaluate
 from metaopt.evaluation.progress import Begin, progress
 from metaopt.evaluation.records import (
     ALL,
+    RECORD,
     CurveRecord,
     Curves,
     TaskRecord,
@@ -175,7 +177,13 @@ def _tune_all(
             write_arrays(place.folder / file, grid)
             tuned[baseline.label] = {**search, "file": file}
             place.save()
-        makes[name] = chosen(baseline, tuned[baseline.label]["point"], head)
+        point = tuned[baseline.label].get("point")
+        if point not in baseline.grid:
+            raise ValueError(
+                f"{place.folder / RECORD}: the point {show(point)} of {baseline.label} is not in "
+                "its grid; run the evaluation again with --overwrite True."
+            )
+        makes[name] = chosen(baseline, point, head)
     return makes
 
 
@@ -203,7 +211,9 @@ def _compare_with_velodrome(record: TaskRecord, name: str, contender: str, curve
     path = datasets.data_root() / VELODROME
     if not name or not path.exists():
         return
-    steps, loss = map(np.asarray, read_json(path)[name])
+    reference = read_json(path)
+    check_json(str(path), reference, {name: [[float]]})
+    steps, loss = map(np.asarray, reference[name])
     own = curves.train_loss.mean(axis=0)
     speedup = statistics.speedup_against(steps, loss, curves.steps, own)
     record.velodrome["name"] = name

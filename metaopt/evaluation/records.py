@@ -145,12 +145,17 @@ class TaskRecord(NamedTuple):
 
 def write_arrays(path: Path, arrays: Curves | Grid) -> None:
     """Writes curves or a grid as npz."""
+    write_whole(path, npz(arrays))
+
+
+def npz(arrays: Curves | Grid) -> bytes:
+    """Curves or a grid as the content of an npz file."""
     fields: dict[str, Any] = arrays._asdict()
     states: dict[str, Any] = fields.pop("state", {})
     fields |= {f"state/{name}": value for name, value in states.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **fields)
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_curves(path: Path) -> Curves:
@@ -159,7 +164,7 @@ def read_curves(path: Path) -> Curves:
     Raises:
       ValueError: when the file holds no curves, or arrays whose shapes do not match.
     """
-    arrays = _read_arrays(path, Curves)
+    arrays = _parse_arrays(path, read_plain(path), Curves)
     states = {
         name.removeprefix("state/"): values
         for name, values in arrays.items()
@@ -184,15 +189,25 @@ def read_grid(path: Path) -> Grid:
     Raises:
       ValueError: when the file holds no grid, or arrays whose shapes do not match.
     """
-    arrays = _read_arrays(path, Grid)
+    return parse_grid(path, read_plain(path))
+
+
+def parse_grid(path: Path, payload: bytes) -> Grid:
+    """The grid with this content; `path` is for messages.
+
+    Raises:
+      ValueError: see `read_grid`.
+    """
+    arrays = _parse_arrays(path, payload, Grid)
     _check_axes(path, arrays, "loss", 3)
     _check_steps(path, arrays, ("steps",))
     return Grid(**{name: arrays[name] for name in Grid._fields})
 
 
-def _read_arrays(path: Path, kind: type[Curves] | type[Grid]) -> dict[str, np.ndarray]:
+def _parse_arrays(
+    path: Path, payload: bytes, kind: type[Curves] | type[Grid]
+) -> dict[str, np.ndarray]:
     """All arrays of an npz file; the fields of `kind` are among them."""
-    payload = read_plain(path)
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > LARGEST:

@@ -6,8 +6,8 @@ A curve is written when it is complete, and is not run again.
 import dataclasses
 import json
 import platform
+import re
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,22 @@ import tyro
 
 from metaopt._version import __version__
 from metaopt.core.checks import check_fields, check_known
+from metaopt.core.files import check_only_ours, only_writer, remove_contents, sweep_parts
 from metaopt.core.processes import in_processes
 from metaopt.evaluation import contenders
 from metaopt.evaluation.baselines import BASELINES
 from metaopt.evaluation.comparing import ComparisonSettings, compare, task_id
 from metaopt.evaluation.contenders import Contender, Learned
-from metaopt.evaluation.records import FORMAT, INDEX, read_json, write_json
+from metaopt.evaluation.records import FORMAT, INDEX, RECORD, read_json, write_json
 from metaopt.evaluation.suites import SUITES, SuiteTask, fitted
-from metaopt.meta.loop import METRICS, training_curves
+from metaopt.meta.loop import EXPORT, METRICS, WARM_START, training_curves
 from metaopt.zoo import exports
 
+# All that an evaluation and its report write in their folder.
+OURS = re.compile(
+    rf"{INDEX}|report\.html|summary\.md|figures/([\w.-]+\.(png|pdf))?"
+    rf"|\d\d+-[\w.-]+/({RECORD}|[\w.-]+\.npz|.*\.\d+\.part)?"
+)
 RUN_ONLY = ("out", "overwrite", "workers")  # what a resumed evaluation may change
 
 
@@ -108,25 +114,34 @@ def evaluate_suite(job: EvaluateJob) -> Path:
         "tasks": tasks,
         "guards": "on the stream",  # of mini-batches; older records gave them additional ones
     }
-    if job.overwrite and job.out.exists():
-        shutil.rmtree(job.out)
-    if (job.out / INDEX).exists():
-        recorded = read_json(job.out / INDEX)
-        if {key: recorded.get(key) for key in identity} != identity:
+    index = {
+        **identity,
+        "environment": environment(_command(job)),
+        "training": _meta_training(job, exported),
+    }
+    job.out.mkdir(parents=True, exist_ok=True)
+    with only_writer(job.out):
+        _prepare_folder(job.out, identity, job.overwrite)
+        write_json(job.out / INDEX, index)
+        in_processes(_evaluate_task, [(job, number) for number in range(len(tasks))], job.workers)
+    return job.out
+
+
+def _prepare_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
+    """Empties a folder that is overwritten; others must hold the same evaluation, or nothing."""
+    if overwrite:
+        check_only_ours(folder, OURS, marks=(INDEX,))
+        remove_contents(folder)
+    elif (folder / INDEX).exists():
+        recorded = read_json(folder / INDEX)
+        if not isinstance(recorded, dict) or {k: recorded.get(k) for k in identity} != identity:
             raise ValueError(
-                f"{job.out} holds records of another evaluation; choose another folder, or run "
+                f"{folder} holds records of another evaluation; choose another folder, or run "
                 "it again with --overwrite True."
             )
-    write_json(
-        job.out / INDEX,
-        {
-            **identity,
-            "environment": environment(_command(job)),
-            "training": _meta_training(job, exported),
-        },
-    )
-    in_processes(_evaluate_task, [(job, number) for number in range(len(tasks))], job.workers)
-    return job.out
+    for part in (folder, *(folder / task for task in identity["tasks"])):
+        if part.is_dir():
+            sweep_parts(part)
 
 
 def suite_tasks(job: EvaluateJob) -> list[SuiteTask]:
@@ -204,12 +219,14 @@ def _command(job: EvaluateJob) -> str:
 
 
 def _meta_training(job: EvaluateJob, exported: dict[str, exports.Exported]) -> dict[str, Any]:
-    """Training curves of the checkpoints that are run folders, and of the runs they start from."""
+    """Training curves of the checkpoints that are run folders, and of the runs they start from.
+
+    Only files in these folders are read, never those that an export names.
+    """
     curves = {}
-    for path, (name, export) in zip(job.checkpoints, exported.items(), strict=True):
-        folder = path.parent if path.name == "export" else path
-        start = Path(export.trained.get("warm_start") or "/")
-        for label, run_folder in ((f"{name}: warm start", start), (name, folder)):
-            if (run_folder / METRICS).exists():
-                curves[label] = training_curves(run_folder)
+    for path, name in zip(job.checkpoints, exported, strict=True):
+        folder = path.parent if path.name == EXPORT else path
+        for label, file in ((f"{name}: warm start", WARM_START), (name, METRICS)):
+            if (folder / file).exists():
+                curves[label] = training_curves(folder, file)
     return curves

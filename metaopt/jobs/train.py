@@ -2,23 +2,27 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import jax
+import numpy as np
 
 from metaopt import meta
 from metaopt.core.checks import check_fields, check_integer, check_number
+from metaopt.core.files import read_plain, write_whole
 from metaopt.core.types import Theta
 from metaopt.jobs.subcommands import subcommands
 from metaopt.meta import METHODS, NESConfig, devices
-from metaopt.meta.loop import read_metrics, train
+from metaopt.meta.loop import EXPORT, METRICS, WARM_START, train
 from metaopt.optimizers import L3RS, OPTIMIZERS, Settings
 from metaopt.tasks import catalog
 from metaopt.zoo import exports
 
 LARGEST_SEED = 2**32 - 1
+MOST_STEPS = 2**31 - 1  # meta-updates are counted in int32
 UNBOUNDED = 10**9  # meta-updates of a run that only its minutes end
 # Fields of a `TrainJob` that may change when its run is resumed.
 WHERE_AND_HOW = (
@@ -101,6 +105,7 @@ class TrainJob:
                 check_integer(f"TrainJob.{name}", value, 1)
         for name in ("minutes", "population_chunk", "cpu_devices"):
             check_number(f"TrainJob.{name}", getattr(self, name), least=0)
+        check_number("TrainJob.steps", self.max_steps, most=MOST_STEPS)
         check_number("TrainJob.seed", self.seed, least=0, most=LARGEST_SEED)
         if not self.tasks:
             raise ValueError("TrainJob.task must name at least one task, got none.")
@@ -135,10 +140,12 @@ def run(job: TrainJob) -> None:
     folder = meta_train(job)
     if jax.process_index() > 0:  # process 0 exports; the others do not wait for it
         return
-    print(f"exported {folder}", end="")
-    if exports_initial_theta(job):
-        print(", the theta that it began with: no update was better on held-out runs", end="")
-    print()
+    trained, note = exports.load(folder).trained, ""
+    if trained["validation_loss"] is None:
+        note = ", the theta that it began with: no loss on held-out runs was finite"
+    elif not trained["improved"]:
+        note = ", the theta that it began with: no update was better on held-out runs"
+    print(f"exported {folder}{note}")
 
 
 def meta_train(job: TrainJob) -> Path:
@@ -157,7 +164,7 @@ def meta_train(job: TrainJob) -> Path:
         exports.check_same_structure(f"warm_start: {job.warm_start}", theta, warm_theta)
         theta = warm_theta
     spread = devices.Spread(job.method.mesh(), job.population_chunk)
-    theta, loss = train(
+    best, loss = train(
         job.method.trainer(lopt, families, spread),
         theta,
         steps=job.max_steps,
@@ -177,15 +184,24 @@ def meta_train(job: TrainJob) -> Path:
         mesh=spread.mesh,
     )
     if jax.process_index() > 0:  # process 0 exports
-        return job.out / "export"
-    trained = {**job.identity, "num_steps": list(job.method.horizon), "validation_loss": loss}
-    return exports.save(job.out / "export", job.learned, theta, trained)
+        return job.out / EXPORT
+    _copy_warm_start_metrics(job)
+    unchanged = jax.tree.map(np.array_equal, best, theta)
+    trained = {
+        **job.identity,
+        "num_steps": list(job.method.horizon),
+        "validation_loss": loss if math.isfinite(loss) else None,
+        "improved": not all(jax.tree.leaves(unchanged)),
+    }
+    return exports.save(job.out / EXPORT, job.learned, best, trained)
 
 
-def exports_initial_theta(job: TrainJob) -> bool:
-    """Whether a finished run exported its initial theta: no update was better on held-out runs."""
-    losses = read_metrics(job.out).get("validation_loss", ())
-    return exports.load(job.out).trained["validation_loss"] not in losses
+def _copy_warm_start_metrics(job: TrainJob) -> None:
+    """Copies the metrics of the run that this one started from, so that reports draw both."""
+    start = Path(job.warm_start)
+    metrics = (start.parent if start.name == EXPORT else start) / METRICS
+    if job.warm_start and metrics.exists():
+        write_whole(job.out / WARM_START, read_plain(metrics))
 
 
 def _warm_start(job: TrainJob) -> Theta | None:

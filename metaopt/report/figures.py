@@ -19,12 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from metaopt.core.checks import printable
 from metaopt.core.files import write_whole
 from metaopt.evaluation.statistics import Interval, final_mean, mean_interval
 from metaopt.report.looks import (
     COLOURS,
     COSTS,
     MANY_LAYERS,
+    MOST_PANELS,
     Look,
     choose_looks,
     layer_colours,
@@ -87,7 +89,7 @@ def drawings(evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
     looks = choose_looks(optimizers(evaluation), [task.curves for task in evaluation.tasks])
 
     def comparison(cost: str) -> Figure:
-        panels = [_task_curves(task, cost) for task in evaluation.tasks]
+        panels = [_task_curves(task, cost) for task in evaluation.tasks[:MOST_PANELS]]
         return curves_figure(panels, looks, xlabel=COSTS[cost])
 
     figures = {
@@ -96,11 +98,12 @@ def drawings(evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
     }
     ranking = [s for s in standings(evaluation) if s.speedup and s.optimizer != REFERENCE]
     if ranking:
-        figures["aggregate"] = partial(standings_figure, ranking, looks)
+        figures["aggregate"] = partial(standings_figure, ranking[: 2 * MOST_PANELS], looks)
     if runs := training_runs(evaluation.index):
-        figures["meta_training"] = partial(meta_training_figure, runs)
+        shown = dict(list(runs.items())[:MOST_PANELS])
+        figures["meta_training"] = partial(meta_training_figure, shown)
     for mixture in mixtures(evaluation.tasks[0]):
-        name = re.sub(r"[^a-z0-9]+", "-", mixture.optimizer.lower()).strip("-") or "l3rs"
+        name = re.sub(r"[^a-z0-9]+", "-", mixture.optimizer.lower()).strip("-")[:80] or "l3rs"
         figures[f"mixture-{name}"] = partial(mixture_figure, mixture)
     return figures
 
@@ -290,7 +293,7 @@ def meta_training_figure(runs: Mapping[str, Mapping[str, np.ndarray]]) -> Figure
 
 def mixture_figure(mixture: Mixture) -> Figure:
     """Step norm lambda and weights alpha of an L3RS during a run, per layer."""
-    layers, bases = mixture.layers, mixture.bases
+    layers, bases = mixture.layers, mixture.bases[:MOST_PANELS]
     with matplotlib.rc_context(style()):
         figure, panels = _panels(1 + len(bases), 1 + len(bases), width=3.6, height=3.0)
         for index, (layer, colour) in enumerate(
@@ -323,4 +326,4 @@ def _panels(number: int, columns: int, *, width: float, height: float) -> tuple[
 
 def _plain(text: str) -> str:
     """The text with dollar signs escaped, which would start a formula."""
-    return text.replace("$", r"\$")
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")

@@ -13,6 +13,7 @@ from metaopt.evaluation.records import CurveRecord
 # The palette of Okabe and Ito, which colour-blind readers and grey prints can tell apart.
 COLOURS = ("#8C8C8C", "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":")
+MOST_PANELS = 60  # of a figure; more would make a picture that no program opens
 MANY_LAYERS = 8  # more layers are coloured by depth, without a legend
 OFF_CHART = 1e3  # a mean above this multiple of its start is not drawn
 

@@ -105,11 +105,13 @@ def render(evaluation: Evaluation, folder: Path) -> str:
         "points": POINTS,
         "svg_dashes": SVG_DASHES,
         "many_layers": MANY_LAYERS,
-        "css": Markup(source.joinpath("page.css").read_text()),
-        "script": Markup(source.joinpath("page.js").read_text()),
+        "css": Markup(source.joinpath("page.css").read_text(encoding="utf-8")),
+        "script": Markup(source.joinpath("page.js").read_text(encoding="utf-8")),
         "bokeh": Markup(_bokeh_script()),
     }
-    return environment.from_string(source.joinpath("page.html").read_text()).render(context)
+    return environment.from_string(source.joinpath("page.html").read_text(encoding="utf-8")).render(
+        context
+    )
 
 
 def _place(charts: list[Chart], chart: Chart) -> PlacedChart:

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from metaopt.core.checks import printable
 from metaopt.evaluation.statistics import AVERAGED, Interval
+from metaopt.report.looks import MOST_PANELS
 from metaopt.report.summary import (
     REFERENCE,
     Evaluation,
@@ -161,6 +163,8 @@ def caveats(evaluation: Evaluation) -> list[str]:
         )
     if unfinished:
         notes.append(f"Not finished and not in this report: {', '.join(unfinished)}.")
+    if len(evaluation.tasks) > MOST_PANELS:
+        notes.append(f"Figures show the first {MOST_PANELS} of {len(evaluation.tasks)} tasks.")
     if not any(REFERENCE in task.curves for task in evaluation.tasks):
         notes.append(f"Tuned {REFERENCE} was not run, so there is no speed-up.")
     return notes
@@ -170,8 +174,9 @@ def markdown(evaluation: Evaluation) -> str:
     """The report as a Markdown page."""
     job, ranking = evaluation.index["job"], standings(evaluation)
     lines = ["# Evaluation", "", *map(_plain, headline(evaluation, ranking)), ""]
-    lines += [f"Suite `{job.get('suite', '')}`, {job.get('seeds', '')} seeds.", ""]
-    lines += [f"Note: {note}\n" for note in caveats(evaluation)]
+    suite = _plain(str(job.get("suite", ""))).replace("`", "'")
+    lines += [f"Suite `{suite}`, {_plain(str(job.get('seeds', '')))} seeds.", ""]
+    lines += [f"Note: {_plain(note)}\n" for note in caveats(evaluation)]
     if ranking:
         number = len(evaluation.tasks)
         lines += ["## All tasks", "", *_header_lines(STANDING_COLUMNS)]
@@ -191,7 +196,7 @@ def _task_lines(task: TaskData) -> list[str]:
     if task.record.velodrome:
         lines += [f"Published curve: {_plain(task.record.velodrome['name'])}.", ""]
     for name, tuned in task.record.tuned.items():
-        lines += [tuning_text(name, tuned), ""]
+        lines += [_plain(tuning_text(name, tuned)), ""]
     for name, reason in task.record.left_out.items():
         lines += [f"Left out: {_plain(name)}: {_plain(reason)}", ""]
     return lines
@@ -209,7 +214,7 @@ def _plain(text: str) -> str:
     """The text of a user's name with HTML and the bars of tables escaped, on one line."""
     for character, code in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
         text = text.replace(character, code)
-    return " ".join(text.split())
+    return printable(text)
 
 
 def print_summary(result: dict[str, Any], console: Console | None = None) -> None:
@@ -223,11 +228,11 @@ def print_summary(result: dict[str, Any], console: Console | None = None) -> Non
     evaluation: Evaluation = result["evaluation"]
     ranking = standings(evaluation)
     first, details = headline(evaluation, ranking)
-    console.print(escape(first), style="bold", highlight=False)
+    console.print(_shown(first), style="bold", highlight=False)
     if details:
-        console.print(escape(details), highlight=False)
+        console.print(_shown(details), highlight=False)
     for note in caveats(evaluation):
-        console.print(f"note: {escape(note)}", style="yellow", highlight=False)
+        console.print(f"note: {_shown(note)}", style="yellow", highlight=False)
     for task in evaluation.tasks:
         table = rows(task)
         columns = row_columns(table)
@@ -244,12 +249,17 @@ def print_summary(result: dict[str, Any], console: Console | None = None) -> Non
             console.print(f"figure   {path}", soft_wrap=True, markup=False)
 
 
+def _shown(text: str) -> str:
+    """The text of a user's name without markup of rich or control of the terminal."""
+    return escape(printable(text))
+
+
 def _print_table(
     console: Console, title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> None:
     """Prints a table without its wide columns, with intervals in the second column only."""
     table = Table(
-        title=escape(title),
+        title=_shown(title),
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
@@ -261,5 +271,5 @@ def _print_table(
         table.add_column(columns[i], justify="right" if i else "left", no_wrap=i < 2)
     for line in cells:
         brief = (line[i] if i == 1 else line[i].split(" [")[0] for i in printed)
-        table.add_row(*map(escape, brief))
+        table.add_row(*map(_shown, brief))
     console.print(table)

@@ -3,15 +3,21 @@
 The spec holds everything else: the optimizer's name and settings, theta's tree with dtypes and
 shapes, what is known of its meta-training, and the checksum of the weights. Nothing that is read
 is executed, and no name in a file leads to another file.
+
+An older export is replaced by one atomic exchange, that of its spec: new weights are written beside
+the old ones under their checksum, then the spec that has this checksum replaces the old spec, then
+the new weights replace the old ones. `load` takes the weights that have the checksum of the spec,
+so that it finds a whole export at any time.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +33,15 @@ from safetensors.numpy import save as save_safetensors
 from metaopt import zoo
 from metaopt._version import __version__
 from metaopt.core.checks import show
-from metaopt.core.files import LARGEST, parse_json, read_plain
+from metaopt.core.files import (
+    LARGEST,
+    PART,
+    fcntl,
+    parse_json,
+    read_plain,
+    sweep_parts,
+    write_whole,
+)
 from metaopt.core.trees import check_same_structure as check_same_structure
 from metaopt.core.types import LearnedOptimizer, Theta
 from metaopt.optimizers import OPTIMIZERS, Settings, layouts
@@ -35,6 +49,7 @@ from metaopt.optimizers import OPTIMIZERS, Settings, layouts
 FORMAT = 2
 SPEC, WEIGHTS = "spec.json", "theta.safetensors"
 LARGEST_PUBLISHED = 1 << 28  # bytes; the published VeLO has 9 million
+BESIDE = re.compile(r"theta-[0-9a-f]{64}\.safetensors")  # new weights, before they get their name
 
 
 class CheckpointError(ValueError):
@@ -75,10 +90,13 @@ def save(
     theta: Theta,
     trained: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes an export folder; an older one at `path` is replaced only once this one is complete.
+    """Writes an export folder; an older one at `path` is replaced by one atomic exchange.
+
+    A process killed at any time leaves the old export or the new one. Other files beside an export,
+    for example a model card, stay as they are.
 
     Args:
-      path: the folder.
+      path: the folder: a new one, an empty one, or that of an export.
       settings: the optimizer's settings, of a class in `metaopt.optimizers.OPTIMIZERS`.
       theta: its meta-parameters: nested dicts and tuples of float arrays.
       trained: free-form JSON data on the meta-training.
@@ -87,7 +105,9 @@ def save(
       The folder.
 
     Raises:
-      ValueError: when `settings` is of another class, or `trained` is no JSON data.
+      ValueError: when `settings` is of another class, `trained` is no JSON data, the folder holds
+        files but no export, or `load` would refuse the export, for example because theta holds NaN
+        or does not fit `settings`. What is in the folder stays as it is.
 
     Examples:
       >>> import tempfile
@@ -104,8 +124,18 @@ def save(
             "Optimizers built from your own transformations cannot be exported; keep their code "
             "beside theta."
         )
-    leaves = dict(_named_leaves(theta))
-    payload = save_safetensors({k: np.asarray(v) for k, v in leaves.items()})
+    names = Counter(name for name, _ in _named_leaves(theta))
+    if collisions := [name for name, count in names.items() if count > 1]:
+        raise ValueError(
+            f"save: theta has several leaves of the name {show(collisions[0])}; rename the keys of "
+            "its dicts."
+        )
+    try:
+        payload = save_safetensors({name: np.asarray(leaf) for name, leaf in _named_leaves(theta)})
+    except Exception as error:  # safetensors and JAX raise errors of their own kinds
+        raise ValueError(
+            f"save: theta must hold arrays of floating-point numbers ({error})."
+        ) from None
     spec = {
         "format": FORMAT,
         "metaopt": __version__,
@@ -119,7 +149,93 @@ def save(
         text = json.dumps(spec, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"save: settings and trained must be plain JSON data ({error}).") from None
-    return write_folder(Path(path), {WEIGHTS: payload, SPEC: text.encode()})
+    return write(Path(path), text.encode(), payload, caller="save")
+
+
+def write(folder: Path, spec: bytes, weights: bytes, caller: str) -> Path:
+    """Writes the two files of an export, once `load` would accept them.
+
+    Args:
+      folder: a new folder, an empty one, or that of an export, which is replaced.
+      spec: content of the spec.
+      weights: content of the weights file.
+      caller: the beginning of messages.
+
+    Returns:
+      `folder`.
+
+    Raises:
+      CheckpointError: when `load` would refuse the export, or the folder holds files but no export.
+    """
+    try:
+        sha256 = _parse(spec, weights, Path()).sha256
+    except CheckpointError as error:
+        raise CheckpointError(f"{caller}: load would refuse this export: {error}") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    with _only_writer(folder):
+        _finish_exchange(folder, _replaceable(folder, caller))
+        beside = _beside(folder, sha256)
+        write_whole(beside, weights)
+        try:
+            write_whole(folder / SPEC, spec)
+        except OSError:
+            beside.unlink()
+            raise
+        os.replace(beside, folder / WEIGHTS)
+    return folder
+
+
+def _beside(folder: Path, sha256: str) -> Path:
+    return folder / f"theta-{sha256}.safetensors"
+
+
+def _finish_exchange(folder: Path, sha256: str) -> None:
+    """Completes or removes what a process left that was killed while it wrote the export.
+
+    Args:
+      folder: of the export.
+      sha256: checksum of the weights in its spec.
+    """
+    sweep_parts(folder)
+    for path in folder.iterdir():
+        if BESIDE.fullmatch(path.name):
+            if path == _beside(folder, sha256):
+                os.replace(path, folder / WEIGHTS)
+            else:
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Waits while another process writes this export. The lock needs no file of its own."""
+    if fcntl is None:  # Windows cannot lock folders
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot lock folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replaceable(folder: Path, caller: str) -> str:
+    """Checks that the folder is empty or that of an export; the checksum in its spec, or ""."""
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in names if not (BESIDE.fullmatch(name) or PART.fullmatch(name))]
+    if SPEC in names:
+        with contextlib.suppress(ValueError):
+            spec = parse_json(read_plain(folder / SPEC))
+            if isinstance(spec, dict) and {"format", "optimizer", "theta"} <= spec.keys():
+                return str(spec.get("sha256"))
+        foreign = [SPEC]
+    if foreign:
+        raise CheckpointError(
+            f"{caller}: {folder} holds {show(foreign[0])} and no export, so nothing is written "
+            "there; choose another folder, or move away what is in this one."
+        )
+    return ""
 
 
 def load(path: str | os.PathLike[str]) -> Exported:
@@ -137,8 +253,38 @@ def load(path: str | os.PathLike[str]) -> Exported:
       >>> tx = load("lstm-mlp-mnist").apply(num_steps=100)  # an optax transformation
     """
     folder = _export_folder(path)
-    spec = _read_spec(folder / SPEC)
-    payload = _read(folder / WEIGHTS)
+    while True:
+        before = _identity(folder)
+        spec = _read(folder / SPEC)
+        try:
+            return _parse(spec, _read_weights(folder, spec), folder)
+        except CheckpointError:
+            if _identity(folder) == before:  # else another process replaces the export just now
+                raise
+
+
+def _identity(folder: Path) -> list[tuple[int, int]]:
+    """Changes whenever a file of the export is replaced."""
+    identity = []
+    for name in (SPEC, WEIGHTS):
+        with contextlib.suppress(OSError):
+            status = (folder / name).lstat()
+            identity.append((status.st_ino, status.st_mtime_ns))
+    return identity
+
+
+def _read_weights(folder: Path, spec: bytes) -> bytes:
+    """The weights; those beside them while, or where, they have not got their name yet."""
+    sha256 = _parse_spec(spec, folder / SPEC)["sha256"]
+    beside = _beside(folder, sha256)
+    if BESIDE.fullmatch(beside.name) and beside.is_file():
+        return _read(beside)
+    return _read(folder / WEIGHTS)
+
+
+def _parse(spec_payload: bytes, payload: bytes, folder: Path) -> Exported:
+    """The export of which the two files have these contents; `folder` is for messages."""
+    spec = _parse_spec(spec_payload, folder / SPEC)
     if hashlib.sha256(payload).hexdigest() != spec["sha256"]:
         raise CheckpointError(
             f"{folder / WEIGHTS}: its checksum is not the one in {SPEC}; the file is truncated or "
@@ -233,37 +379,6 @@ def _settings(name: str, values: Mapping[str, Any], spec: Path) -> Settings:
         raise CheckpointError(f"{spec}: {error}") from None
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """Writes a folder at once: `folder` never holds only a part of `files`.
-
-    Args:
-      folder: the folder; an older one is replaced.
-      files: name of a file -> its content.
-
-    Returns:
-      `folder`.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
-    fresh.mkdir()
-    try:
-        for name, payload in files.items():
-            with open(fresh / name, "wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-            os.replace(folder, old)
-            os.replace(fresh, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return folder
-
-
 def _named_leaves(tree: Any, prefix: str = ""):
     """Yields (name, array); the name is the dict keys and tuple indices on the way, by '/'."""
     if isinstance(tree, Mapping):
@@ -282,8 +397,8 @@ def _describe(tree: Any) -> Any:
         return {str(key): _describe(child) for key, child in tree.items()}
     if isinstance(tree, (tuple, list)):
         return [_describe(child) for child in tree]
-    shape = ",".join(map(str, jnp.shape(tree)))
-    return f"{jnp.asarray(tree).dtype}[{shape}]"
+    array = np.asarray(tree)
+    return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 
 
 def _rebuild(described: Any, leaves: Mapping[str, np.ndarray], where: Path) -> Theta:
@@ -308,10 +423,14 @@ def _rebuild(described: Any, leaves: Mapping[str, np.ndarray], where: Path) -> T
                 f"{where}: leaf {name!r} of theta is {description}; theta holds floating-point "
                 "numbers."
             )
-        if not np.isfinite(leaves[name]).all():
-            raise CheckpointError(f"{where}: leaf {name!r} holds NaN or inf.")
+        # float64 becomes float32, and may become inf, unless JAX has it enabled.
+        dtype = jax.dtypes.canonicalize_dtype(leaves[name].dtype)
+        with np.errstate(over="ignore"):
+            array = leaves[name].astype(dtype)
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{where}: leaf {name!r} holds NaN or inf as {dtype}.")
         used.add(name)
-        return jnp.asarray(leaves[name])
+        return jnp.asarray(array)
 
     theta = walk(described, "")
     if extra := sorted(leaves.keys() - used):
@@ -346,11 +465,9 @@ def _read(path: Path, most: int = LARGEST) -> bytes:
         raise CheckpointError(str(error)) from None
 
 
-def _read_spec(path: Path) -> dict[str, Any]:
+def _parse_spec(payload: bytes, path: Path) -> dict[str, Any]:
     try:
-        spec = parse_json(_read(path))
-    except CheckpointError:
-        raise
+        spec = parse_json(payload)
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(spec, dict) or type(spec.get("format")) is not int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from metaopt.core.extras import optional_imports
 from metaopt.core.files import cache_folder, read_plain
-from metaopt.zoo.exports import SPEC, WEIGHTS, CheckpointError, write_folder
+from metaopt.zoo.exports import SPEC, WEIGHTS, CheckpointError, write
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 OFFLINE = (
@@ -21,15 +21,15 @@ OFFLINE = (
 def fetch(repo_id: str, revision: str = "main", *, into: Path | None = None) -> Path:
     """Downloads an export and returns its folder: ``metaopt.load(hub.fetch("owner/name"))``.
 
-    It downloads only the two files of an export, both from one commit. They are data: neither this
-    function nor `metaopt.load`, which checks them, executes anything in them.
+    It downloads only the two files of an export, both from one commit. They are data, and
+    they are checked as `metaopt.load` does before they are written; nothing executes them.
 
     Args:
       repo_id: ``"owner/name"`` on the hub. The files are at the top of that repository.
       revision: a branch, a tag, or a commit. A branch may move: give the 40 digits of a commit
         to make a run repeatable.
-      into: the folder to write; by default one per repository and commit below
-        ``METAOPT_CACHE_DIR`` (or ``~/.cache/metaopt``).
+      into: the folder to write, a new one or that of an export; by default one per repository and
+        commit below ``METAOPT_CACHE_DIR`` (or ``~/.cache/metaopt``).
 
     Returns:
       The folder, which holds plain files only. Without a network, an export that was downloaded
@@ -39,7 +39,8 @@ def fetch(repo_id: str, revision: str = "main", *, into: Path | None = None) -> 
       MissingExtra: when ``huggingface_hub`` is not installed. An export folder that is copied to
         this machine needs no hub: give `metaopt.load` its path.
       CheckpointError: when `repo_id` is not a name on the hub, the hub or the revision cannot be
-        reached, or the repository holds no export.
+        reached, the repository holds no export that `metaopt.load` accepts, or `into` holds files
+        but no export. What is in the folder stays as it is.
     """
     who = f"hub.fetch({repo_id!r}, revision={revision!r})"
     if not isinstance(repo_id, str) or not NAME.fullmatch(repo_id):
@@ -59,6 +60,7 @@ def fetch(repo_id: str, revision: str = "main", *, into: Path | None = None) -> 
             "export of metaopt."
         )
     # The hub's cache holds links to its files; an export holds plain files only.
-    files = {name: read_plain((snapshot / name).resolve()) for name in (SPEC, WEIGHTS)}
-    folder = cache_folder() / "hub" / repo_id.replace("/", "--") / snapshot.name
-    return write_folder(folder if into is None else Path(into), files)
+    spec, weights = (read_plain((snapshot / name).resolve()) for name in (SPEC, WEIGHTS))
+    if into is None:
+        into = cache_folder() / "hub" / repo_id.replace("/", "--") / snapshot.name
+    return write(Path(into), spec, weights, caller=who)

@@ -181,3 +181,10 @@ def test_a_file_name_leads_nowhere_else(name):
 )
 def test_messages_show_the_start_of_a_value_and_the_shape_of_an_array(value, shown):
     assert checks.show(value) == shown
+
+
+def test_text_for_a_terminal_is_one_line_without_control():
+    text = "\x1b[31mred\x1b[0m\r\nand\tthe rest \u202e\x00\x07 θ naïve"
+    assert (
+        checks.printable(text) == "\ufffd[31mred\ufffd[0m and the rest \ufffd\ufffd\ufffd θ naïve"
+    )

@@ -18,6 +18,11 @@ X, Y = np.zeros((12, 2), np.float32), np.zeros(12, np.int32)
         (X[:0], Y[:0], "empty"),
         (X, Y[:5], "12 inputs, but 5 labels"),
         (np.where(np.arange(12)[:, None] == 3, np.nan, X), Y, "1 of 12 inputs hold NaN"),
+        (
+            np.where(np.arange(12)[:, None] == 3, 1e308, X.astype(float)),
+            Y,
+            "1 of 12 inputs hold NaN or inf",
+        ),
         (X, Y.astype(np.float32), "labels must be integers"),
         (X, Y + 7, r"labels must lie in 0..1, got 7..7"),
     ],

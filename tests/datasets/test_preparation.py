@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from dataset_files import digit_images, write_class_folders, write_digits_idx, write_idx
 
 from metaopt import datasets
-from metaopt.datasets import decoded_arrays, tfds_records
+from metaopt.datasets import decoded_arrays, store, tfds_records
 
 X, Y = digit_images(side=32, channels=3, n=60)
 PREPARE_AGAIN = "metaopt data prepare mine --from DIR --overwrite True"
@@ -268,3 +268,26 @@ def test_two_processes_prepare_one_set_once(tmp_path, many_images):
     test = datasets.load("mine", root=root).splits["test"]
     np.testing.assert_array_equal(test["x"], digit_images(n=50)[0])
     assert sorted(path.name for path in root.iterdir()) == [".mine.lock", "mine"]
+
+
+def test_a_root_that_cannot_be_written_is_one_line_that_names_the_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("METAOPT_DATA_DIR", str(tmp_path / "file" / "data"))
+    with pytest.raises(OSError, match=r"cannot be written .*; set METAOPT_DATA_DIR"):
+        datasets.prepare("mine", tmp_path)
+    assert datasets.load("moons").num_classes == 2  # the others need no folder
+
+
+def test_a_set_that_was_being_replaced_when_its_process_was_killed_comes_back(tmp_path):
+    root, target = tmp_path / "root", tmp_path / "root" / "mine" / "1.0.0"
+    target.mkdir(parents=True)
+    (target / store.INFO).write_text("old")
+    leftover = root / ".mine.part-killed"
+    new = leftover / "mine" / "1.0.0"
+    new.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError):  # the second of the two renames
+        store.publish(leftover / "nothing", target, staging=leftover, root=root)
+    assert not target.exists()
+    with store.lock(root, "mine"), store.staging_folder(root, "mine"):
+        assert (target / store.INFO).read_text() == "old"
+    assert not leftover.exists()

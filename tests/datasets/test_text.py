@@ -1,5 +1,7 @@
 """Texts are encoded without loss; what is not text is refused."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -31,3 +33,13 @@ def test_short_and_binary_files_are_refused(tmp_path):
     (tmp_path / "image.png").write_bytes(bytes(range(256)) * 10)
     with pytest.raises(ValueError, match=r"image.png: not a text file in UTF-8"):
         datasets.text_from_file(tmp_path / "image.png")
+
+
+def test_only_a_file_is_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path, tmp_path / "missing"):
+        with pytest.raises(ValueError, match=r"is not a plain file|cannot be read"):
+            datasets.text_from_file(path)
+    (tmp_path / "mine.txt").write_bytes(b"one line\r\n" * 200)
+    (tmp_path / "link.txt").symlink_to(tmp_path / "mine.txt")
+    assert decode(datasets.text_from_file(tmp_path / "link.txt")) == "one line\n" * 200

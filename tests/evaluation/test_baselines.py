@@ -10,6 +10,7 @@ from metaopt import tasks
 from metaopt.datasets import moons
 from metaopt.evaluation import baselines
 from metaopt.evaluation.baselines import BASELINES, Baseline, chosen, points, tune, tune_cached
+from metaopt.evaluation.records import npz
 from metaopt.tasks import networks, quadratic
 
 TASK = quadratic(dim=4)
@@ -104,7 +105,7 @@ class TestCache:
         assert first == second
         np.testing.assert_array_equal(grid.loss, again.loss)
 
-    @pytest.mark.parametrize("changed", ["grid", "steps", "keys", "task", "interrupted"])
+    @pytest.mark.parametrize("changed", ["grid", "steps", "keys", "task", "lost"])
     def test_another_search_is_not_reused(self, tmp_path, monkeypatch, changed):
         tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)
         baseline, task, settings = SEARCHED, TASK, dict(SETTINGS)
@@ -117,9 +118,23 @@ class TestCache:
         elif changed == "task":  # of the same name
             task = quadratic(dim=4, condition=20.0)
         else:
-            (record,) = tmp_path.glob("*.json")
-            record.unlink()
+            (file,) = tmp_path.iterdir()
+            file.unlink()
         searched = []
         monkeypatch.setattr(baselines, "tune", lambda *a, **k: searched.append(1) or tune(*a, **k))
         tune_cached(tmp_path, "q", baseline, task, **settings)
         assert searched
+
+    def test_a_damaged_search_is_run_again(self, tmp_path, monkeypatch):
+        """One cut in half, one with another learning rate's curves, one of another format."""
+        record, grid = tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)
+        searched = []
+        monkeypatch.setattr(baselines, "tune", lambda *a, **k: searched.append(1) or (record, grid))
+        (file,) = tmp_path.iterdir()
+        whole = file.read_bytes()
+        swapped = npz(grid._replace(loss=grid.loss[::-1]))
+        for damaged in (whole[: len(whole) // 2], whole[:65] + swapped, b"", b"{}", swapped):
+            file.write_bytes(damaged)
+            assert tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)[0] == record
+            assert file.read_bytes() == whole
+        assert len(searched) == 5

@@ -7,14 +7,17 @@ import jax
 import numpy as np
 import optax
 import pytest
+from refusals import fingerprint
 
-from metaopt import optimizers
+from metaopt import optimizers, report
 from metaopt.cli import main
+from metaopt.core.files import only_writer
 from metaopt.evaluation import baselines, comparing, suites
 from metaopt.evaluation.contenders import GUARDS, adversary, folder_name, guarded
 from metaopt.evaluation.curves import evaluate
 from metaopt.evaluation.records import read_curves, read_grid, read_index, read_record
 from metaopt.evaluation.suites import SUITES, Suite, SuiteTask
+from metaopt.jobs import evaluate as evaluate_job
 from metaopt.jobs.evaluate import EvaluateJob, suite_tasks
 from metaopt.tasks.catalog import TASKS, build
 from metaopt.zoo import exports
@@ -124,6 +127,65 @@ def test_records_of_another_evaluation_are_not_mixed(evaluation, capsys):
     changed = [a if a != "3" else "4" for a in arguments]
     assert main(changed) == 2
     assert "records of another evaluation" in capsys.readouterr().err
+
+
+def test_a_tuned_point_that_is_not_in_the_grid_is_not_used(evaluation, tmp_path, capsys):
+    folder, arguments = evaluation
+    out = shutil.copytree(folder / "records", tmp_path / "records")
+    path = out / "00-moons-20" / "record.json"
+    record = json.loads(path.read_text())
+    record["tuned"]["SGD"]["point"]["lr"] = 999.0
+    path.write_text(json.dumps(record))
+    assert main([*arguments[:-1], str(out)]) == 2
+    assert "'lr': 999.0} of SGD is not in its grid" in capsys.readouterr().err
+
+
+def test_a_folder_has_one_evaluation_at_a_time(evaluation, capsys):
+    folder, arguments = evaluation
+    index = (folder / "records" / "evaluation.json").read_bytes()
+    with only_writer(folder / "records"):
+        for more in ([], ["--overwrite", "True"]):
+            assert main([*arguments, *more]) == 2
+            assert "another process is writing in this folder" in capsys.readouterr().err
+    assert (folder / "records" / "evaluation.json").read_bytes() == index
+
+
+def test_only_an_evaluation_is_overwritten(evaluation, tmp_path, monkeypatch, capsys):
+    folder, arguments = evaluation
+    monkeypatch.setattr(evaluate_job, "in_processes", lambda *arguments: None)
+    monkeypatch.setattr(report, "report", lambda folder: None)
+    monkeypatch.setattr(report, "print_summary", lambda drawn: None)
+    out = shutil.copytree(folder / "records", tmp_path / "records")
+    arguments = [*arguments[:-1], str(out), "--overwrite", "True"]
+    for foreign in ("thesis.tex", "figures/mine.svg", "00-moons-20/notes.txt"):
+        (out / foreign).write_text("years")
+        before = fingerprint(out)
+        assert main(arguments) == 2
+        assert f"holds '{foreign}', which metaopt did not write" in capsys.readouterr().err
+        assert fingerprint(out) == before
+        (out / foreign).unlink()
+    assert main(arguments) == 0
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "lock"}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "summary.md").write_text("years")  # a name of ours, but no evaluation
+    assert main([*arguments[:-3], str(tmp_path / "mine"), "--overwrite", "True"]) == 2
+    assert (tmp_path / "mine" / "summary.md").read_text() == "years"
+
+
+@pytest.mark.parametrize("start", ["secret", 5, ["secret"], {"a": 1}])
+def test_no_name_in_an_export_leads_to_another_file(tmp_path, monkeypatch, start):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "metrics.jsonl").write_text('{"step": 0, "meta_loss": 42.0}\n')
+    settings = optimizers.LSTM(hidden=2)
+    theta = settings.build().init(jax.random.key(0), {})
+    exports.save(tmp_path / "run" / "export", settings, theta, {"warm_start": start})
+    job = EvaluateJob(checkpoints=(tmp_path / "run",))
+    curves = lambda: evaluate_job._meta_training(job, evaluate_job.load_all(job))
+    assert curves() == {}
+    for name in ("metrics.jsonl", "warm-start.jsonl"):
+        shutil.copy(tmp_path / "secret" / "metrics.jsonl", tmp_path / "run" / name)
+    assert curves().keys() == {"run", "run: warm start"}
 
 
 def test_the_report_is_drawn_without_the_checkpoints_too(evaluation, tmp_path):

@@ -5,13 +5,15 @@ import json
 from typing import get_args, get_type_hints
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import metaopt
+from metaopt.jobs import train as train_job
 from metaopt.jobs.train import TrainJob, meta_train
 from metaopt.meta import METHODS, NESConfig, PESConfig, TBPTTConfig
-from metaopt.meta.loop import read_metrics
+from metaopt.meta.loop import WARM_START, read_metrics, training_curves
 from metaopt.optimizers import L3RS, LSTM, OPTIMIZERS, VeLO
 
 SMALL = {"learned": L3RS(base=("sgd",)), "steps": 1, "validate_every": 1}
@@ -96,3 +98,52 @@ def test_a_warm_start_must_have_the_same_settings(tmp_path):
     job = TrainJob(learned=LSTM(hidden=3), warm_start=str(tmp_path / "first"), out=tmp_path / "run")
     with pytest.raises(ValueError, match=r"holds LSTM\(hidden=2.*but this run.*LSTM\(hidden=3"):
         meta_train(job)
+
+
+@pytest.mark.parametrize(
+    "change, loss, said",
+    [
+        (0.0, np.inf, "that it began with: no loss on held-out runs was finite"),
+        (0.0, 1.5, "that it began with: no update was better on held-out runs"),
+        (0.1, 1.5, ""),
+    ],
+)
+def test_whatever_a_run_ends_with_is_exported_and_said(
+    tmp_path, monkeypatch, capsys, change, loss, said
+):
+    """By itself: metrics may be gone, and are not asked."""
+    changed = lambda trainer, theta, **settings: (jax.tree.map(lambda x: x + change, theta), loss)
+    monkeypatch.setattr(train_job, "train", changed)
+    job = TrainJob(task="quadratic", learned=LSTM(hidden=2), method=SHORT, out=tmp_path)
+    train_job.run(job)
+    trained = metaopt.load(tmp_path).trained
+    assert trained["improved"] == bool(change)
+    assert trained["validation_loss"] == (loss if np.isfinite(loss) else None)
+    shown = capsys.readouterr().out.strip()
+    assert shown.endswith(f"the theta {said}" if said else "export")
+
+
+def test_a_theta_that_is_not_finite_is_not_exported(tmp_path, monkeypatch):
+    nan = lambda trainer, theta, **settings: (jax.tree.map(lambda x: x * jnp.nan, theta), 1.0)
+    monkeypatch.setattr(train_job, "train", nan)
+    job = TrainJob(task="quadratic", learned=LSTM(hidden=2), method=SHORT, out=tmp_path)
+    with pytest.raises(ValueError, match=r"load would refuse this export: .*holds NaN"):
+        meta_train(job)
+
+
+def test_the_metrics_of_a_warm_start_are_kept_with_the_run(tmp_path, monkeypatch):
+    theta = LSTM(hidden=2).build().init(jax.random.key(0), {})
+    metaopt.save(tmp_path / "first" / "export", LSTM(hidden=2), theta)
+    (tmp_path / "first" / "metrics.jsonl").write_text('{"step": 0, "meta_loss": 42.0}\n')
+    monkeypatch.setattr(train_job, "train", lambda trainer, theta, **settings: (theta, 1.0))
+    for start in (tmp_path / "first", tmp_path / "first" / "export"):
+        out = tmp_path / f"from-{start.name}"
+        settings = {"learned": LSTM(hidden=2), "method": SHORT, "task": "quadratic"}
+        meta_train(TrainJob(**settings, warm_start=str(start), out=out))
+        assert training_curves(out, WARM_START) == {"step": [0.0], "meta_loss": [42.0]}
+
+
+def test_more_steps_than_can_be_counted_are_refused():
+    TrainJob(steps=2**31 - 1)
+    with pytest.raises(ValueError, match=r"TrainJob\.steps must be .*2147483647.*got 2147483648"):
+        TrainJob(steps=2**31)

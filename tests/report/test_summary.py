@@ -14,9 +14,11 @@ from evaluations import (
 )
 
 from metaopt.evaluation import records
-from metaopt.report import summary, tables
+from metaopt.report import figures, summary, tables
+from metaopt.report.looks import MOST_PANELS
 
 STEPS = np.arange(0, NUM_STEPS + 1, WINDOW)
+TRAINING = {"step": [1, 2], "meta_loss": [2.0, 1.0]}
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +188,22 @@ def test_factors_have_about_two_digits(value, text):
 )
 def test_losses_far_off_show_their_order_of_magnitude(value, text):
     assert tables.loss_text(value) == text
+
+
+def test_pictures_are_bounded(evaluation, monkeypatch):
+    many = evaluation._replace(
+        tasks=evaluation.tasks * 500,
+        index={**evaluation.index, "training": {f"run {i}": TRAINING for i in range(500)}},
+    )
+    drawn = []
+    monkeypatch.setattr(figures, "standings", lambda evaluation: [])
+    monkeypatch.setattr(figures, "curves_figure", lambda tasks, *a, **k: drawn.append(len(tasks)))
+    monkeypatch.setattr(figures, "meta_training_figure", lambda runs: drawn.append(len(runs)))
+    monkeypatch.setattr(figures, "_task_curves", lambda task, cost: task)
+    monkeypatch.setattr(figures, "mixture_figure", lambda mixture: None)
+    for make in figures.drawings(many).values():
+        make()
+    assert drawn == [MOST_PANELS] * 3
+    assert f"the first {MOST_PANELS} of 1000 tasks" in " ".join(tables.caveats(many))
+    tall, _ = figures._panels(MOST_PANELS, 1, width=6.6, height=3.3)
+    assert max(tall.get_size_inches()) * figures.style()["savefig.dpi"] < 2**16

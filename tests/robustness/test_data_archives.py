@@ -1,5 +1,9 @@
 """The archives of official data sets: damaged, foreign, or made of pickles."""
 
+import os
+import struct
+import zlib
+
 import numpy as np
 from dataset_files import write_digits_idx
 from refusals import bad_inputs, bomb, refused
@@ -34,6 +38,13 @@ def mat(**arrays):
         return payload
 
     return make
+
+
+def mat_bomb(folder):
+    """0.1 MB that unpack to 100 MB, in an element that is not even asked for."""
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
+    stream = zlib.compress(b"\0" * (100 << 20), 9)
+    return header + struct.pack("<II", 15, len(stream)) + stream
 
 
 GOOD_X, GOOD_Y = np.zeros((32, 32, 3, 2), np.uint8), np.array([[1], [10]])
@@ -83,6 +94,32 @@ ARCHIVES = {
         "svhn_cropped",
         files(**SVHN, test_32x32__mat=lambda f: mat(X=GOOD_X, y=GOOD_Y)(f)[:300]),
         "test_32x32.mat: damaged",
+    ),
+    "svhn: a bomb": (
+        "svhn_cropped",
+        files(**SVHN, test_32x32__mat=mat_bomb),
+        "test_32x32.mat: damaged .*expands more than 100 times",
+    ),
+    "cifar10: names of 1 TB": (
+        "cifar10",
+        lambda folder: (
+            files(**cifar10(), batches__meta__txt=b"x")(folder),
+            os.truncate(folder / "batches.meta.txt", 1 << 40),
+        ),
+        "batches.meta.txt: its 1099511627776 bytes are too many",
+    ),
+    "cifar10: names that are no text": (
+        "cifar10",
+        files(**cifar10(), batches__meta__txt=b"\xff\xfe"),
+        "batches.meta.txt: not text in UTF-8",
+    ),
+    "cifar10: a batch of 13 GB": (
+        "cifar10",
+        lambda folder: (
+            files(**cifar10())(folder),
+            os.truncate(folder / "test_batch.bin", 3073 << 22),
+        ),
+        "test_batch.bin: its 12889096192 bytes are too many",
     ),
     "svhn: no y": (
         "svhn_cropped",

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from evaluations import contenders, descend, write_index, write_task
 from refusals import bad_inputs, bomb, refused
+from rich.console import Console
 
 from metaopt.evaluation.records import INDEX, RECORD
-from metaopt.report import page, report, summary
+from metaopt.report import page, report, summary, tables
 
 TASK, OTHER, MARKER = "0-first", "1-second", "executed"
 
@@ -233,3 +234,59 @@ def test_a_template_in_a_name_is_only_text(evaluation, tmp_path):
     shown = page.render(summary.load(folder), folder)
     assert "cycler.__init__" in shown and "${7*7}" in shown
     assert not (folder / MARKER).exists() and not os.path.exists(MARKER)
+
+
+ABSURD = (None, 5, -1, "x", "", [], {}, [[1]], {"a": None}, 1e308, float("nan"), True, 10**400)
+
+
+def paths(value, path=()):
+    """The paths of keys to all values of parsed JSON; of lists, to the first two."""
+    yield path
+    inside = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        inside = enumerate(value[:2])
+    for key, child in inside:
+        yield from paths(child, (*path, key))
+
+
+@pytest.mark.parametrize("name", [INDEX, f"{TASK}/{RECORD}"])
+def test_absurd_fields_are_shown_or_refused_in_one_line(evaluation, tmp_path, name):
+    """A sample of all fields with all absurd values, or without them."""
+    folder = shutil.copytree(evaluation, tmp_path / "x")
+    content = (folder / name).read_text()
+    random = np.random.default_rng(0)
+    places = list(paths(json.loads(content)))[1:]
+    for index in random.integers(len(places), size=12):
+        *outer, last = places[index]
+        changed = inside = json.loads(content)
+        for key in outer:
+            inside = inside[key]
+        kind = random.integers(len(ABSURD) + 1)
+        if kind < len(ABSURD):
+            inside[last] = ABSURD[kind]
+        else:
+            del inside[last]
+        (folder / name).write_text(json.dumps(changed))
+        try:
+            shown = tables.markdown(summary.load(folder))
+        except ValueError as error:
+            assert str(folder) in str(error)
+        else:
+            assert shown.startswith("# Evaluation")
+
+
+def test_names_do_not_control_a_terminal_or_a_page(evaluation, tmp_path):
+    folder = shutil.copytree(evaluation, tmp_path / "x")
+    hostile = "\x1b[31m\x07<script>alert(1)</script>|`x`\r\n[link](javascript:alert(1))\u202e"
+    for place in (("job", "suite"), ("job", "seeds")):
+        put(INDEX, *place, hostile)(folder)
+    put(f"{TASK}/{RECORD}", "title", hostile)(folder)
+    put(f"{TASK}/{RECORD}", "tuned", "SGD", "point", {"schedule": hostile, hostile: 1})(folder)
+    put(f"{TASK}/{RECORD}", "left_out", {hostile: hostile})(folder)
+    evaluation = summary.load(folder)
+    text = tables.markdown(evaluation)
+    assert "<script" not in text and not set(text) - {"\n"} & set(map(chr, range(32)))
+    screen = io.StringIO()
+    result = {"evaluation": evaluation, "page": "p", "summary": "s", "figures": []}
+    tables.print_summary(result, Console(file=screen, width=300))
+    assert not {"\x1b", "\x07", "\r", "\u202e"} & set(screen.getvalue())

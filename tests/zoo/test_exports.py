@@ -1,7 +1,9 @@
 """Exports: what goes in comes out, and nothing broken or foreign is taken for an export."""
 
+import functools
 import json
 import os
+import threading
 
 import jax
 import numpy as np
@@ -22,8 +24,13 @@ SETTINGS = {
 }
 
 
+@functools.cache
+def theta_of(name):
+    return SETTINGS[name].build().init(jax.random.key(0), PARAMS)
+
+
 def export(path, name="lstm", **trained):
-    theta = SETTINGS[name].build().init(jax.random.key(0), PARAMS)
+    theta = theta_of(name)
     return metaopt.save(path, SETTINGS[name], theta, trained), theta
 
 
@@ -174,3 +181,185 @@ def test_what_cannot_be_rebuilt_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="plain JSON"):
         metaopt.save(tmp_path / "x", LSTM(), theta, {"when": {1, 2}})
     assert not (tmp_path / "x").exists()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FOREIGN = {
+    "thesis.tex": {"thesis.tex": "years", "data/x.csv": "1"},
+    "spec.json": {SPEC: '{"openapi": "3.0"}'},
+    "theta.safetensors": {WEIGHTS: "another tool's"},
+    "a list": {SPEC: "[1]"},
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_a_folder_of_other_files_is_not_replaced(tmp_path, foreign):
+    for name, text in FOREIGN[foreign].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"holds '(thesis|spec|theta|data)[.\w]*' and no export"):
+        export(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_other_files_beside_an_export_stay(tmp_path):
+    folder, _ = export(tmp_path / "x", "l3rs")
+    (folder / "README.md").write_text("a model card")
+    export(folder, "lstm")
+    assert metaopt.load(folder).name == "lstm"
+    assert sorted(os.listdir(folder)) == ["README.md", SPEC, WEIGHTS]
+
+
+def unfit(theta):
+    return {**theta, "more": np.ones(2, np.float32)}
+
+
+REFUSED = {
+    "NaN": (lambda theta: jax.tree.map(lambda x: x * np.nan, theta), "holds NaN or inf"),
+    "float64 beyond float32": (
+        lambda theta: jax.tree.map(lambda x: np.full(x.shape, 1e308), theta),
+        "holds NaN or inf as float32",
+    ),
+    "another optimizer's": (unfit, "does not fit|other leaves"),
+    "colliding names": (
+        lambda theta: {**theta, "net/readout/bias": np.ones(1, np.float32)},
+        "several leaves of the name 'net/readout/bias'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_load_would_refuse_replaces_no_good_export(tmp_path, case):
+    folder, theta = export(tmp_path / "x")
+    before = contents(folder)
+    change, match = REFUSED[case]
+    with pytest.raises(ValueError, match=match):
+        metaopt.save(folder, SETTINGS["lstm"], change(theta))
+    with pytest.raises(ValueError, match=match):
+        metaopt.save(tmp_path / "new", SETTINGS["lstm"], change(theta))
+    assert contents(folder) == before
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_leaf_that_is_infinite_only_after_its_cast_is_refused(tmp_path):
+    folder, _ = export(tmp_path / "x")
+    name = "net/readout/kernel"
+    reweigh(folder, lambda leaves: {**leaves, name: np.full((3, 1), 1e308)})
+    with pytest.raises(CheckpointError, match=r"is float64\[3,1\], but the spec says float32"):
+        metaopt.load(folder)
+    spec = json.loads((folder / SPEC).read_text())
+    spec["theta"]["net"]["readout"]["kernel"] = "float64[3,1]"
+    edit(folder, theta=spec["theta"])
+    with pytest.raises(CheckpointError, match=r"kernel' holds NaN or inf as float32"):
+        metaopt.load(folder)
+
+
+NO_THETA = {
+    "None": None,
+    "a string": "x",
+    "objects": np.array([{}], object),
+    "a key": jax.random.key(0),
+    "a function": len,
+    "integers": np.ones(3, np.int32),
+    "complex numbers": np.ones(3, np.complex64),
+}
+
+
+@pytest.mark.parametrize("kind", NO_THETA)
+def test_what_is_no_theta_is_refused_in_one_line(tmp_path, kind):
+    theta = {**theta_of("lstm"), "memory": NO_THETA[kind]}
+    with pytest.raises(ValueError, match="floating-point numbers") as refusal:
+        metaopt.save(tmp_path / "x", SETTINGS["lstm"], theta)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "x").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_a_process_killed_at_any_rename_leaves_a_whole_export(tmp_path, monkeypatch, older):
+    """Before and after each of them; the next `save` removes what was left behind."""
+    names = set()
+    for number in range(20):
+        folder = tmp_path / str(number)
+        if older:
+            export(folder, "l3rs")
+        calls = iter(range(20))
+
+        def replace(source, target, real=os.replace, calls=calls, number=number):
+            call = 2 * next(calls)
+            if call == number:
+                raise Killed
+            real(source, target)
+            if call + 1 == number:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            try:
+                export(folder, "lstm")
+                break
+            except Killed:
+                pass
+        if older or (folder / SPEC).exists():
+            names.add(metaopt.load(folder).name)
+        export(folder, "velo")
+        assert metaopt.load(folder).name == "velo"
+        assert sorted(os.listdir(folder)) == [SPEC, WEIGHTS]
+    assert number == 6  # three renames
+    assert names == ({"l3rs", "lstm"} if older else {"lstm"})
+
+
+def test_a_save_after_a_kill_never_leaves_less_than_it_found(tmp_path, monkeypatch):
+    """Killed once before the weights have their name, and again at once in the next `save`."""
+    folder, _ = export(tmp_path / "x", "l3rs")
+    real = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda a, b: real(a, b) if b != folder / WEIGHTS else kill())
+        with pytest.raises(Killed):
+            export(folder, "lstm")
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, "write_whole", lambda *arguments: kill())
+        with pytest.raises(Killed):
+            export(folder, "velo")
+    assert metaopt.load(folder).name == "lstm"
+
+
+def kill():
+    raise Killed
+
+
+def test_readers_beside_writers_never_fail(tmp_path):
+    folder, _ = export(tmp_path / "x", "lstm")
+    done, failures = threading.Event(), []
+
+    def write(name):
+        try:
+            for _ in range(10):
+                export(folder, name)
+        except Exception as error:
+            failures.append(error)
+
+    def read():
+        while not done.is_set():
+            try:
+                metaopt.load(folder)
+            except Exception as error:
+                failures.append(error)
+
+    writers = [threading.Thread(target=write, args=(name,)) for name in ("lstm", "lstm", "velo")]
+    reader = threading.Thread(target=read)
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert not failures
+    assert sorted(os.listdir(folder)) == [SPEC, WEIGHTS]

@@ -72,12 +72,24 @@ def test_a_copied_folder_loads_without_the_hub(repository, monkeypatch):
         hub.fetch("owner/name")
 
 
-def test_changed_weights_are_refused_when_loaded(repository):
+def test_what_load_would_refuse_does_not_arrive(repository, tmp_path):
     remote, _ = repository
+    folder = hub.fetch("owner/name", into=tmp_path / "here")
     weights = remote / "theta.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\1")
-    with pytest.raises(metaopt.CheckpointError, match="checksum"):
-        metaopt.load(hub.fetch("owner/name"))
+    for into in (folder, tmp_path / "new"):
+        with pytest.raises(metaopt.CheckpointError, match=r"hub\.fetch.*checksum"):
+            hub.fetch("owner/name", into=into)
+    assert metaopt.load(folder).name == "lstm"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_of_other_files_is_not_replaced(repository, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "thesis.tex").write_text("years")
+    with pytest.raises(metaopt.CheckpointError, match=r"holds 'thesis\.tex' and no export"):
+        hub.fetch("owner/name", into=tmp_path / "results")
+    assert os.listdir(tmp_path / "results") == ["thesis.tex"]
 
 
 def test_a_repository_without_an_export_is_named(repository):

@@ -1,7 +1,9 @@
 """The loop over meta-updates, from whatever an earlier part of the run left to its end."""
 
+import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,11 +103,12 @@ def train(
       mesh: the devices that `trainer` spreads its work over; None: one device.
 
     Returns:
-      The theta with the lowest validation loss, and that loss.
+      The theta with the lowest validation loss, and that loss. Where no validation loss was
+      finite, the initial theta and inf, after a warning at the first validation.
 
     Raises:
       ValueError: steps < 1, minutes < 0, `out` holds a run with another configuration, or
-        checkpoints of which none can be read.
+        checkpoints of which none can be read. What is in the folder stays as it is.
       OSError: the disk is full; the last complete checkpoint is kept.
       Terminated: SIGTERM came; the state is saved.
     """
@@ -113,24 +116,46 @@ def train(
         raise ValueError(f"train: steps must be at least 1, got {steps}.")
     if not minutes >= 0:
         raise ValueError(f"train: minutes must not be negative, got {minutes}.")
-    folder = Path(out).absolute()
+    folder, config = Path(out).absolute(), json.loads(json.dumps(dict(config)))
     plan = _Plan(steps, 60.0 * minutes, validate_every, checkpoint_every)
     programs = _programs(trainer, theta, validate, seed, mesh)
     with (
-        run_folder.claimed(folder, config, overwrite, resume_changed),
+        run_folder.claimed(folder, config, overwrite, resume_changed) as claim,
         run_folder.full_disk_explained(folder),
         sigterm_noted() as signals,
-        states.manager(folder) as checkpoints,
     ):
-        saved = states.restore_newest(checkpoints, programs.layout)
-        if saved is None:  # the initial theta competes: no run exports anything worse
-            first = programs.first()
-            saved = Saved(0, programs.validate(first)[0], 0.0)
-        with log(folder, saved.step, steps, label, tensorboard) as write:
-            saved, terminated = _loop(saved, programs, plan, checkpoints, write, signals)
+        # What can fail comes before anything in the folder changes.
+        saved = None
+        if claim.starts:
+            saved = _start(programs, config)
+            claim.begin()
+        with states.manager(folder) as checkpoints:
+            if saved is None:
+                saved = states.restore_newest(checkpoints, programs.layout)
+                if saved is None:  # killed before its first checkpoint
+                    saved = _start(programs, config)
+                else:
+                    run_folder.check_restored(folder, saved.config, config, resume_changed)
+                    saved = saved._replace(config=config)
+                claim.begin()
+            with log(folder, saved.step, steps, label, tensorboard) as write:
+                saved, terminated = _loop(saved, programs, plan, checkpoints, write, signals)
     if terminated:
         raise Terminated(folder, saved.step)
     return saved.state.best, float(saved.state.best_loss)
+
+
+def _start(programs: _Programs, config: Mapping[str, Any]) -> Saved:
+    """A run before its first step. The initial theta competes: no run exports anything worse."""
+    state, loss = programs.validate(programs.first())
+    if not np.isfinite(loss):
+        warnings.warn(
+            f"the held-out loss of the initial theta is {loss}. Unless it becomes finite, the run "
+            "exports the theta that it begins with: stop it and look for what is not finite in the "
+            "loss, or give a smaller horizon or another start.",
+            stacklevel=3,
+        )
+    return Saved(step=0, state=state, seconds=0.0, config=config)
 
 
 def _loop(
@@ -152,7 +177,9 @@ def _loop(
         now = time.perf_counter()
         record |= {"step": saved.step, "seconds": now - started}
         record["inner_steps_per_second"] = record["inner_steps"] / (now - started)
-        saved = Saved(saved.step + 1, saved.state._replace(trainer=inner), now - begun)
+        saved = saved._replace(
+            step=saved.step + 1, state=saved.state._replace(trainer=inner), seconds=now - begun
+        )
         terminated, late = devices.anywhere(signals.terminated, 0 < plan.seconds <= saved.seconds)
         last = late or saved.step == plan.steps
         if saved.step % plan.validate_every == 0 or last:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing import parent_process
 from pathlib import Path
@@ -61,14 +62,20 @@ def log(folder: Path, done: int, steps: int, label: str, tensorboard: bool):
 
 def _metrics_file(path: Path, done: int):
     """Opens the metrics for appending, without lines of steps that are taken again."""
-    if path.exists():
-        lines = []
-        for line in path.read_bytes().splitlines():
-            step = _step(line)
-            if step is not None and step < done:
-                lines.append(line.decode() + "\n")
-        write_whole(path, "".join(lines).encode())
-    return open(path, "a")
+    lines, steps = [], set()
+    for line in read_plain(path).splitlines() if path.exists() else ():
+        step = _step(line)
+        if step is not None and step < done:
+            lines.append(line + b"\n")
+            steps.add(step)
+    if lost := done - len(steps):
+        warnings.warn(
+            f"{path}: the metrics of {lost} of the {done} steps so far are missing; the run goes "
+            "on, but its curves have gaps.",
+            stacklevel=2,
+        )
+    write_whole(path, b"".join(lines))
+    return open(path, "a", encoding="utf-8")
 
 
 def _step(line: bytes) -> int | None:
@@ -132,11 +139,12 @@ def _progress(label: str, done: int, steps: int):
         yield write
 
 
-def read_metrics(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_metrics(folder: str | os.PathLike[str], name: str = METRICS) -> dict[str, np.ndarray]:
     """Reads the metrics of a run.
 
     Args:
       folder: of the run.
+      name: of the file.
 
     Returns:
       Name of the metric -> float64 ``[steps]``, NaN where a step has none.
@@ -144,7 +152,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       ValueError: when the file is missing, or a line is not the metrics of a step.
     """
-    path = Path(folder) / METRICS
+    path = Path(folder) / name
     records = []
     for number, line in enumerate(read_plain(path).splitlines(), start=1):
         try:
@@ -161,11 +169,12 @@ def read_metrics(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     }
 
 
-def training_curves(folder: str | os.PathLike[str]) -> dict[str, list[float]]:
+def training_curves(folder: str | os.PathLike[str], name: str = METRICS) -> dict[str, list[float]]:
     """The curves of a run that reports draw, by meta-update.
 
     Args:
       folder: of the run.
+      name: of the file of metrics.
 
     Returns:
       ``{"step": ..., "meta_loss": ..., "validation_loss": ...}`` as lists; NaN is a gap.
@@ -173,6 +182,6 @@ def training_curves(folder: str | os.PathLike[str]) -> dict[str, list[float]]:
     Raises:
       ValueError: as in `read_metrics`.
     """
-    metrics = read_metrics(folder)
+    metrics = read_metrics(folder, name)
     names = ("step", "meta_loss", "validation_loss")
-    return {name: metrics[name].tolist() for name in names if name in metrics}
+    return {metric: metrics[metric].tolist() for metric in names if metric in metrics}

@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,11 +41,13 @@ class Saved(NamedTuple):
       step: number of meta-updates so far.
       state: the state after them.
       seconds: time of training so far.
+      config: configuration of the run, as plain JSON data.
     """
 
     step: int
     state: RunState
     seconds: float
+    config: Mapping[str, Any]
 
 
 @contextlib.contextmanager
@@ -71,7 +75,12 @@ def save(checkpoints: ocp.CheckpointManager, saved: Saved) -> None:
       checkpoints: from `manager`; a later call of it raises the errors of writing.
       saved: the checkpoint.
     """
-    facts = {"sha256": checksum(saved.state), "seconds": saved.seconds}
+    facts = {
+        "sha256": checksum(saved.state),
+        "seconds": saved.seconds,
+        "config": dict(saved.config),
+    }
+    facts["sha256_of_facts"] = _facts_checksum(saved.step, facts)
     checkpoints.save(
         saved.step,
         args=ocp.args.Composite(
@@ -100,7 +109,7 @@ def restore_newest(checkpoints: ocp.CheckpointManager, like: RunState) -> Saved 
     problems: dict[int, str] = {}
     for step in sorted(checkpoints.all_steps(), reverse=True):
         try:
-            state, seconds = _read(checkpoints, step, like)
+            saved = _read(checkpoints, step, like)
         except Exception as error:  # damaged files make orbax raise errors of many kinds
             problems[step] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue
@@ -113,7 +122,7 @@ def restore_newest(checkpoints: ocp.CheckpointManager, like: RunState) -> Saved 
             )
         if problems:
             checkpoints.reload()
-        return Saved(step, state, seconds)
+        return saved
     if problems:
         raise ValueError(
             f"{checkpoints.directory}: no checkpoint can be read, or they are of another kind of "
@@ -122,8 +131,8 @@ def restore_newest(checkpoints: ocp.CheckpointManager, like: RunState) -> Saved 
     return None
 
 
-def _read(checkpoints: ocp.CheckpointManager, step: int, like: RunState) -> tuple[RunState, float]:
-    """The state and the seconds of a checkpoint; raises if it is damaged."""
+def _read(checkpoints: ocp.CheckpointManager, step: int, like: RunState) -> Saved:
+    """A checkpoint; raises if it is damaged."""
     read = checkpoints.restore(
         step,
         args=ocp.args.Composite(
@@ -132,9 +141,11 @@ def _read(checkpoints: ocp.CheckpointManager, step: int, like: RunState) -> tupl
         ),
     )
     state, facts = read["state"], read["facts"]
-    if checksum(state) != facts["sha256"]:
+    if facts.pop("sha256_of_facts") != _facts_checksum(step, facts):
+        raise ValueError("its facts do not have the checksum that was saved with them")
+    if facts["sha256"] != checksum(state):
         raise ValueError("its values do not have the checksum that was saved with them")
-    return state, float(facts["seconds"])
+    return Saved(step=step, state=state, seconds=facts["seconds"], config=facts["config"])
 
 
 def _set_aside(states: Path, step: int) -> None:
@@ -147,6 +158,10 @@ def _set_aside(states: Path, step: int) -> None:
         os.replace(states / str(step), target)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"set aside {step}")
+
+
+def _facts_checksum(step: int, facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([step, facts], sort_keys=True).encode()).hexdigest()
 
 
 def checksum(tree: Any) -> str:

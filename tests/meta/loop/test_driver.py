@@ -110,7 +110,7 @@ def test_two_processes_do_not_write_one_run(tmp_path):
         stdout=subprocess.PIPE,
     )
     assert other.stdout.readline()
-    with pytest.raises(ValueError, match="another process is training"):
+    with pytest.raises(ValueError, match="another process is writing"):
         run(tmp_path, 2)
     other.kill()
     other.wait()

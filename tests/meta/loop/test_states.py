@@ -14,6 +14,7 @@ from metaopt.meta.loop.states import RunState, Saved
 
 # What orbax leaves behind after a failed read complains when it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+CONFIG = {"seed": 7, "method": {"name": "nes", "sigma": [0.1, None]}}
 LIKE = RunState(
     {"mean": jax.ShapeDtypeStruct((300,), jnp.float32), "n": jax.ShapeDtypeStruct((), jnp.int32)},
     jax.ShapeDtypeStruct((3,), jnp.float32),
@@ -37,7 +38,7 @@ def two_saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     with states.manager(folder) as checkpoints:
         for step in (1, 5, 10):
-            states.save(checkpoints, Saved(step, state(step), 1.5 * step))
+            states.save(checkpoints, Saved(step, state(step), 1.5 * step, CONFIG))
     return folder
 
 
@@ -47,7 +48,7 @@ def restore(folder):
 
 
 def check(saved, step):
-    assert saved.step == step and saved.seconds == 1.5 * step
+    assert saved.step == step and saved.seconds == 1.5 * step and saved.config == CONFIG
     jax.tree.map(np.testing.assert_array_equal, saved.state, state(step))
 
 
@@ -107,13 +108,40 @@ def test_no_damage_to_any_file_goes_unnoticed(two_saved, tmp_path, damage):
     assert any("facts" in str(path) for path in noticed)
 
 
+FACTS = {
+    "another time": ("15.0", "35.0"),
+    "no time": ("15.0", "NaN"),
+    "another configuration": ('"seed": 7', '"seed": 8'),
+    "no configuration": ('"seed": 7', '"Seed": 7'),
+}
+
+
+@pytest.mark.parametrize("change", FACTS)
+def test_the_checksum_covers_all_that_is_used(two_saved, tmp_path, change):
+    folder = shutil.copytree(two_saved, tmp_path / "run")
+    path = folder / states.STATES / "10" / "facts" / "metadata"
+    old, new = FACTS[change]
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.warns(UserWarning, match="step 10 is damaged .*checksum"):
+        check(restore(folder), 5)
+
+
+def test_a_checkpoint_under_the_number_of_another_step_is_found_out(two_saved, tmp_path):
+    folder = shutil.copytree(two_saved, tmp_path / "run")
+    (folder / states.STATES / "10").rename(folder / states.STATES / "12")
+    with pytest.warns(UserWarning, match="step 12 is damaged .*checksum"):
+        check(restore(folder), 5)
+
+
 def test_a_damaged_checkpoint_is_told_and_saved_again(two_saved, tmp_path):
     folder = shutil.copytree(two_saved, tmp_path / "run")
     shutil.rmtree(folder / states.STATES / "10" / "state")
     with states.manager(folder) as checkpoints:
         with pytest.warns(UserWarning, match=r"step 10 is damaged .* continues from step 5"):
             check(states.restore_newest(checkpoints, LIKE), 5)
-        states.save(checkpoints, Saved(10, state(10), 15.0))
+        states.save(checkpoints, Saved(10, state(10), 15.0, CONFIG))
     check(restore(folder), 10)
 
 
@@ -122,7 +150,7 @@ def test_other_values_under_the_old_checksum_are_found_out(two_saved, tmp_path, 
     true = states.checksum
     monkeypatch.setattr(states, "checksum", lambda tree: true(state(10)))
     with states.manager(folder) as checkpoints:  # a whole checkpoint, but of another state
-        states.save(checkpoints, Saved(11, state(9), 0.0))
+        states.save(checkpoints, Saved(11, state(9), 0.0, CONFIG))
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="step 11 is damaged .*checksum"):
         check(restore(folder), 10)
