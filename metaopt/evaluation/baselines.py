@@ -15,7 +15,9 @@ import optax
 
 from metaopt import optimizers
 from metaopt._version import __version__
+from metaopt.core.checks import check_known
 from metaopt.core.files import read_sealed, write_sealed
+from metaopt.core.named import load_named
 from metaopt.core.types import Keys, Task, TaskFamily
 from metaopt.evaluation.curves import Adjustable, Recorder, begin, run, start_losses
 from metaopt.evaluation.records import Grid, npz, parse_grid
@@ -44,6 +46,31 @@ class Baseline(NamedTuple):
     make: Callable[[optax.Schedule], optax.GradientTransformation]
     grid: tuple[Point, ...]
     head_only: bool = False
+
+
+def named(name: str) -> Baseline:
+    """The baseline `name`, or a user's own.
+
+    Args:
+      name: a name in `BASELINES`, or ``package.module:attribute`` of a `Baseline` or of a function
+        ``schedule -> transformation``, as `optax.adam` is. A function is tuned on Adam's grid.
+
+    Raises:
+      ValueError: the name is unknown, or the user's module fails or holds something else.
+    """
+    if ":" not in name:
+        check_known("baseline", name, BASELINES)
+        return BASELINES[name]
+    made: Any = load_named("baseline", name)
+    if isinstance(made, Baseline):
+        return made
+    if not callable(made):
+        raise ValueError(
+            f"baseline {name!r} must be a Baseline or a function schedule -> transformation, got "
+            f"a {type(made).__name__}."
+        )
+    make: Any = made
+    return Baseline(name.rpartition(":")[2], make, points(_BOTH, lr=_RATES))
 
 
 def points(schedules: tuple[str, ...], **arguments: tuple[float, ...]) -> tuple[Point, ...]:

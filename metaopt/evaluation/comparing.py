@@ -14,7 +14,7 @@ from metaopt.core.files import cache_folder
 from metaopt.core.trees import leaf_names
 from metaopt.core.types import Key, TaskFamily
 from metaopt.evaluation import statistics
-from metaopt.evaluation.baselines import BASELINES, chosen, tune_cached
+from metaopt.evaluation.baselines import chosen, named, tune_cached
 from metaopt.evaluation.contenders import Contender
 from metaopt.evaluation.curves import Adjustable, begin, evaluate
 from metaopt.evaluation.progress import Begin, progress
@@ -73,7 +73,8 @@ class _Place(NamedTuple):
 
 def task_id(number: int, task: SuiteTask) -> str:
     """Name of the folder with the records of a suite's task."""
-    return f"{number:02d}-{task.task}-{task.num_steps}"
+    name = re.sub(r"[^\w.-]+", "-", task.task)  # of a user's task, package.module:function
+    return f"{number:02d}-{name}-{task.num_steps}"
 
 
 def compare(
@@ -88,7 +89,7 @@ def compare(
     Args:
       folder: folder of the task's record and curves.
       suite_task: the task.
-      baselines: names in `metaopt.evaluation.baselines.BASELINES`.
+      baselines: names, see `metaopt.evaluation.baselines.named`.
       contenders_of: ``{name of a baseline: tuned baseline} -> contenders``, in the order of tables.
       settings: see `ComparisonSettings`.
     """
@@ -151,14 +152,14 @@ def _tune_all(
     """Tunes the baselines and records the searches; name of a baseline -> tuned baseline."""
     makes: dict[str, Adjustable] = {}
     task, settings, tuned = place.suite_task, place.settings, place.record.tuned
-    head = catalog.TASKS[task.task].head
+    head = catalog.head(task.task)
     windows = task.num_steps // settings.window
     every = min(
         n for n in range(1, windows + 1) if windows % n == 0 and windows // n <= TUNING_MEASUREMENTS
     )
-    left = [name for name in baselines if BASELINES[name].label not in tuned]
+    left = [name for name in baselines if named(name).label not in tuned]
     for name in baselines:
-        baseline = BASELINES[name]
+        baseline = named(name)
         if name in left:
             title = f"grid search of {baseline.label}"
             search, grid = tune_cached(
@@ -173,7 +174,7 @@ def _tune_all(
                 head=head,
                 progress=begin_progress(title, len(left) - left.index(name)),
             )
-            file = f"tuning-{name}.npz"
+            file = f"tuning-{slug(name)}.npz"
             write_arrays(place.folder / file, grid)
             tuned[baseline.label] = {**search, "file": file}
             place.save()

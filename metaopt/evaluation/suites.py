@@ -1,5 +1,6 @@
 """Suites of tasks, as data, for ``metaopt evaluate CHECKPOINT... --suite NAME``."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -67,6 +68,26 @@ class Suite(NamedTuple):
     fallback: str = "sgd"
     seeds: int = 10
     adversaries: tuple[str, ...] = ()
+
+
+OWN_STEPS = 1000  # of a run on a task that is in no suite, unless given
+
+
+def suite_of(tasks: Sequence[str], num_steps: int | None = None) -> Suite:
+    """A suite of single tasks, guarded with tuned Adam as the fallback.
+
+    Args:
+      tasks: names of tasks, see `metaopt.tasks.catalog.build`.
+      num_steps: optimizer steps per run; None: `OWN_STEPS`.
+    """
+    steps = OWN_STEPS if num_steps is None else num_steps
+    return Suite(
+        "single tasks",
+        tuple(SuiteTask(f"{task} ({steps} steps)", task, steps) for task in tasks),
+        baselines="adam,muon",
+        guards="race",
+        fallback="adam",
+    )
 
 
 def _lgl2o(about: str, *tasks: SuiteTask) -> Suite:

@@ -21,12 +21,13 @@ from metaopt.core.checks import check_fields, check_known
 from metaopt.core.files import check_only_ours, only_writer, remove_contents, sweep_parts
 from metaopt.core.processes import in_processes
 from metaopt.evaluation import contenders
-from metaopt.evaluation.baselines import BASELINES
+from metaopt.evaluation.baselines import BASELINES, named
 from metaopt.evaluation.comparing import ComparisonSettings, compare, task_id
 from metaopt.evaluation.contenders import Contender, Learned
 from metaopt.evaluation.records import FORMAT, INDEX, RECORD, read_json, write_json
-from metaopt.evaluation.suites import SUITES, SuiteTask, fitted
+from metaopt.evaluation.suites import SUITES, Suite, SuiteTask, fitted, suite_of
 from metaopt.meta.loop import EXPORT, METRICS, WARM_START, training_curves
+from metaopt.tasks import catalog
 from metaopt.zoo import exports
 
 # All that an evaluation and its report write in their folder.
@@ -39,17 +40,21 @@ RUN_ONLY = ("out", "overwrite", "workers")  # what a resumed evaluation may chan
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Run checkpoints, guarded checkpoints and tuned baselines on a suite.
+    """Run checkpoints, guarded checkpoints and tuned baselines on a suite or on tasks of your own.
 
     Attributes:
       checkpoints: export or run folders; the folder's name is the optimizer's name in tables.
-      suite: which tasks; it also sets the defaults of baselines, guards, fallback and seeds.
-      baselines: tuned hand-crafted optimizers, separated by commas.
+      suite: which tasks; it also sets the defaults of baselines, guards, fallback and seeds. By
+        default digits.
+      task: instead of a suite, a built-in task or your own as package.module:function (returns a
+        metaopt.Task or TaskFamily); several, separated by commas.
+      baselines: tuned hand-crafted optimizers, separated by commas; your own as
+        package.module:function (takes a learning rate or schedule, returns a transformation).
       guards: guards put around each checkpoint, separated by commas; empty: none.
       fallback: the baseline that guards fall back to.
       seeds: runs per optimizer and task.
       tuning_seeds: runs per point of a baseline's grid.
-      num_steps: steps per run, instead of the suite's.
+      num_steps: steps per run, instead of the suite's; with `task`, by default 1000.
       window: training mini-batches per window of guards, and validation ones where they take them.
       workers: processes that share the tasks of the suite.
       out: folder of the records; what is already there is not run again.
@@ -57,7 +62,8 @@ class EvaluateJob:
     """
 
     checkpoints: tyro.conf.Positional[tuple[Path, ...]] = ()
-    suite: str = "digits"
+    suite: str | None = None
+    task: str = ""
     baselines: str | None = None
     guards: str | None = None
     fallback: str | None = None
@@ -71,12 +77,21 @@ class EvaluateJob:
 
     def __post_init__(self):
         check_fields(self)
-        check_known("suite", self.suite, SUITES)
+        if self.task and self.suite:
+            raise ValueError(
+                f"EvaluateJob: give a suite or a task, got suite {self.suite!r} and task "
+                f"{self.task!r}."
+            )
+        if not self.task:
+            object.__setattr__(self, "suite", self.suite or "digits")
+            check_known("suite", str(self.suite), SUITES)
+        suite = suite_of_job(self)
         for name in ("baselines", "guards", "fallback", "seeds"):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, getattr(SUITES[self.suite], name))
+                object.__setattr__(self, name, getattr(suite, name))
         for name in _names(self.baselines):
-            check_known("baseline", name, BASELINES)
+            if ":" not in name:
+                check_known("baseline", name, BASELINES)
         if _names(self.guards) and self.fallback not in _names(self.baselines):
             raise ValueError(
                 f"EvaluateJob.fallback must be one of the baselines ({self.baselines}), "
@@ -86,7 +101,7 @@ class EvaluateJob:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"EvaluateJob.{name} must be at least 1, got {value}.")
-        for task in SUITES[self.suite].tasks:
+        for task in suite.tasks:
             fitted(task, self.num_steps, self.window)
 
 
@@ -105,6 +120,11 @@ def evaluate_suite(job: EvaluateJob) -> Path:
     exported = load_all(job)
     for name in _names(job.guards):
         check_known("guard", name, contenders.GUARDS)
+    labels = [named(name).label for name in _names(job.baselines)]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"baselines must have different names, got {', '.join(labels)}.")
+    for name in _names(job.task):  # an unknown or failing one is told before anything runs
+        catalog.build(name)
     settings = {k: v for k, v in dataclasses.asdict(job).items() if k not in RUN_ONLY}
     settings["weights"] = {name: export.sha256 for name, export in exported.items()}
     tasks = [task_id(number, task) for number, task in enumerate(suite_tasks(job))]
@@ -146,7 +166,12 @@ def _prepare_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) 
 
 def suite_tasks(job: EvaluateJob) -> list[SuiteTask]:
     """The tasks of the job's suite, with the job's number of steps if it has one."""
-    return [fitted(task, job.num_steps, job.window) for task in SUITES[job.suite].tasks]
+    return [fitted(task, job.num_steps, job.window) for task in suite_of_job(job).tasks]
+
+
+def suite_of_job(job: EvaluateJob) -> Suite:
+    """The suite that the job names, or that of its tasks."""
+    return suite_of(_names(job.task), job.num_steps) if job.task else SUITES[str(job.suite)]
 
 
 def load_all(job: EvaluateJob) -> dict[str, exports.Exported]:
@@ -185,14 +210,14 @@ def _contenders(job: EvaluateJob, makes: Mapping[str, contenders.Make]) -> list[
     guards, fallback = _names(job.guards), str(job.fallback)
 
     def guarded(learned: Learned) -> list[Contender]:
-        label, make = BASELINES[fallback].label, makes[fallback]
+        label, make = named(fallback).label, makes[fallback]
         return [contenders.guarded(learned, guard, label, make, job.window) for guard in guards]
 
-    compared = [contenders.baseline(BASELINES[name].label, make) for name, make in makes.items()]
+    compared = [contenders.baseline(named(name).label, make) for name, make in makes.items()]
     for name, export in load_all(job).items():
         learned = contenders.from_export(name, export)
         compared += [contenders.plain(learned), *guarded(learned)]
-    for name in SUITES[job.suite].adversaries:
+    for name in suite_of_job(job).adversaries:
         compared += guarded(contenders.adversary(name))
     return compared
 
@@ -213,7 +238,7 @@ def _command(job: EvaluateJob) -> str:
     words = ["metaopt", "evaluate", *map(str, job.checkpoints)]
     for field in dataclasses.fields(job):
         value = getattr(job, field.name)
-        if field.name not in ("checkpoints", "overwrite") and value is not None:
+        if field.name not in ("checkpoints", "overwrite") and value not in (None, ""):
             words += [f"--{field.name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 

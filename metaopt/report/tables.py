@@ -1,6 +1,6 @@
 """Tables of an evaluation, in Markdown and on the terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,12 +170,19 @@ def caveats(evaluation: Evaluation) -> list[str]:
     return notes
 
 
+def subject(job: Mapping[str, Any]) -> tuple[str, str]:
+    """What an evaluation is about: ``("suite", name)``, or ``("task", names)``."""
+    kind = "task" if job.get("task") else "suite"
+    return kind, str(job.get(kind, ""))
+
+
 def markdown(evaluation: Evaluation) -> str:
     """The report as a Markdown page."""
     job, ranking = evaluation.index["job"], standings(evaluation)
     lines = ["# Evaluation", "", *map(_plain, headline(evaluation, ranking)), ""]
-    suite = _plain(str(job.get("suite", ""))).replace("`", "'")
-    lines += [f"Suite `{suite}`, {_plain(str(job.get('seeds', '')))} seeds.", ""]
+    kind, name = subject(job)
+    name = _plain(name).replace("`", "'")
+    lines += [f"{kind.title()} `{name}`, {_plain(str(job.get('seeds', '')))} seeds.", ""]
     lines += [f"Note: {_plain(note)}\n" for note in caveats(evaluation)]
     if ranking:
         number = len(evaluation.tasks)

@@ -1,6 +1,5 @@
 """Tasks by name. A user's own task is named ``package.module:function``."""
 
-import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,10 +9,11 @@ import numpy as np
 from metaopt import datasets, tasks
 from metaopt.core.checks import check_known
 from metaopt.core.files import cache_folder
+from metaopt.core.named import describe, load_named
 from metaopt.core.types import SPLITS, Task, TaskFamily, single
 from metaopt.datasets import Dataset
 from metaopt.tasks import networks
-from metaopt.tasks.checking import check_family, check_start, describe
+from metaopt.tasks.checking import check_family, check_start
 from metaopt.tasks.pretraining import pretrained
 
 WAYS, SIDE = 3, 28  # classes of a fine-tuning task; height and width of its images
@@ -197,14 +197,7 @@ def build(name: str) -> Task | TaskFamily:
     if ":" not in name:
         check_known("task", name, TASKS)
         return TASKS[name].make()
-    module, _, function = name.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"task {name!r}: {error}. Give package.module:function.") from None
-    except (Exception, SystemExit) as error:  # whatever the user's module does
-        message = f"task {name!r}: the module cannot be imported: {describe(error)}"
-        raise ValueError(message) from error
+    make = load_named("task", name)
     try:
         task = make()
     except (Exception, SystemExit) as error:
@@ -224,6 +217,11 @@ def family(name: str) -> TaskFamily:
     """`build`, as a distribution of tasks."""
     task = build(name)
     return task if isinstance(task, TaskFamily) else single(task)
+
+
+def head(name: str) -> str:
+    """Name of the task's read-out layer in the params; empty where none is known."""
+    return TASKS[name].head if name in TASKS else ""
 
 
 def missing_data(name: str) -> list[str]:

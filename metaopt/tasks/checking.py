@@ -1,13 +1,12 @@
 """Checks of a user's task: tracing it shows whether its functions keep the contract of `Task`."""
 
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from metaopt.core.named import describe
 from metaopt.core.rollouts import scalar
 from metaopt.core.trees import check_float_tree
 from metaopt.core.types import Split, Task, TaskFamily
@@ -89,13 +88,3 @@ def _check_sample(task: Task, split: Split | None) -> Any:
             f"and of {shapes[1]} for shape {AXES}"
         )
     return one
-
-
-def describe(error: BaseException) -> str:
-    """An exception of a user's function in one line: kind, message, and place in their files."""
-    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-    message = f"{kind}{error}".split("\n")[0][:500].rstrip(".")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not {"site-packages", "metaopt"} & set(Path(f.filename).parts)]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{message}{place}."

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from metaopt.evaluation.records import read_curves, read_grid, read_index, read_
 from metaopt.evaluation.suites import SUITES, Suite, SuiteTask
 from metaopt.jobs import evaluate as evaluate_job
 from metaopt.jobs.evaluate import EvaluateJob, suite_tasks
+from metaopt.tasks import quadratic
 from metaopt.tasks.catalog import TASKS, build
 from metaopt.zoo import exports
 
@@ -138,6 +140,70 @@ def test_a_tuned_point_that_is_not_in_the_grid_is_not_used(evaluation, tmp_path,
     path.write_text(json.dumps(record))
     assert main([*arguments[:-1], str(out)]) == 2
     assert "'lr': 999.0} of SGD is not in its grid" in capsys.readouterr().err
+
+
+OWN = """
+import optax
+from metaopt import tasks
+from metaopt.evaluation.baselines import Baseline, points
+
+number = 3
+make_task = lambda: tasks.quadratic(dim=4)
+momentum = lambda schedule: optax.sgd(schedule, momentum=0.9)
+adam = Baseline("My Adam", optax.adam, points(("constant",), lr=(0.1,)))
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module of a user's: a task, baselines, and what is neither."""
+    (tmp_path / "own_job.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("METAOPT_CACHE_DIR", str(tmp_path / "cache"))
+    yield tmp_path
+    sys.modules.pop("own_job", None)
+
+
+def test_tasks_and_baselines_of_one_s_own(own_module):
+    out = own_module / "records"
+    command = (
+        "evaluate --task own_job:make_task --num-steps 20 --seeds 2 --tuning-seeds 1 --guards="
+    )
+    command += " --fallback own_job:adam --baselines own_job:adam,own_job:momentum --out"
+    assert main([*command.split(), str(out)]) == 0
+    folder = out / "00-own_job-make_task-20"
+    record = read_record(folder)
+    assert list(record.curves) == ["My Adam", "momentum"]
+    assert record.tuned["My Adam"]["grid"] == [{"schedule": "constant", "lr": 0.1}]
+    point = record.tuned["momentum"]["point"]
+    schedules = {"constant": optax.constant_schedule, "cosine": optimizers.cosine_decay}
+    arguments = (point["lr"],) if point["schedule"] == "constant" else (point["lr"], 20)
+    tx = optax.sgd(schedules[point["schedule"]](*arguments), momentum=0.9)
+    k_eval, _ = jax.random.split(jax.random.key(2**31 - 1))
+    expected = evaluate(
+        lambda num_steps: tx, quadratic(dim=4), num_steps=20, keys=jax.random.split(k_eval, 2)
+    )
+    found = read_curves(folder / record.curves["momentum"].file)
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-4)
+    assert "Task `own_job:make_task`, 2 seeds." in (out / "summary.md").read_text()
+    assert "task own_job:make_task" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--task own_job:nothing", "package.module:function"),
+        ("--task moons --suite small", "give a suite or a task"),
+        ("--task moons --baselines adam,own_job:number", "must be a Baseline or a function"),
+        ("--task moons --baselines adam,no_module_of_mine:make", "No module named"),
+        ("--task moons --baselines adam,adam", "must have different names"),
+        ("--task noons", "moons"),
+    ],
+)
+def test_what_is_no_task_or_baseline_is_named(own_module, capsys, arguments, message):
+    assert main(["evaluate", *arguments.split(), "--out", str(own_module / "out")]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (own_module / "out").exists()
 
 
 def test_a_folder_has_one_evaluation_at_a_time(evaluation, capsys):
