@@ -66,7 +66,7 @@ def check_float_tree(where: str, tree: Any) -> None:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"{where}: leaf {name!r} has dtype {dtype}, but only real floating-point leaves "
-                "can be optimized; exclude it with optax.masked."
+                "can be optimized; keep it out of params, as another argument of the loss."
             )
 
 

@@ -244,7 +244,7 @@ def l3rs(
             names, _ = layers_of(layer_names(params), params)
             _check_layers(theta, names, variant)
             num_layers, num_averages = len(names), len(decays)
-            floats = optax.tree.cast(params, jnp.float32)
+            floats = _floats(params)
             return L3RSState(
                 count=jnp.zeros([], jnp.int32),
                 base=tuple(tx.init(floats) for tx in txs),
@@ -270,8 +270,9 @@ def l3rs(
                     f"l3rs: got {len(names)} layers for the state of {len(state.lambda_)}; use the "
                     "state of init(params) of the same params."
                 )
-            grads = optax.tree.cast(updates, jnp.float32)
-            weights = optax.tree.cast(params, jnp.float32)
+            if not names:  # `optax.partition` may give a transformation no leaves
+                return updates, state._replace(count=state.count + 1)
+            grads, weights = _floats(updates), _floats(params)
             value = jnp.asarray(value, jnp.float32)
             grad_norms = _layer_norms(grads, layer_of_leaf, len(names))
             inputs_are_finite = all_finite(value, grad_norms)
@@ -407,6 +408,11 @@ def layers_of(name_of_leaf: list[str], params: Any) -> tuple[list[str], list[int
         )
     names = list(dict.fromkeys(name_of_leaf))
     return names, [names.index(name) for name in name_of_leaf]
+
+
+def _floats(tree: Any) -> Any:
+    """The leaves as float32 arrays; Python floats too."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
 
 def _layer_norms(tree: Any, layer_of_leaf: list[int], num_layers: int) -> jax.Array:

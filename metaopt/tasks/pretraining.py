@@ -16,7 +16,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from metaopt._version import __version__
-from metaopt.core.files import one_at_a_time, write_whole
+from metaopt.core.files import one_at_a_time, read_sealed, write_sealed
 from metaopt.core.rollouts import unroll
 from metaopt.core.types import Key, Params, Task
 from metaopt.datasets import Dataset
@@ -86,12 +86,14 @@ def pretrained(
     Returns:
       params, and their accuracy on the "test" split of `data`.
     """
-    file = folder / f"{_digest(net, data, recipe)}.safetensors"
+    file = folder / f"{_digest(net, data, recipe)}.cache"
     with one_at_a_time(file.with_suffix(".lock")):
-        if not file.exists():
+        payload = read_sealed(file)
+        if payload is None:  # missing or damaged
             flat = flatten_dict(jax.device_get(pretrain(net, data, recipe)), sep="/")
-            write_whole(file, save_safetensors({k: np.asarray(v) for k, v in flat.items()}))
-    flat = load_safetensors(file.read_bytes())
+            payload = save_safetensors({k: np.asarray(v) for k, v in flat.items()})
+            write_sealed(file, payload)
+    flat = load_safetensors(payload)
     params = unflatten_dict({name: jnp.asarray(x) for name, x in flat.items()}, sep="/")
     task = classification(net, data, batch_size=recipe.batch_size)
     return params, float(_test_accuracy(task, params))

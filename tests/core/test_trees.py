@@ -37,7 +37,7 @@ def test_leaves_are_named_by_their_paths():
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
-        (jnp.arange(3), "f: leaf 'a/w' has dtype int32, but only real .* optax.masked"),
+        (jnp.arange(3), "f: leaf 'a/w' has dtype int32, but only real .* keep it out of params"),
         (jnp.ones(3, complex), "f: leaf 'a/w' has dtype complex64, but"),
         ("text", "f: leaf 'a/w' is a str, not an array."),
     ],

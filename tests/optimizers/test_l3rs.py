@@ -316,6 +316,28 @@ def test_the_meta_gradient_is_finite_where_a_gradient_is_always_zero(base):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+def test_a_python_float_is_a_leaf_as_for_adam():
+    params, lopt = {"scale": 1.0, "w": jnp.ones(3)}, l3rs(variant="none")
+    as_arrays = jax.tree.map(jnp.asarray, params)
+    tx = lopt.apply(lopt.init(jax.random.key(0), params), num_steps=10)
+    found, _ = tx.update(as_arrays, tx.init(params), params, value=1.0)
+    expected, _ = tx.update(as_arrays, tx.init(as_arrays), as_arrays, value=1.0)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("variant", ["embedding", "none", "per_layer", "global"])
+def test_a_partition_may_leave_it_no_leaves(variant):
+    lopt = l3rs(variant=variant)
+    tx = lopt.apply(lopt.init(jax.random.key(0), PARAMS), num_steps=10)
+    labels = jax.tree.map(lambda _: "frozen", PARAMS)
+    tx = optax.partition({"train": tx, "frozen": optax.set_to_zero()}, labels)
+    (grad,) = gradients(1)
+    updates, state = tx.update(grad, tx.init(PARAMS), PARAMS, value=jnp.array(1.0))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
+    assert optax.tree.get(state.inner_states["train"], "skipped") == 0
+
+
 def test_errors_name_what_is_wrong():
     theta = l3rs().init(jax.random.key(0), PARAMS)
     tx = l3rs().apply(theta, num_steps=10)
