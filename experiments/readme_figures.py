@@ -1,10 +1,10 @@
-"""Draws the README's pictures of L3RS (figure 3) and of LGL2O (figure 3), from committed records.
+"""Draws the pictures of the README and of docs/results/README.md from committed records.
 
     python -m experiments.readme_figures
 
-Takes some seconds. Reads docs/results/l3rs (A, A-500, B) and docs/results/lgl2o (fig03-start,
-fig03), which `experiments.l3rs` and `experiments.lgl2o` write. Writes l3rs-finetuning and
-lgl2o-start to docs/images.
+Takes some seconds. Reads docs/results/digits (of `experiments.digits`), docs/results/l3rs (A,
+A-500, B) and docs/results/lgl2o (fig03-start, fig03), which `experiments.l3rs` and
+`experiments.lgl2o` write. Writes digits-comparison, l3rs-finetuning and lgl2o-start to docs/images.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,24 @@ class Picture(NamedTuple):
 
 L3RS_RECORDS, LGL2O_RECORDS = l3rs.PAPER.out, lgl2o.PAPER.out
 RACE_VELO, RACE_L3RS = f"RACE({l3rs.VELO}, Adam)", f"RACE({l3rs.L3RS}, Adam)"
+DIGITS_RECORDS = Path("docs/results/digits")
 PICTURES = (
+    Picture(
+        name="digits-comparison",
+        styles={
+            "SGD": LineStyle(COLOURS[0], "-", "SGD, tuned"),
+            "Adam": LineStyle(COLOURS[1], "-", "Adam, tuned"),
+            "L3RS": LineStyle(COLOURS[2], "-", "L3RS"),
+            "RACE(L3RS, SGD)": LineStyle(COLOURS[3], "--", "race(L3RS, SGD)"),
+        },
+        subplots=(
+            Subplot(DIGITS_RECORDS / "00-digits-100", "digits, as in meta-training"),
+            Subplot(DIGITS_RECORDS / "01-digits-1000", "digits, ten times longer"),
+            Subplot(DIGITS_RECORDS / "02-spirals-1000", "spirals, not seen in meta-training"),
+        ),
+        legend_axis=0,
+        legend_location="upper right",
+    ),
     Picture(
         name="l3rs-finetuning",
         styles={
@@ -145,7 +162,7 @@ def _draw_subplot(axis: Any, subplot: Subplot, styles: Mapping[str, LineStyle]) 
 
 
 def main() -> None:
-    """Draws both pictures."""
+    """Draws all pictures."""
     for picture in PICTURES:
         draw(picture)
 

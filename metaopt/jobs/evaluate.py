@@ -83,7 +83,7 @@ class EvaluateJob:
                 f"{self.task!r}."
             )
         if not self.task:
-            object.__setattr__(self, "suite", self.suite or "digits")
+            object.__setattr__(self, "suite", "digits" if self.suite is None else self.suite)
             check_known("suite", str(self.suite), SUITES)
         suite = suite_of_job(self)
         for name in ("baselines", "guards", "fallback", "seeds"):

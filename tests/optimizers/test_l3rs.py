@@ -72,7 +72,7 @@ def test_one_hot_mixture_with_the_norm_of_the_base_step_is_the_base_optimizer(na
     theta = hand_set(lopt, theta, log_norm, np.log(lr / lambda_0))
     # Start away from zero: at biases of norm zero LAMB's direction has another scale.
     params = jax.tree.map(lambda x: x + 0.1, PARAMS)
-    grads = gradients(20)
+    grads = gradients(10)
     ours, _, _ = run(lopt, theta, grads, params)
     tx = OPTAX[name](lr)
     state, theirs = tx.init(params), params

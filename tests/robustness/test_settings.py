@@ -72,6 +72,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "tasks": [0, -1, 4.0, "4", None],
         "min_steps": [0, -1, 101, 10.0, "10", None],
         "max_steps": [0, 99, 1e3, "1000", None],
+        "lengths": ["fixed", "", None, 1],
         "objective": ["best", "", None, 1],
         "eval_batches": [0, -4, 4.0, "4", None],
     },
@@ -114,7 +115,8 @@ BAD: dict[Any, dict[str, list[Any]]] = {
     },
     EvaluateJob: {
         "checkpoints": ["runs/x", [Path("runs/x")], ("runs/x",), None, 3],
-        "suite": ["digit", "", None, 3],
+        "suite": ["digit", "", 3],
+        "task": [["moons"], None, 3],
         "baselines": ["sgdd", "adam,sgdd", 3],
         "guards": [3, ["race"]],
         "fallback": ["lion", "adamw", 3],

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import metaopt
 from metaopt import optimizers
-from metaopt.optimizers import L3RS, LSTM, VeLO
+from metaopt.optimizers import L3RS, LSTM, AdafacMLP, Celo, Celo2, CeloAdam, VeLO
 from metaopt.zoo import exports
 from metaopt.zoo.exports import SPEC, WEIGHTS, CheckpointError
 
@@ -21,6 +21,10 @@ SETTINGS = {
     "lstm": LSTM(hidden=3),
     "l3rs": L3RS(base=("sgd", "lion"), variant="per_layer", ema=(0.5, 0.9)),
     "velo": VeLO(hidden=4, bank=2),
+    "celo": Celo(hidden=4, bank=2),
+    "celo_adam": CeloAdam(hidden=4),
+    "celo2": Celo2(orthogonalize=False),
+    "adafac_mlp": AdafacMLP(),
 }
 
 
