@@ -285,6 +285,21 @@ def cache_folder() -> Path:
       OSError: when it cannot be made or written, as where the home folder is read-only.
     """
     folder = user_cache(os.environ.get("METAOPT_CACHE_DIR"))
+    make_writable(folder, "the folder of caches", "METAOPT_CACHE_DIR")
+    return folder
+
+
+def make_writable(folder: Path, what: str, variable: str) -> None:
+    """Makes a folder if needed.
+
+    Args:
+      folder: the folder.
+      what: what it is, for the message.
+      variable: the environment variable that names another one.
+
+    Raises:
+      OSError: when it cannot be made or written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         cause = "" if os.access(folder, os.W_OK | os.X_OK) else "Permission denied"
@@ -292,10 +307,8 @@ def cache_folder() -> Path:
         cause = error.strerror
     if cause:
         raise OSError(
-            f"{folder}: the folder of caches cannot be written ({cause}); set METAOPT_CACHE_DIR to "
-            "one that can."
+            f"{folder}: {what} cannot be written ({cause}); set {variable} to one that can."
         )
-    return folder
 
 
 def user_cache(chosen: str | None) -> Path:

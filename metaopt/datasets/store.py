@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from metaopt.core.files import one_at_a_time, user_cache
+from metaopt.core.files import make_writable, one_at_a_time, user_cache
 
 INFO = "dataset_info.json"  # the file that TensorFlow Datasets writes last
 REPLACED = "replaced"  # folder of a staging folder, for sets that are replaced
@@ -85,16 +85,7 @@ def lock(root: Path, name: str) -> AbstractContextManager[None]:
     Raises:
       OSError: when `root` cannot be made or written.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        cause = "" if os.access(root, os.W_OK | os.X_OK) else "Permission denied"
-    except OSError as error:
-        cause = error.strerror
-    if cause:
-        raise OSError(
-            f"{root}: the folder of prepared sets cannot be written ({cause}); set "
-            "METAOPT_DATA_DIR to one that can."
-        )
+    make_writable(root, "the folder of prepared sets", "METAOPT_DATA_DIR")
     return one_at_a_time(root / f".{_flat(name)}.lock")
 
 

@@ -244,6 +244,14 @@ def held_out_loss(
     return mean_loss(task.loss, params, task.sample(k_eval, (eval_batches,), split))
 
 
+def log_uniform(
+    key: Key, low: Int[Array, ""] | int, high: Int[Array, ""] | int
+) -> Float[Array, ""]:
+    """A whole number, uniform in its logarithm, from `low` to `high`, up to rounding."""
+    ends = jnp.log(jnp.array([low, high + 1.0]))
+    return jnp.floor(jnp.exp(jax.random.uniform(key, (), minval=ends[0], maxval=ends[1])))
+
+
 def loss_unit(start_loss: Float[Array, "..."]) -> Float[Array, "..."]:
     """The unit of losses, so that the tasks of a mixture have equal weight.
 

@@ -19,6 +19,7 @@ from metaopt.meta.base import (
     checked_groups,
     held_out_loss,
     inner_run,
+    log_uniform,
     loss_unit,
     starts,
 )
@@ -210,9 +211,7 @@ def draw_steps(config: NESConfig, key: Key) -> Int[Array, ""]:
     low, high = config.min_steps, config.max_steps
     if config.lengths == "uniform":
         return jax.random.randint(key, (), low, high + 1)
-    ends = jnp.log(jnp.array([low, high + 1.0]))
-    drawn = jnp.floor(jnp.exp(jax.random.uniform(key, (), minval=ends[0], maxval=ends[1])))
-    return jnp.clip(drawn, low, high).astype(jnp.int32)
+    return jnp.clip(log_uniform(key, low, high), low, high).astype(jnp.int32)
 
 
 def _losses(

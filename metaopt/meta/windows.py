@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer
 from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
-from metaopt.meta.base import Start, held_out_loss, loss_unit
+from metaopt.meta.base import Start, held_out_loss, log_uniform, loss_unit
 
 UNIT_BATCHES = 4  # mini-batches of the loss before the first step, where losses are normalised
 
@@ -98,8 +97,7 @@ def new_phase(config: WindowsConfig, key: Key, update: Int[Array, ""]) -> Phase:
     if config.lengths == "fixed":
         windows = jnp.asarray(high)
     elif config.lengths == "log_uniform":
-        ends = jnp.log(jnp.array([low, high + 1.0]))
-        windows = jnp.floor(jnp.exp(jax.random.uniform(key, (), minval=ends[0], maxval=ends[1])))
+        windows = log_uniform(key, low, high)
     else:
         progress = jnp.minimum(update / config.curriculum, 1.0)
         windows = jnp.round(low * (high / low) ** progress)
