@@ -238,7 +238,9 @@ def _command(job: EvaluateJob) -> str:
     words = ["metaopt", "evaluate", *map(str, job.checkpoints)]
     for field in dataclasses.fields(job):
         value = getattr(job, field.name)
-        if field.name not in ("checkpoints", "overwrite") and value not in (None, ""):
+        if field.name == "task" and not value:  # of a suite; no guards, in contrast, are a setting
+            continue
+        if field.name not in ("checkpoints", "overwrite") and value is not None:
             words += [f"--{field.name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 

@@ -185,6 +185,8 @@ def test_tasks_and_baselines_of_one_s_own(own_module):
     )
     found = read_curves(folder / record.curves["momentum"].file)
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-4)
+    recorded = read_index(out)["environment"]["command"]
+    assert "--task own_job:make_task" in recorded and "--guards ''" in recorded
     assert "Task `own_job:make_task`, 2 seeds." in (out / "summary.md").read_text()
     assert "task own_job:make_task" in (out / "report.html").read_text()
 
