@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from metaopt import report as report
     from metaopt import tasks as tasks
     from metaopt import zoo as zoo
+    from metaopt.core.rollouts import init_state as init_state
+    from metaopt.core.rollouts import model_state as model_state
     from metaopt.core.rollouts import unroll as unroll
     from metaopt.core.rollouts import windowed as windowed
     from metaopt.core.types import LearnedOptimizer as LearnedOptimizer
@@ -38,6 +40,8 @@ _NAMES = {
     "Task": "core.types",
     "TaskFamily": "core.types",
     "single": "core.types",
+    "init_state": "core.rollouts",
+    "model_state": "core.rollouts",
     "unroll": "core.rollouts",
     "windowed": "core.rollouts",
     "windows": "guards",

@@ -1,7 +1,7 @@
 """The loop over optimizee steps, and its lift from steps to windows."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,84 @@ import optax
 
 from metaopt.core import cpu
 from metaopt.core.checks import show
-from metaopt.core.types import Batch, LossFn, Params, WindowForm, window_form
+from metaopt.core.trees import cast_like, check_same_leaves, outermost
+from metaopt.core.types import Batch, HoldsModelState, Params, WindowForm, window_form
+
+
+class WithModelState(NamedTuple):
+    """State of a plain transformation, and beside it a model state.
+
+    Attributes:
+      state: state of the transformation.
+      model_state: model state that belongs to the params of the caller.
+    """
+
+    state: Any
+    model_state: Any
+
+
+def init_state(tx: optax.GradientTransformation, params: Params, model_state: Any = None) -> Any:
+    """The state of `tx` before its first step, for `unroll`.
+
+    Args:
+      tx: a transformation, or a guard.
+      params: initial params.
+      model_state: the model state that belongs to them, such as the running statistics of
+        BatchNorm; None: there is none, and the result is ``tx.init(params)``.
+
+    Returns:
+      The state, which holds the model state. `model_state` reads it; a guard has one for each of
+      its optimizers, of which that of your params is read.
+
+    Examples:
+      >>> loss_fn = lambda x, seen, batch: (jnp.sum((x - batch) ** 2), {"n": seen["n"] + 1})
+      >>> tx, x = optax.sgd(0.1), jnp.zeros(3)
+      >>> state = init_state(tx, x, {"n": 0})
+      >>> x, state, losses = unroll(tx, x, state, loss_fn, jnp.ones((4, 3)))
+      >>> int(model_state(state)["n"])
+      4
+    """
+    if model_state is None:
+        return tx.init(params)
+    model_state = cast_like(model_state, model_state)
+    if isinstance(tx, HoldsModelState):
+        return tx.init(params, model_state)
+    return WithModelState(tx.init(params), model_state)
+
+
+def model_state(state: Any) -> Any:
+    """Returns the model state that belongs to the caller's params.
+
+    Args:
+      state: a state of `init_state` or of a guard that was initialised with a model state, or any
+        optimizer state that contains one.
+
+    Returns:
+      The model state, such as the running statistics of BatchNorm.
+
+    Raises:
+      ValueError: when `state` contains no model state.
+    """
+    holder = outermost(state, lambda node: hasattr(node, "model_state"))
+    if holder is None or holder.model_state is None:
+        raise ValueError(
+            "model_state: the state has no model state; initialise a guard with "
+            "guard.init(params, model_state), another transformation with "
+            "metaopt.init_state(tx, params, model_state)."
+        )
+    return holder.model_state
+
+
+def held_model_state(state: Any) -> Any:
+    """The model state that an optimizer's state itself holds, or None."""
+    return getattr(state, "model_state", None)
 
 
 def step(
     tx: optax.GradientTransformation,
     params: Params,
     state: Any,
-    value_fn: Callable[[Params], jax.Array],
+    value_fn: Callable[..., Any],
     *,
     second_order: bool = True,
 ) -> tuple[Params, Any, tuple[jax.Array, Params]]:
@@ -27,17 +97,27 @@ def step(
       tx: see `unroll`.
       params: params before the step.
       state: state of `tx` before the step.
-      value_fn: ``params -> loss`` on the mini-batch.
+      value_fn: ``params -> loss`` on the mini-batch; where the state holds a model state,
+        ``(params, model_state) -> (loss, model_state)``.
       second_order: see `unroll`.
 
     Returns:
       params and state after the step, and the loss and its gradient before the step.
     """
-    loss_fn = lambda params, _: (scalar(value_fn)(params), None)
-    params, state, _, before = step_with_model_state(
-        tx, params, state, None, loss_fn, second_order=second_order
+    held = held_model_state(state)
+    loss_fn = checked_loss("unroll", value_fn, held)
+    if held is None or isinstance(state, WithModelState):
+        inner = state if held is None else state.state
+        params, inner, held, before = step_with_model_state(
+            tx, params, inner, held, loss_fn, second_order=second_order
+        )
+        return params, inner if held is None else WithModelState(inner, held), before
+    # A guard: each of its optimizers has a model state of its own.
+    (value, _), grad = value_and_grad(loss_fn, params, held)
+    updates, state = optax.with_extra_args_support(tx).update(
+        grad, state, params, value=value, grad=grad, value_fn=loss_fn
     )
-    return params, state, before
+    return optax.apply_updates(params, updates), state, (value, grad)
 
 
 def step_with_model_state(
@@ -89,7 +169,7 @@ def unroll(
     tx: optax.GradientTransformation,
     params: Params,
     state: Any,
-    loss_fn: LossFn,
+    loss_fn: Callable[..., Any],
     batches: Batch,
     *,
     second_order: bool = True,
@@ -101,8 +181,9 @@ def unroll(
       tx: a per-step transformation. It receives optax's extra args `value`, `grad` and `value_fn`
         at the current params.
       params: initial params.
-      state: initial state of `tx`.
-      loss_fn: ``(params, batch) -> scalar``.
+      state: initial state of `tx`: ``tx.init(params)``, or `init_state` with a model state.
+      loss_fn: ``(params, batch) -> scalar``; where the state holds a model state,
+        ``(params, model_state, batch) -> (scalar, model_state)``.
       batches: mini-batches with a leading axis ``[T, ...]``.
       second_order: False stops gradients at the loss value and the loss gradient that `tx`
         receives. This is the first-order rule of learned-optimizer training, which drops second
@@ -111,7 +192,8 @@ def unroll(
         rest. The result is the same; the unroll of an LSTM needs a fifth of the memory.
 
     Returns:
-      params and state after T steps, and the losses ``[T]`` before each step.
+      params and state after T steps, and the losses ``[T]`` before each step. The model state after
+      the steps is ``model_state(state)``.
     """
     body = _step(tx, loss_fn, second_order)
     if remat:  # in a scan nothing else could merge the two computations
@@ -124,7 +206,7 @@ def unroll_sampled(
     tx: optax.GradientTransformation,
     params: Params,
     state: Any,
-    loss_fn: LossFn,
+    loss_fn: Callable[..., Any],
     sample: Callable[[jax.Array], Batch],
     num_steps: jax.Array | int,
 ) -> tuple[Params, Any, jax.Array]:
@@ -137,7 +219,7 @@ def unroll_sampled(
       tx: see `unroll`.
       params: initial params.
       state: initial state of `tx`.
-      loss_fn: ``(params, batch) -> scalar``.
+      loss_fn: see `unroll`.
       sample: ``t -> batch``.
       num_steps: number of steps.
 
@@ -156,22 +238,62 @@ def unroll_sampled(
     return params, state, total / jnp.maximum(num_steps, 1)
 
 
-def _step(tx: optax.GradientTransformation, loss_fn: LossFn, second_order: bool):
+def _step(tx: optax.GradientTransformation, loss_fn: Callable[..., Any], second_order: bool):
     """The body of every loop: ``((params, state), batch) -> ((params, state), loss)``."""
 
     def body(carry, batch):
         params, state = carry
-        value_fn = lambda p: loss_fn(p, batch)
+        value_fn = lambda *point: loss_fn(*point, batch)
         params, state, (value, _) = step(tx, params, state, value_fn, second_order=second_order)
         return (params, state), value
 
     return body
 
 
-def mean_loss(loss_fn: LossFn, params: Params, batches: Batch) -> jax.Array:
+def train_loss(
+    loss_fn: Callable[..., Any], params: Params, model_state: Any, batch: Batch
+) -> jax.Array:
+    """The loss before a step on `batch`, of a `loss_fn` as in `unroll`."""
+    value_fn = lambda *point: loss_fn(*point, batch)
+    return checked_loss("unroll", value_fn, model_state)(params, model_state)[0]
+
+
+def mean_loss(loss_fn: Callable[[Any, Batch], jax.Array], params: Any, batches: Batch) -> jax.Array:
     """Mean loss over ``batches [C, ...]``; +inf instead of NaN, so that it loses comparisons."""
     loss = jnp.mean(jax.vmap(scalar(loss_fn), in_axes=(None, 0))(params, batches))
     return jnp.where(jnp.isnan(loss), jnp.inf, loss)
+
+
+def checked_loss(
+    name: str, value_fn: Callable[..., Any], model_state: Any
+) -> Callable[[Params, Any], tuple[jax.Array, Any]]:
+    """A loss on one mini-batch in one form, with or without a model state.
+
+    Args:
+      name: what called it, for messages.
+      value_fn: ``params -> loss`` if `model_state` is None, else
+        ``(params, model_state) -> (loss, model_state)``.
+      model_state: the first model state, or None.
+
+    Returns:
+      ``(params, model_state) -> (loss, model_state)``, which raises `ValueError` when `value_fn`
+      returns no scalar, or a model state with other leaves than it was given.
+    """
+    if model_state is None:
+        return lambda params, _: (scalar(value_fn)(params), None)
+
+    def with_state(params, model_state):
+        output = value_fn(params, model_state)
+        if not (isinstance(output, tuple) and len(output) == 2):
+            raise ValueError(
+                f"{name}: with a model state, the loss must return (loss, new_model_state), "
+                f"got {show(output)}."
+            )
+        loss, new_state = output
+        check_same_leaves(f"{name}: the model state that the loss returned", model_state, new_state)
+        return scalar(lambda: loss)(), cast_like(model_state, new_state)
+
+    return with_state
 
 
 def scalar(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -220,8 +342,13 @@ def windowed(tx: optax.GradientTransformation) -> WindowForm:
 
     Returns:
       A transformation whose ``update(None, state, params, *, loss_fn, train_batches)``, with
-      ``train_batches [T, ...]``, takes T steps and returns their sum.
+      ``train_batches [T, ...]``, takes T steps and returns their sum. After
+      ``init(params, model_state)`` the loss is that of `unroll` with a model state, and
+      ``metaopt.model_state(state)`` returns the new one.
     """
+
+    def init_fn(params, model_state=None):
+        return init_state(tx, params, model_state)
 
     def update_fn(updates, state, params=None, *, loss_fn, train_batches, **extra_args):
         del extra_args
@@ -229,4 +356,4 @@ def windowed(tx: optax.GradientTransformation) -> WindowForm:
         new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches)
         return optax.tree.sub(new_params, params), state
 
-    return window_form(tx.init, update_fn)
+    return window_form(init_fn, update_fn)

@@ -1,5 +1,6 @@
 """What `optax.tree` lacks: finiteness, leaf names, sizes, and checks of a tree's structure."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -100,6 +101,47 @@ def check_same_structure(where: str, expected: Any, given: Any) -> None:
             raise ValueError(
                 f"{where}: leaf {name!r} has shape {given_shape}, expected {expected_shape}."
             )
+
+
+def check_same_leaves(where: str, expected: Any, given: Any) -> None:
+    """Checks that two trees have the same structure, and leaves of the same shapes and dtypes.
+
+    Args:
+      where: the given tree's name in the message.
+      expected: the required tree of arrays.
+      given: the tree to check.
+
+    Raises:
+      ValueError: for the first leaf that is missing, unexpected, or of another shape or dtype.
+    """
+    check_same_structure(where, expected, given)
+    for name, old, new in zip(
+        leaf_names(expected), jax.tree.leaves(expected), jax.tree.leaves(given), strict=True
+    ):
+        old_dtype, new_dtype = jnp.asarray(old).dtype, jnp.asarray(new).dtype
+        if old_dtype != new_dtype:
+            raise ValueError(f"{where}: leaf {name!r} has dtype {new_dtype}, expected {old_dtype}.")
+    structures = jax.tree.structure(expected), jax.tree.structure(given)
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"{where}: the tree has the structure {structures[1]}, expected {structures[0]}."
+        )
+
+
+def cast_like(example: Any, tree: Any) -> Any:
+    """Casts `tree` to the dtypes of `example` and strips weak types, as branches must agree."""
+
+    def cast(like, leaf):
+        leaf, dtype = jnp.asarray(leaf), jnp.asarray(like).dtype
+        # Random keys have no `astype`.
+        return leaf if jnp.issubdtype(dtype, jax.dtypes.extended) else leaf.astype(dtype)
+
+    return jax.tree.map(cast, example, tree)
+
+
+def outermost(tree: Any, is_wanted: Callable[[Any], bool]) -> Any:
+    """The first node that `is_wanted` accepts and that is not within another, or None."""
+    return next(filter(is_wanted, jax.tree.leaves(tree, is_leaf=is_wanted)), None)
 
 
 def nbytes(tree: Any) -> int:

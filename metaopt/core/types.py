@@ -19,7 +19,6 @@ Keys: TypeAlias = jaxtyping.Key[jax.Array, "..."] | UInt32[jax.Array, "..."]  # 
 Params: TypeAlias = Any  # what an optimizer changes (the optimizee's weights)
 Theta: TypeAlias = Any  # what meta-training changes (a learned optimizer's weights)
 Batch: TypeAlias = Any
-LossFn: TypeAlias = Callable[[Params, Batch], jax.Array]
 Split: TypeAlias = Literal["train", "valid", "test"]
 
 T = TypeVar("T")
@@ -37,7 +36,17 @@ def transformation(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-class WindowForm(optax.GradientTransformationExtraArgs):
+class HoldsModelState(optax.GradientTransformationExtraArgs):
+    """A transformation whose state holds a model state too, if `init` is given one.
+
+    ``init(params, model_state=None)``. The state has a field `model_state`: the one that belongs to
+    the params of the caller, or None.
+    """
+
+    init: Callable[..., Any]  # type: ignore  # optax's takes no model state
+
+
+class WindowForm(HoldsModelState):
     """A transformation whose `update` takes a window of mini-batches.
 
     ``update(None, state, params, *, loss_fn, train_batches, eval_batches=None)``.
@@ -108,12 +117,29 @@ def with_data(function: Callable[..., Any], data: Any) -> Callable[..., Any]:
     return function if data is None else partial(function, data)
 
 
-@functions_with_data("init_fn", "loss_fn", "sample_fn", "whole_fn", "accuracy_fn")
+def loss_arguments(params: Params, model_state: Any) -> tuple[Any, ...]:
+    """The arguments of a loss in front of the mini-batch: params, and the model state if any."""
+    return (params,) if model_state is None else (params, model_state)
+
+
+@functions_with_data(
+    "init_fn",
+    "loss_fn",
+    "sample_fn",
+    "whole_fn",
+    "accuracy_fn",
+    "init_model_state_fn",
+    "eval_loss_fn",
+)
 class Task:
     """One optimization problem: pure functions, and the arrays that they work on.
 
     A task is a pytree. Its leaves are the arrays of `data`; its functions are static. Jitted
     programs take it as an argument, and it can be placed on a mesh with `jax.device_put`.
+
+    A task may have a model state, such as the running statistics of BatchNorm: a pytree of arrays
+    that training changes beside the params. The loss takes it and returns the next one. Held-out
+    losses and accuracies are computed in evaluation mode, with the model state of the params.
 
     Attributes:
       data: a pytree of arrays, or None.
@@ -122,11 +148,13 @@ class Task:
     def __init__(
         self,
         init: Callable[..., Params],
-        loss: Callable[..., jax.Array],
+        loss: Callable[..., Any],
         sample: Callable[..., Batch],
         whole: Callable[..., Batch],
         accuracy: Callable[..., jax.Array] | None = None,
         *,
+        init_model_state: Callable[..., Any] | None = None,
+        eval_loss: Callable[..., jax.Array] | None = None,
         data: Any = None,
     ):
         """Makes a task of its functions.
@@ -136,19 +164,35 @@ class Task:
 
         Args:
           init: ``key -> params``.
-          loss: ``(params, batch) -> scalar``.
+          loss: ``(params, batch) -> scalar``; of a task with a model state
+            ``(params, model_state, batch) -> (scalar, model_state)``.
           sample: ``(key, leading_shape, split="train") -> batches`` with axes
             ``[*leading_shape, ...]`` in front of each array of a batch.
           whole: ``(split="test") -> batch``: all examples of a split as one batch (of a noisy
             problem: its noiseless batch).
-          accuracy: ``(params, batch) -> scalar in [0, 1]``, or None where it is undefined.
+          accuracy: ``(params, batch) -> scalar in [0, 1]``, in evaluation mode, or None where it is
+            undefined; of a task with a model state ``(params, model_state, batch) -> scalar``.
+          init_model_state: ``key -> model_state``, the model state of ``init(key)``; None: the task
+            has no model state.
+          eval_loss: the loss in evaluation mode, by which params are judged, with the arguments of
+            `accuracy`. A task with a model state needs it. None: `loss` itself.
           data: arrays that the functions work on.
+
+        Raises:
+          ValueError: `init_model_state` is given without `eval_loss`.
         """
+        if init_model_state is not None and eval_loss is None:
+            raise ValueError(
+                "Task: init_model_state is given without eval_loss; add "
+                "eval_loss=(params, model_state, batch) -> scalar, the loss in evaluation mode."
+            )
         self.init_fn = init
         self.loss_fn = loss
         self.sample_fn = sample
         self.whole_fn = whole
         self.accuracy_fn = accuracy
+        self.init_model_state_fn = init_model_state
+        self.eval_loss_fn = eval_loss
         self.data = data
 
     def replace(self, **changes: Any) -> "Task":
@@ -164,6 +208,8 @@ class Task:
             "sample": self.sample_fn,
             "whole": self.whole_fn,
             "accuracy": self.accuracy_fn,
+            "init_model_state": self.init_model_state_fn,
+            "eval_loss": self.eval_loss_fn,
             "data": self.data,
         }
         return Task(**{**arguments, **changes})
@@ -172,9 +218,43 @@ class Task:
         """Initial params."""
         return with_data(self.init_fn, self.data)(key)
 
-    def loss(self, params: Params, batch: Batch) -> jax.Array:
-        """The loss of `params` on `batch`, a scalar."""
-        return with_data(self.loss_fn, self.data)(params, batch)
+    def init_model_state(self, key: Key) -> Any:
+        """The model state of the params ``init(key)``; None if the task has no model state."""
+        if self.init_model_state_fn is None:
+            return None
+        return with_data(self.init_model_state_fn, self.data)(key)
+
+    def loss(self, *point_and_batch: Any) -> Any:
+        """The loss that is trained: ``loss(params, batch)``, a scalar.
+
+        With a model state ``loss(params, model_state, batch)``: a scalar, and the next model state.
+        """
+        self._check_arguments("loss", point_and_batch)
+        return with_data(self.loss_fn, self.data)(*point_and_batch)
+
+    def eval_loss(self, *point_and_batch: Any) -> jax.Array:
+        """The loss in evaluation mode, a scalar: ``eval_loss(params, batch)``.
+
+        With a model state ``eval_loss(params, model_state, batch)``.
+        """
+        self._check_arguments("eval_loss", point_and_batch)
+        function = self.loss_fn if self.eval_loss_fn is None else self.eval_loss_fn
+        return with_data(function, self.data)(*point_and_batch)
+
+    def _check_arguments(self, name: str, given: tuple[Any, ...]) -> None:
+        stateful = self.init_model_state_fn is not None
+        if len(given) == 2 + stateful:
+            return
+        if stateful:
+            raise ValueError(
+                f"Task.{name}: this task has a model state; call {name}(params, model_state, batch)"
+                ", and metaopt.unroll with the state "
+                "metaopt.init_state(tx, params, task.init_model_state(key))."
+            )
+        raise ValueError(
+            f"Task.{name}: takes (params, batch), got {len(given)} arguments; a task with a model "
+            "state is made with Task(..., init_model_state=..., eval_loss=...)."
+        )
 
     def sample(self, key: Key, shape: tuple[int, ...], split: Split = "train") -> Batch:
         """Random mini-batches of `split`, with leading axes `shape`."""
@@ -185,8 +265,11 @@ class Task:
         return with_data(self.whole_fn, self.data)(split)
 
     @property
-    def accuracy(self) -> Callable[[Params, Batch], jax.Array] | None:
-        """``(params, batch) -> scalar in [0, 1]``, or None where it is undefined."""
+    def accuracy(self) -> Callable[..., jax.Array] | None:
+        """``(params, batch) -> scalar in [0, 1]``, or None where it is undefined.
+
+        With a model state ``(params, model_state, batch) -> scalar``.
+        """
         return None if self.accuracy_fn is None else with_data(self.accuracy_fn, self.data)
 
 

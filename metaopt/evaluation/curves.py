@@ -13,7 +13,7 @@ import optax
 
 from metaopt import guards
 from metaopt.core import cpu
-from metaopt.core.rollouts import mean_loss, windowed
+from metaopt.core.rollouts import held_model_state, init_state, mean_loss, windowed
 from metaopt.core.types import (
     Batch,
     Key,
@@ -23,6 +23,7 @@ from metaopt.core.types import (
     Task,
     TaskFamily,
     WindowForm,
+    loss_arguments,
     single,
 )
 from metaopt.evaluation.records import Curves
@@ -132,12 +133,14 @@ class Starts(NamedTuple):
       family: the distribution of tasks.
       task_params: which task each run is, ``[S, ...]``.
       params: where each run starts, ``[S, ...]``.
+      model_state: the model state there, ``[S, ...]``, or None.
       keys: of the mini-batches, ``[S]``.
     """
 
     family: TaskFamily
     task_params: Any
     params: Params
+    model_state: Any
     keys: Keys
 
 
@@ -149,7 +152,8 @@ def begin(task: Task | TaskFamily, keys: Keys) -> Starts:
 
 def start_losses(starts: Starts, split: Split) -> np.ndarray:
     """The losses of the initial params on a split, ``[S]``."""
-    loss, _, _ = _measure(starts.family, starts.task_params, starts.params, None, split=split)
+    first = loss_arguments(starts.params, starts.model_state)
+    loss, _, _ = _measure(starts.family, starts.task_params, first, None, split=split)
     return np.asarray(loss)
 
 
@@ -199,9 +203,10 @@ def run(
     period = tx.period if isinstance(tx, Guard) else None
 
     params = [starts.params] * len(points)
-    states = [init(point, starts.params) for point in points]
+    states = [init(point, starts.params, starts.model_state) for point in points]
     sample = _draw_all(starts, TRAIN_SAMPLE, starts.keys) if recorder.train else None
-    measured = [[measure(family, task_params, starts.params, sample)] * len(points)]
+    first = loss_arguments(starts.params, starts.model_state)
+    measured = [[measure(family, task_params, first, sample)] * len(points)]
     fields, seconds = [], [0.0]
     for done, (train_batches, eval_batches) in enumerate(batches, start=1):
         given = (task_params, train_batches, eval_batches)
@@ -222,7 +227,11 @@ def run(
         params, states, state_fields = (list(part) for part in zip(*results, strict=True))
         fields.append(state_fields)
         if done % recorder.every == 0:
-            measured.append([measure(family, task_params, p, sample) for p in params])
+            now = [
+                loss_arguments(p, held_model_state(state))
+                for p, state in zip(params, states, strict=True)
+            ]
+            measured.append([measure(family, task_params, each, sample) for each in now])
         if progress:
             progress(done)
     return _curves(measured, fields, np.cumsum(seconds), recorder, window)
@@ -314,10 +323,10 @@ def _index(tree: Any, index: int) -> Any:
 def _optimizer_programs(
     tx_of: Callable[[Any], Any], recorder: Recorder, *, long: bool
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """First states, and one window, of all seeds: ``init(point, params)`` and ``advance``."""
+    """First states, and one window, of all seeds: `init` and `advance`."""
 
-    def init(point: Any, params: Params) -> Any:
-        return _on_windows(tx_of(point)).init(params)
+    def init(point: Any, params: Params, model_state: Any) -> Any:
+        return init_state(_on_windows(tx_of(point)), params, model_state)
 
     def advance(shared, params, state, task_params, train_batches, eval_batches):
         family, point, position = shared
@@ -337,7 +346,7 @@ def _optimizer_programs(
             recorded[EVALS] = guards.info(state).gradient_evals
         return params, state, recorded
 
-    return cpu.jit(jax.vmap(init, in_axes=(None, 0))), cpu.for_all(advance, long=long)
+    return cpu.jit(jax.vmap(init, in_axes=(None, 0, 0))), cpu.for_all(advance, long=long)
 
 
 def _on_windows(tx: Any) -> WindowForm:
@@ -347,26 +356,32 @@ def _on_windows(tx: Any) -> WindowForm:
 
 @partial(cpu.jit, quick=True, static_argnames="split")
 def _measure(
-    family: TaskFamily, task_params: Any, params: Params, sample: Batch, *, split: Split
+    family: TaskFamily, task_params: Any, arguments: tuple[Any, ...], sample: Batch, *, split: Split
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Loss and accuracy on a split, and the loss on a sample of mini-batches, ``[S]`` each."""
+    """Loss and accuracy on a split, and the loss on a sample of mini-batches, ``[S]`` each.
 
-    def of_run(task_params: Any, params: Params, sample: Batch):
+    All are measured in evaluation mode; `arguments` are the params, and the model state if any.
+    """
+
+    def of_run(task_params: Any, arguments: tuple[Any, ...], sample: Batch):
         task = family.task(task_params)
         whole = task.whole(split)
-        accuracy = task.accuracy(params, whole) if task.accuracy else jnp.nan
-        train = jnp.nan if sample is None else mean_loss(task.loss, params, sample)
-        return task.loss(params, whole), jnp.asarray(accuracy), jnp.asarray(train)
+        accuracy = task.accuracy(*arguments, whole) if task.accuracy else jnp.nan
+        train = jnp.nan
+        if sample is not None:
+            train = mean_loss(lambda given, batch: task.eval_loss(*given, batch), arguments, sample)
+        return task.eval_loss(*arguments, whole), jnp.asarray(accuracy), jnp.asarray(train)
 
-    return jax.vmap(of_run)(task_params, params, sample)
+    return jax.vmap(of_run)(task_params, arguments, sample)
 
 
 @cpu.jit
-def _start(family: TaskFamily, key: Key) -> tuple[Any, Params, Key]:
-    """Task params, initial params, and a key for the rest of the run."""
+def _start(family: TaskFamily, key: Key) -> tuple[Any, Params, Any, Key]:
+    """Task params, initial params and model state, and a key for the rest of the run."""
     k_task, k_init, k_rest = jax.random.split(key, 3)
     task_params = family.sample(k_task)
-    return task_params, family.task(task_params).init(k_init), k_rest
+    task = family.task(task_params)
+    return task_params, task.init(k_init), task.init_model_state(k_init), k_rest
 
 
 @partial(cpu.jit, static_argnames="number")

@@ -331,17 +331,6 @@ def became_nonfinite(old: Any, new: Any) -> jax.Array:
     return jax.lax.cond(healthy, lambda pairs: jnp.array(False), any_became_nonfinite, pairs)
 
 
-def cast_like(example: Any, tree: Any) -> Any:
-    """Casts `tree` to the dtypes of `example`, weak types included, as branches must agree."""
-
-    def cast(like, leaf):
-        leaf, dtype = jnp.asarray(leaf), jnp.asarray(like).dtype
-        # Random keys have no `astype`.
-        return leaf if jnp.issubdtype(dtype, jax.dtypes.extended) else leaf.astype(dtype)
-
-    return jax.tree.map(cast, example, tree)
-
-
 def keep_finite(new_state: Any, state: Any) -> Any:
     """Returns `new_state`, or `state` if a value that is finite there is not in `new_state`."""
     return optax.tree.where(became_nonfinite(state, new_state), state, new_state)

@@ -7,13 +7,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Int
 
 from metaopt.core.checks import show
-from metaopt.core.rollouts import check_window_call, scalar, windowed
-from metaopt.core.types import Batch, Params, WindowForm, window_form
-from metaopt.guards.core import GuardInfo, Losses, Process, Work, cast_like, check_whole
+from metaopt.core.rollouts import check_window_call, checked_loss, scalar, windowed
+from metaopt.core.trees import cast_like, outermost
+from metaopt.core.types import (
+    Batch,
+    HoldsModelState,
+    Params,
+    WindowForm,
+    loss_arguments,
+    window_form,
+)
+from metaopt.guards.core import GuardInfo, Losses, Process, Work, check_whole
 
 
 class GuardState(NamedTuple):
@@ -37,28 +44,6 @@ class GuardState(NamedTuple):
         return self.memory.info
 
 
-def model_state(state: Any) -> Any:
-    """Returns the model state that belongs to the caller's params.
-
-    Args:
-      state: state of a guard that was initialised with a model state, or any optimizer state that
-        contains one.
-
-    Returns:
-      The model state, such as the running statistics of BatchNorm.
-
-    Raises:
-      ValueError: when `state` contains no guard, or its guard was initialised without model state.
-    """
-    guard = _outermost(state, lambda node: hasattr(node, "model_state"))
-    if guard is None or guard.model_state is None:
-        raise ValueError(
-            "model_state: the state has no model state; initialise the guard with "
-            "guard.init(params, model_state)."
-        )
-    return guard.model_state
-
-
 def info(state: Any) -> GuardInfo:
     """Returns the diagnostics of a guard: of the outermost one, where guards are nested.
 
@@ -68,18 +53,13 @@ def info(state: Any) -> GuardInfo:
     Raises:
       ValueError: when `state` contains no guard.
     """
-    guard = _outermost(state, lambda node: isinstance(getattr(node, "info", None), GuardInfo))
+    guard = outermost(state, lambda node: isinstance(getattr(node, "info", None), GuardInfo))
     if guard is None:
         raise ValueError(f"info: the state contains no guard, got {type(state).__name__}.")
     return guard.info
 
 
-def _outermost(state: Any, is_guard: Callable[[Any], bool]) -> Any:
-    """The first node that `is_guard` accepts and that is not within another, or None."""
-    return next(filter(is_guard, jax.tree.leaves(state, is_leaf=is_guard)), None)
-
-
-class Guard(optax.GradientTransformationExtraArgs):
+class Guard(HoldsModelState):
     """An optax transformation that decides between optimizers.
 
     Attributes:
@@ -94,7 +74,6 @@ class Guard(optax.GradientTransformationExtraArgs):
         does not compute.
     """
 
-    init: Callable[..., Any]  # type: ignore  # optax's takes no model state
     update: Callable[..., tuple[Any, Any]]  # type: ignore  # optax's wants gradients, not None
 
     @property
@@ -309,33 +288,14 @@ def _run_phase(
 
 def losses_of(name: str, value_fn: Callable, eval_fn: Callable | None, model_state: Any) -> Losses:
     """The losses of one mini-batch, with a model state in any case."""
-    if model_state is None:
-        train = lambda params, _: (scalar(value_fn)(params), None)
-        judge = lambda params, _: scalar(value_fn if eval_fn is None else eval_fn)(params)
-        return Losses(train, judge, held_out=eval_fn is not None)
+    train = checked_loss(name, value_fn, model_state)
 
-    def train_with_state(params, model_state):
-        output = value_fn(params, model_state)
-        if not (isinstance(output, tuple) and len(output) == 2):
-            raise ValueError(
-                f"{name}: with a model state, the loss must return (loss, new_model_state), "
-                f"got {show(output)}."
-            )
-        loss, new_state = output
-        if jax.tree.structure(new_state) != jax.tree.structure(model_state):
-            raise ValueError(
-                f"{name}: the loss returned a model state of the structure "
-                f"{jax.tree.structure(new_state)}, but init was given "
-                f"{jax.tree.structure(model_state)}."
-            )
-        return scalar(lambda: loss)(), cast_like(model_state, new_state)
-
-    def judge_with_state(params, model_state):
+    def judge(params, model_state):
         if eval_fn is None:
-            return train_with_state(params, model_state)[0]
-        return scalar(eval_fn)(params, model_state)
+            return train(params, model_state)[0]
+        return scalar(eval_fn)(*loss_arguments(params, model_state))
 
-    return Losses(train_with_state, judge_with_state, held_out=eval_fn is not None)
+    return Losses(train, judge, held_out=eval_fn is not None)
 
 
 def _check_call(

@@ -8,12 +8,12 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from metaopt.core.checks import check_choice, check_integer, check_number
+from metaopt.core.trees import cast_like
 from metaopt.guards.core import (
     GuardInfo,
     Losses,
     Process,
     advance_counts,
-    cast_like,
     check_lengths,
     check_sizes,
     choose,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from metaopt.core.rollouts import mean_loss, unroll_sampled
+from metaopt.core.rollouts import held_model_state, init_state, mean_loss, unroll_sampled
 from metaopt.core.trees import nbytes
 from metaopt.core.types import (
     Key,
@@ -19,6 +19,7 @@ from metaopt.core.types import (
     TaskFamily,
     Theta,
     functions_with_data,
+    loss_arguments,
     with_data,
 )
 from metaopt.meta.devices import specs_of
@@ -91,11 +92,13 @@ class Start(NamedTuple):
     Attributes:
       task_params: of its task.
       params: initial params.
+      model_state: initial model state, or None.
       key: for its mini-batches.
     """
 
     task_params: Any
     params: Any
+    model_state: Any
     key: Key
 
 
@@ -168,7 +171,8 @@ def starts(family: TaskFamily, keys: Keys) -> Start:
     def start(key: Key) -> Start:
         k_task, k_init, key = jax.random.split(key, 3)
         task_params = family.sample(k_task)
-        return Start(task_params, family.task(task_params).init(k_init), key)
+        task = family.task(task_params)
+        return Start(task_params, task.init(k_init), task.init_model_state(k_init), key)
 
     flat = jax.lax.map(start, keys.ravel())
     return jax.tree.map(lambda a: a.reshape(*keys.shape, *a.shape[1:]), flat)
@@ -218,30 +222,50 @@ def inner_run(
             lambda t: task.sample(jax.random.fold_in(k_train, first + t), ()),
             last - first,
         )
-        loss = held_out_loss(family, start, params, eval_batches, split)
+        loss = held_out_loss(
+            family, start, params, eval_batches, split, model_state=held_model_state(state)
+        )
         return (params, state, total + mean * (last - first)), loss
 
-    carry = (start.params, tx.init(start.params), jnp.zeros([]))
+    carry = (start.params, init_state(tx, start.params, start.model_state), jnp.zeros([]))
     (_, _, total), losses = jax.lax.scan(part, carry, jnp.arange(measurements))
     return losses, total / num_steps
 
 
-def carried_bytes(lopt: LearnedOptimizer, theta: Theta, params: Params) -> int:
-    """Bytes that an inner run from `params` carries from step to step."""
+def carried_bytes(lopt: LearnedOptimizer, theta: Theta, start: Start) -> int:
+    """Bytes that an inner run from `start` carries from step to step."""
 
-    def first_carry(theta: Theta, params: Params) -> Any:
-        return params, lopt.apply(theta, num_steps=1).init(params)
+    def first_carry(theta: Theta, start: Start) -> Any:
+        tx = lopt.apply(theta, num_steps=1)
+        return start.params, init_state(tx, start.params, start.model_state)
 
-    return nbytes(jax.eval_shape(first_carry, theta, params))
+    return nbytes(jax.eval_shape(first_carry, theta, start))
 
 
 def held_out_loss(
-    family: TaskFamily, start: Start, params: Params, eval_batches: int, split: Split = "valid"
+    family: TaskFamily,
+    start: Start,
+    params: Params,
+    eval_batches: int,
+    split: Split = "valid",
+    *,
+    model_state: Any = None,
 ) -> Float[Array, ""]:
-    """Mean loss of `params` on the mini-batches that every run from `start` is judged on."""
+    """Mean loss of `params` on the mini-batches that every run from `start` is judged on.
+
+    Args:
+      family: the family of the task.
+      start: the beginning of the run.
+      params: what is judged, in evaluation mode.
+      eval_batches: number of mini-batches.
+      split: where they are drawn.
+      model_state: the model state that belongs to `params`, or None.
+    """
     _, k_eval = jax.random.split(start.key)
     task = family.task(start.task_params)
-    return mean_loss(task.loss, params, task.sample(k_eval, (eval_batches,), split))
+    loss_fn = lambda arguments, batch: task.eval_loss(*arguments, batch)
+    batches = task.sample(k_eval, (eval_batches,), split)
+    return mean_loss(loss_fn, loss_arguments(params, model_state), batches)
 
 
 def log_uniform(

@@ -241,7 +241,7 @@ def _losses(
             return jnp.mean(jnp.log(losses))
         return trajectory if config.objective == "trajectory" else losses[-1]
 
-    first = jax.tree.map(lambda x: x[0], (population, group.params))
+    first = jax.tree.map(lambda x: x[0], (population, group))
     losses = evaluate(
         loss_of, population, group, (family, num_steps), spread, carried_bytes(lopt, *first)
     )
@@ -249,6 +249,8 @@ def _losses(
         return losses
 
     def start_loss(start: Start) -> jax.Array:
-        return held_out_loss(family, start, start.params, config.eval_batches)
+        return held_out_loss(
+            family, start, start.params, config.eval_batches, model_state=start.model_state
+        )
 
     return losses / loss_unit(jax.vmap(start_loss)(group))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from metaopt.core import cpu
 from metaopt.core.checks import check_number
-from metaopt.core.rollouts import unroll
+from metaopt.core.rollouts import held_model_state, train_loss, unroll
 from metaopt.core.trees import all_finite, nbytes
 from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
@@ -280,7 +280,7 @@ def _window(
             second_order=config.second_order,
             remat=True,
         )
-        final = task.loss(params, last)
+        final = train_loss(task.loss, params, held_model_state(state), last)
         loss = (jnp.sum(losses) + final) / (config.truncation + 1) / run.unit
         left = jnp.where(all_finite(params, state, final), phase.left - 1, 0)
         run, phase = run._replace(params=params, state=state), phase._replace(left=left)

@@ -71,11 +71,14 @@ def validation(
         )
         if len(groups) == 1:
             return loss
-        return loss / loss_unit(held_out_loss(family, start, start.params, eval_batches))
+        first = held_out_loss(
+            family, start, start.params, eval_batches, model_state=start.model_state
+        )
+        return loss / loss_unit(first)
 
     def group_loss(family: TaskFamily, theta: Theta, key: Key) -> jax.Array:
         group = starts(family, jax.random.split(key, runs))
-        state_bytes = carried_bytes(lopt, theta, jax.tree.map(lambda x: x[0], group.params))
+        state_bytes = carried_bytes(lopt, theta, jax.tree.map(lambda x: x[0], group))
         return jnp.mean(evaluate_one(loss_of, group, (family, theta), mesh, state_bytes))
 
     def validate(groups: Sequence[TaskFamily], theta: Theta, key: Key) -> Float[Array, ""]:

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer
+from metaopt.core.rollouts import init_state, mean_loss, train_loss
 from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
-from metaopt.meta.base import Start, held_out_loss, log_uniform, loss_unit
+from metaopt.meta.base import Start, log_uniform, loss_unit
 
 UNIT_BATCHES = 4  # mini-batches of the loss before the first step, where losses are normalised
 
@@ -69,7 +71,7 @@ class InnerRun(NamedTuple):
     Attributes:
       task_params: task params of its task.
       params: params of the optimizee.
-      state: state of the optimizer.
+      state: state of the optimizer, which holds the model state if there is one (`init_state`).
       unit: the unit of its losses.
     """
 
@@ -114,8 +116,12 @@ def begin(
     length: Int[Array, ""],
 ) -> InnerRun:
     """The run before its first window. Theta determines the optimizer's initial memory."""
-    state = lopt.apply(theta, num_steps=length).init(start.params)
+    state = init_state(lopt.apply(theta, num_steps=length), start.params, start.model_state)
     unit = jnp.ones([])
     if config.normalised:
-        unit = loss_unit(held_out_loss(family, start, start.params, UNIT_BATCHES, "train"))
+        _, k_unit = jax.random.split(start.key)
+        task = family.task(start.task_params)
+        loss_fn = lambda params, batch: train_loss(task.loss, params, start.model_state, batch)
+        batches = task.sample(k_unit, (UNIT_BATCHES,), "train")
+        unit = loss_unit(mean_loss(loss_fn, start.params, batches))
     return InnerRun(start.task_params, start.params, state, unit)

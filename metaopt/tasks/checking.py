@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.core.named import describe
-from metaopt.core.rollouts import scalar
-from metaopt.core.trees import check_float_tree
-from metaopt.core.types import Split, Task, TaskFamily
+from metaopt.core.rollouts import checked_loss, scalar, train_loss
+from metaopt.core.trees import cast_like, check_float_tree
+from metaopt.core.types import Split, Task, TaskFamily, loss_arguments
 
 AXES = (2, 3)  # leading axes that `sample` is asked for
 
@@ -39,11 +39,23 @@ def check_family(where: str, family: TaskFamily, splits: Sequence[Split] = ()) -
         if not jax.tree.leaves(params):
             raise ValueError("there are no params to optimize")
         check_float_tree("params", params)
+        stage = "init_model_state"
+        model_state = task.init_model_state(jax.random.key(0))
+        if model_state is None and task.init_model_state_fn is not None:
+            raise ValueError("must return a pytree of arrays, got None")
+        model_state = cast_like(model_state, model_state)  # fails unless all leaves are arrays
+        arguments = loss_arguments(params, model_state)
         for split in (None, *splits):
             stage = "sample(key, shape)" if split is None else f"sample(key, shape, {split!r})"
             batch = _check_sample(task, split)
             stage = "loss"
-            scalar(task.loss)(params, batch)
+            value_fn = lambda *arguments, batch=batch: task.loss(*arguments, batch)
+            checked_loss(stage, value_fn, model_state)(params, model_state)
+            stage = "eval_loss"
+            scalar(task.eval_loss)(*arguments, batch)
+            stage = "accuracy"
+            if task.accuracy is not None:
+                jnp.asarray(task.accuracy(*arguments, batch))
 
     try:
         jax.eval_shape(trace, family)
@@ -58,7 +70,8 @@ def check_start(where: str, family: TaskFamily) -> None:
     @jax.jit
     def first_loss(family: TaskFamily) -> jax.Array:
         task = family.task(family.sample(k_task))
-        return task.loss(task.init(k_init), task.sample(k_batch, ()))
+        params, model_state = task.init(k_init), task.init_model_state(k_init)
+        return train_loss(task.loss, params, model_state, task.sample(k_batch, ()))
 
     loss = first_loss(family)
     if not jnp.isfinite(loss):

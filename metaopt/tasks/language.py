@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metaopt.core.types import Batch, Key, Params, Split, Task
+from metaopt.core.types import Batch, Key, Split, Task
 from metaopt.datasets import Text
-from metaopt.tasks.scores import at_least_one, scores
+from metaopt.tasks.modules import classifier
+from metaopt.tasks.scores import at_least_one
 
 Splits: TypeAlias = dict[Split, jax.Array]
 
@@ -20,7 +21,8 @@ def language_model(
 
     Mini-batches are windows of the text at random places: ``x [*shape, batch_size, length]``, and
     ``y``, the same windows one character later. A whole split is its first `held_out` windows
-    without overlap. Accuracy is the share of characters that are predicted correctly.
+    without overlap. Accuracy is the share of characters that are predicted correctly. A network
+    with two modes, such as one with dropout, is used as in `metaopt.tasks.classification`.
 
     Args:
       net: a network that returns logits ``[n, length, vocabulary]`` for tokens ``[n, length]``.
@@ -44,26 +46,18 @@ def language_model(
         index = starts[..., None] + jnp.arange(length)
         return {"x": tokens[index], "y": tokens[index + 1]}
 
-    def init(splits: Splits, key: Key) -> Params:
-        del splits
-        return net.init(key, jnp.zeros((1, length), jnp.int32))["params"]
+    example = jnp.zeros((1, length), jnp.int32)
+    functions = classifier("language_model", net, example)
 
     def sample(splits: Splits, key: Key, shape: tuple[int, ...], split: Split) -> Batch:
         tokens = splits[split]
         last = len(tokens) - length
-        return windows(tokens, jax.random.randint(key, (*shape, batch_size), 0, last))
+        batch = windows(tokens, jax.random.randint(key, (*shape, batch_size), 0, last))
+        return functions.with_keys(batch, key, shape)
 
     def whole(splits: Splits, split: Split) -> Batch:
         tokens = splits[split]
         number = min(held_out, (len(tokens) - 1) // length)
         return windows(tokens, length * jnp.arange(number))
 
-    loss, accuracy = scores(lambda params, x: net.apply({"params": params}, x))
-    return Task(
-        init=init,
-        loss=lambda splits, params, batch: loss(params, batch),
-        sample=sample,
-        whole=whole,
-        accuracy=lambda splits, params, batch: accuracy(params, batch),
-        data=text.splits,
-    )
+    return functions.task(lambda splits: example, sample, whole, data=text.splits)

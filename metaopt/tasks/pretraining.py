@@ -48,13 +48,19 @@ def pretrain(net: nn.Module, data: Dataset, recipe: Recipe = DEFAULT) -> Params:
     """Trains `net` on all classes of `data` and returns its params.
 
     Raises:
-      ValueError: `recipe.num_steps` is no positive multiple of `WINDOW`.
+      ValueError: `recipe.num_steps` is no positive multiple of `WINDOW`, or `net` has a model
+        state, which is not kept.
     """
     if recipe.num_steps < 1 or recipe.num_steps % WINDOW:
         raise ValueError(
             f"pretrain: num_steps must be a positive multiple of {WINDOW}, got {recipe.num_steps}."
         )
     task = classification(net, data, batch_size=recipe.batch_size)
+    if task.init_model_state_fn is not None:
+        raise ValueError(
+            "pretrain: net has a model state, such as running statistics, which is not kept; use a "
+            "network without one, for example a ResNet with norm='group'."
+        )
     tx = optax.adam(optax.cosine_decay_schedule(recipe.lr, recipe.num_steps))
     k_init, k_batches = jax.random.split(jax.random.key(recipe.seed))
     params = task.init(k_init)

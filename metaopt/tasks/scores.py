@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_integer
-from metaopt.core.types import Batch, Params
 
 CHUNK = 1000  # examples that go through a network at once
 
@@ -26,32 +25,37 @@ def negative_log_likelihood(
 
 
 def scores(
-    logits: Callable[[Params, Any], Any],
+    logits: Callable[..., Any],
 ) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
     """``(params, batch) -> loss`` and ``(params, batch) -> accuracy`` of a classifier.
 
     Args:
-      logits: ``(params, x) -> [..., classes]``; the batch holds inputs "x" and labels "y".
+      logits: ``(params, x) -> [..., classes]``; the batch holds inputs "x" and labels "y". All
+        three functions have a second argument, the model state, if `logits` has.
     """
 
-    def loss(params, batch):
-        return jnp.mean(negative_log_likelihood(logits(params, batch["x"]), batch["y"]))
+    def loss(*arguments_and_batch):
+        *arguments, batch = arguments_and_batch
+        return jnp.mean(negative_log_likelihood(logits(*arguments, batch["x"]), batch["y"]))
 
-    def accuracy(params, batch):
-        return jnp.mean(jnp.argmax(logits(params, batch["x"]), axis=-1) == batch["y"])
+    def accuracy(*arguments_and_batch):
+        *arguments, batch = arguments_and_batch
+        return jnp.mean(jnp.argmax(logits(*arguments, batch["x"]), axis=-1) == batch["y"])
 
     return in_chunks(loss), in_chunks(accuracy)
 
 
-def in_chunks(mean: Callable[[Params, Batch], jax.Array]) -> Callable[..., jax.Array]:
+def in_chunks(mean: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """A mean over examples that takes a large batch in equal parts, to bound memory."""
 
-    def chunked(params, batch):
-        number = len(batch["y"])
+    def chunked(*arguments_and_batch):
+        *arguments, batch = arguments_and_batch
+        examples = {name: batch[name] for name in batch if name in ("x", "y")}
+        number = len(examples["y"])
         if number <= CHUNK or number % CHUNK:
-            return mean(params, batch)
-        parts = jax.tree.map(lambda a: a.reshape(-1, CHUNK, *a.shape[1:]), batch)
-        return jnp.mean(jax.lax.map(lambda part: mean(params, part), parts))
+            return mean(*arguments, examples)
+        parts = jax.tree.map(lambda a: a.reshape(-1, CHUNK, *a.shape[1:]), examples)
+        return jnp.mean(jax.lax.map(lambda part: mean(*arguments, part), parts))
 
     return chunked
 

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2015) with batch or group norm."""
+"""Residual networks (He et al. 2015) with batch norm or group norm."""
 
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
@@ -9,14 +9,15 @@ import jax.numpy as jnp
 
 from metaopt.tasks.networks.layers import Conv, Init, dense
 
-Norm: TypeAlias = Literal["batch", "group"]
+Norm: TypeAlias = Literal["batch", "group", "transductive"]
+MOMENTUM = 0.9  # of running statistics: the last ten batches count, also in runs of 100 steps
 
 
-class BatchNorm(nn.Module):
+class TransductiveBatchNorm(nn.Module):
     """Batch norm with the statistics of the given batch, in training and in evaluation.
 
-    There are no running averages, because a task is a pure function of params. Evaluation batches
-    are large, so their statistics are accurate.
+    There are no running averages, so that a network is a pure function of params. What it returns
+    for an example depends on the other examples of the batch.
     """
 
     @nn.compact
@@ -34,7 +35,7 @@ class Block(nn.Module):
     Attributes:
       channels: of the output.
       stride: of the first convolution.
-      norm: batch or group norm.
+      norm: see `ResNet`.
       init_style: PyTorch's initialisation or Flax's.
     """
 
@@ -44,7 +45,7 @@ class Block(nn.Module):
     init_style: Init
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train: bool = False):
         def conv(kernel, stride):
             return Conv(
                 features=self.channels,
@@ -55,24 +56,28 @@ class Block(nn.Module):
                 init_style=self.init_style,
             )
 
-        y = nn.relu(normalise(self.norm, conv(3, self.stride)(x)))
-        y = normalise(self.norm, conv(3, 1)(y))
+        y = nn.relu(normalise(self.norm, conv(3, self.stride)(x), train))
+        y = normalise(self.norm, conv(3, 1)(y), train)
         if x.shape != y.shape:
-            x = normalise(self.norm, conv(1, self.stride)(x))
+            x = normalise(self.norm, conv(1, self.stride)(x), train)
         return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
     """A stem, stages of blocks, a global mean, and a linear read-out.
 
-    Maps ``[n, H, W, C] -> [n, num_classes]``. Each stage but the first halves the image.
+    Maps ``[n, H, W, C] -> [n, num_classes]``. Each stage but the first halves the image. With batch
+    norm, the network keeps running statistics in the collection "batch_stats":
+    ``net.apply(variables, x, train=True, mutable=["batch_stats"])`` updates them, and without
+    `train` they normalise.
 
     Attributes:
       num_classes: number of outputs.
       blocks: number of blocks of each stage.
       width: channels of the first stage; they double from stage to stage.
       stem: "imagenet" (7x7, stride 2, then max-pooling) or "cifar" (3x3).
-      norm: batch or group norm.
+      norm: "batch" is batch norm with running statistics (momentum 0.9), "group" is group norm, and
+        "transductive" is batch norm with the statistics of the given batch, in evaluation too.
       init_style: PyTorch's initialisation or Flax's.
     """
 
@@ -84,7 +89,7 @@ class ResNet(nn.Module):
     init_style: Init = "torch"
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train: bool = False):
         kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
         stem = Conv(
             features=self.width,
@@ -95,7 +100,7 @@ class ResNet(nn.Module):
             init_style=self.init_style,
             name="stem",
         )
-        x = nn.relu(normalise(self.norm, stem(x)))
+        x = nn.relu(normalise(self.norm, stem(x), train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         for stage, num_blocks in enumerate(self.blocks):
@@ -107,18 +112,20 @@ class ResNet(nn.Module):
                     init_style=self.init_style,
                     name=f"stage{stage}_block{number}",
                 )
-                x = block(x)
+                x = block(x, train)
         x = jnp.mean(x, axis=(1, 2))
         return dense(self.num_classes, x.shape[-1], self.init_style, name="head")(x)
 
 
-def normalise(norm: Norm, x):
+def normalise(norm: Norm, x, train: bool):
     """Batch norm, or group norm with up to 8 groups; call it in a compact module."""
     if norm == "batch":
-        return BatchNorm()(x)
+        return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM)(x)
     if norm == "group":
         return nn.GroupNorm(num_groups=min(8, x.shape[-1]))(x)
-    raise ValueError(f"norm must be 'batch' or 'group', got {norm!r}.")
+    if norm == "transductive":
+        return TransductiveBatchNorm()(x)
+    raise ValueError(f"norm must be 'batch', 'group' or 'transductive', got {norm!r}.")
 
 
 def resnet34(num_classes: int, *, norm: Norm = "batch") -> ResNet:
@@ -126,7 +133,7 @@ def resnet34(num_classes: int, *, norm: Norm = "batch") -> ResNet:
 
     Args:
       num_classes: number of outputs.
-      norm: batch or group norm.
+      norm: see `ResNet`.
 
     Returns:
       The network.
