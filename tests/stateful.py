@@ -1,5 +1,7 @@
 """A network with BatchNorm and dropout, its task, and the loop that a Flax user writes for it."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import optax
 
 from metaopt import datasets, tasks
 
-MOONS = datasets.moons()
+moons = functools.cache(datasets.moons)  # when it is needed: children configure JAX first
 
 
 class Net(nn.Module):
@@ -18,7 +20,9 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(nn.Dense(6, use_bias=False)(x))
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(
+            nn.Dense(6, use_bias=False)(x)
+        )
         x = nn.relu(x)
         if self.rate:
             x = nn.Dropout(self.rate, deterministic=not train)(x)
@@ -27,12 +31,12 @@ class Net(nn.Module):
 
 def batchnorm_task(rate: float = 0.0, batch_size: int = 16):
     """Classification of moons by `Net`."""
-    return tasks.classification(Net(rate), MOONS, batch_size=batch_size)
+    return tasks.classification(Net(rate), moons(), batch_size=batch_size)
 
 
 def first_variables(key, rate: float = 0.0):
     """Params and running statistics before the first step."""
-    variables = Net(rate).init(key, MOONS.scale * jnp.zeros((1, 2)), train=False)
+    variables = Net(rate).init(key, moons().scale * jnp.zeros((1, 2)), train=False)
     return variables["params"], variables["batch_stats"]
 
 
@@ -40,7 +44,7 @@ def loss_fn(params, stats, batch, rate: float = 0.0):
     """In training mode, as Flax's guide writes it."""
     logits, changed = Net(rate).apply(
         {"params": params, "batch_stats": stats},
-        MOONS.scale * batch["x"],
+        moons().scale * batch["x"],
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": batch["key"]} if rate else None,
@@ -52,7 +56,7 @@ def loss_fn(params, stats, batch, rate: float = 0.0):
 def eval_loss(params, stats, batch, rate: float = 0.0):
     """With the running statistics."""
     variables = {"params": params, "batch_stats": stats}
-    logits = Net(rate).apply(variables, MOONS.scale * batch["x"], train=False)
+    logits = Net(rate).apply(variables, moons().scale * batch["x"], train=False)
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
 
@@ -73,4 +77,6 @@ def plain_loop(tx, params, stats, batches, rate: float = 0.0):
 
 def assert_close(given, expected, rtol=1e-4, atol=1e-5):
     """Compares two trees of one structure."""
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), given, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), given, expected
+    )

@@ -158,7 +158,10 @@ WRONG = {
         lambda s: {"norm": {**s["norm"], "mean": s["norm"]["mean"].astype(jnp.bfloat16)}},
         "leaf 'norm/mean' has dtype bfloat16, expected float32",
     ),
-    "structure": (lambda s: {"norm": OrderedDict(s["norm"])}, "the tree has the structure .*Ordered"),
+    "structure": (
+        lambda s: {"norm": OrderedDict(s["norm"])},
+        "the tree has the structure .*Ordered",
+    ),
 }
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import stateful
 
 from metaopt import tasks
 from metaopt.datasets import moons
@@ -48,6 +49,24 @@ def test_the_whole_grid_equals_single_runs():
     np.testing.assert_array_equal(grid.steps, [0, 20, 40])
     assert grid.loss.shape == (4, 3, 3)
     assert (record["runs"], record["grad_evals"]) == (12, 480)
+
+
+def test_grids_are_searched_in_evaluation_mode():
+    task = stateful.batchnorm_task(0.3)
+    baseline = Baseline("SGD", optax.sgd, points(("constant",), lr=(0.03, 0.3)))
+    record, _ = tune(baseline, task, num_steps=10, keys=KEYS[:2])
+    expected = []
+    for lr in (0.03, 0.3):
+        losses = []
+        for key in KEYS[:2]:
+            _, k_init, k_windows = jax.random.split(key, 3)
+            batches = task.sample(jax.random.split(k_windows, (1, 2))[0, 0], (10,))
+            params, stats, _ = stateful.plain_loop(
+                optax.sgd(lr), *stateful.first_variables(k_init, 0.3), batches, 0.3
+            )
+            losses.append(stateful.eval_loss(params, stats, task.whole("valid"), 0.3))
+        expected.append(np.mean(losses))
+    np.testing.assert_allclose(record["loss"], expected, rtol=1e-4)
 
 
 def test_a_point_that_diverges_never_wins():
@@ -98,10 +117,11 @@ SETTINGS = {"num_steps": 10, "keys": KEYS, "window": 5}
 
 
 class TestCache:
-    def test_a_search_runs_once(self, tmp_path, monkeypatch):
-        first, grid = tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)
+    @pytest.mark.parametrize("task", [TASK, stateful.batchnorm_task()], ids=["plain", "stateful"])
+    def test_a_search_runs_once(self, tmp_path, monkeypatch, task):
+        first, grid = tune_cached(tmp_path, "q", SEARCHED, task, **SETTINGS)
         monkeypatch.setattr(baselines, "tune", lambda *a, **k: pytest.fail("searched again"))
-        second, again = tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)
+        second, again = tune_cached(tmp_path, "q", SEARCHED, task, **SETTINGS)
         assert first == second
         np.testing.assert_array_equal(grid.loss, again.loss)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import stateful
 
 from metaopt import datasets, guards, tasks
 from metaopt.evaluation import curves as curves_module
@@ -144,6 +145,44 @@ def test_training_loss_is_measured_on_the_training_split():
     task = tasks.classification(MLP((2,)), data, batch_size=4)
     curves = evaluate(lambda n: optax.sgd(0.5), task, num_steps=50, keys=KEYS, measure_train=True)
     assert (curves.train_loss[:, -1] < 0.1).all() and (curves.loss[:, -1] > 2.0).all()
+
+
+RACES = {
+    "sgd": lambda n: optax.sgd(0.3),
+    "race": lambda n: guards.race(optax.sgd(jnp.nan), optax.sgd(0.3), n_t=5),
+    "gl2o": lambda n: guards.gl2o(optax.sgd(jnp.nan), optax.sgd(0.3)),
+    "lgl2o in windows": lambda n: guards.in_windows(
+        guards.lgl2o(optax.sgd(jnp.nan), optax.sgd(0.3), n_t=5, n_c=5)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_task_with_running_statistics_is_judged_with_those_of_its_params(name):
+    """Plain, and under guards that keep the fallback: the loop that a Flax user writes."""
+    task = stateful.batchnorm_task()
+    curves = evaluate(RACES[name], task, num_steps=15, keys=KEYS, window=5, measure_train=True)
+    whole = task.whole("test")
+    for seed, key in enumerate(KEYS):
+        _, k_init, k_windows = jax.random.split(key, 3)
+        params, stats = stateful.first_variables(k_init)
+        losses, accuracies = [stateful.eval_loss(params, stats, whole)], [curves.accuracy[seed, 0]]
+        for k_train, _ in jax.random.split(k_windows, (3, 2)):
+            batches = task.sample(k_train, (5,))
+            params, stats, _ = stateful.plain_loop(optax.sgd(0.3), params, stats, batches)
+            losses.append(stateful.eval_loss(params, stats, whole))
+            logits = stateful.Net().apply(
+                {"params": params, "batch_stats": stats},
+                stateful.moons().scale * whole["x"],
+                train=False,
+            )
+            accuracies.append(np.mean(logits.argmax(-1) == whole["y"]))
+        np.testing.assert_allclose(curves.loss[seed], losses, rtol=1e-4)
+        np.testing.assert_allclose(curves.accuracy[seed], accuracies, rtol=1e-6)
+        sample = task.sample(k_windows, (curves_module.TRAIN_SAMPLE,))
+        each = [jax.tree.map(lambda x, i=i: x[i], sample) for i in range(len(sample["y"]))]
+        mean = np.mean([stateful.eval_loss(params, stats, batch) for batch in each])
+        np.testing.assert_allclose(curves.train_loss[seed, -1], mean, rtol=1e-4)
 
 
 def test_the_horizon_reaches_the_optimizer():

@@ -143,11 +143,22 @@ def test_a_tuned_point_that_is_not_in_the_grid_is_not_used(evaluation, tmp_path,
 
 
 OWN = """
+import flax.linen as nn
 import optax
-from metaopt import tasks
+from metaopt import datasets, tasks
 from metaopt.evaluation.baselines import Baseline, points
 
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x)))
+        return nn.Dense(2)(nn.Dropout(0.1, deterministic=not train)(x))
+
 number = 3
+batchnorm = lambda: tasks.classification(Net(), datasets.moons(), batch_size=8)
+lost_statistics = lambda: batchnorm().replace(
+    loss=lambda data, params, stats, batch: batchnorm().loss_fn(data, params, stats, batch)[0]
+)
 make_task = lambda: tasks.quadratic(dim=4)
 momentum = lambda schedule: optax.sgd(schedule, momentum=0.9)
 adam = Baseline("My Adam", optax.adam, points(("constant",), lr=(0.1,)))
@@ -191,10 +202,32 @@ def test_tasks_and_baselines_of_one_s_own(own_module):
     assert "task own_job:make_task" in (out / "report.html").read_text()
 
 
+def test_tasks_with_running_statistics_in_several_processes(own_module):
+    """Also under guards; those that take no model state are left out with the reason."""
+    settings = optimizers.L3RS(variant="none")
+    params = {"w": np.zeros((2, 4), np.float32)}
+    theta = settings.build().init(jax.random.key(0), params)
+    exports.save(own_module / "mine", settings, theta)
+    out = own_module / "records"
+    tasks = "own_job:batchnorm,own_job:make_task"
+    command = f"evaluate {own_module / 'mine'} --task {tasks} --num-steps 20 --seeds 2 --workers 2"
+    command += " --tuning-seeds 1 --guards race,lgl2o,smg --fallback own_job:adam"
+    assert main([*command.split(), "--baselines", "own_job:adam", "--out", str(out)]) == 0
+    for task in ("00-own_job-batchnorm-20", "01-own_job-make_task-20"):
+        record = read_record(out / task)
+        names = ["My Adam", "mine", "RACE(mine, My Adam)", "LGL2O(mine, My Adam)"]
+        stateless = "make_task" in task
+        assert list(record.curves) == names + ["SMG(mine)"] * stateless
+        assert ("takes no model state" in record.left_out.get("SMG(mine)", "")) != stateless
+        for entry in record.curves.values():
+            assert np.isfinite(read_curves(out / task / entry.file).loss).all()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ("--task own_job:nothing", "package.module:function"),
+        ("--task own_job:lost_statistics", "the loss must return (loss, new_model_state)"),
         ("--task moons --suite small", "give a suite or a task"),
         ("--task moons --baselines adam,own_job:number", "must be a Baseline or a function"),
         ("--task moons --baselines adam,no_module_of_mine:make", "No module named"),

@@ -65,6 +65,12 @@ def test_a_mixture_of_networks_is_trained_by_one_theta(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["task"] == task
 
 
+def test_a_network_with_batch_norm_is_trained_on(tmp_path):
+    job = TrainJob(task="digits-resnet-batchnorm", out=tmp_path, method=SHORT, **SMALL)
+    metaopt.load(meta_train(job))
+    assert np.isfinite(read_metrics(tmp_path)["validation_loss"]).all()
+
+
 def test_embeddings_of_one_network_are_refused_for_another(tmp_path):
     job = TrainJob(task="digits-linear,moons", out=tmp_path, **SMALL)
     with pytest.raises(ValueError, match=r"task group 2 of 2.*Dense_1.*variant"):

@@ -2,6 +2,7 @@
 
 import functools
 
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +13,10 @@ from stateful import assert_close, batchnorm_task, eval_loss, loss_fn, plain_loo
 import metaopt
 from metaopt import meta
 from metaopt.core.types import LearnedOptimizer, single
+from metaopt.meta import devices, loop
 from metaopt.meta.base import Start, starts
 
-KEY = jax.random.key(0)
-THETA = jnp.array([-1.0])
+THETA = np.array([-1.0], np.float32)
 RATE = 0.4  # of dropout
 
 
@@ -58,7 +59,7 @@ def test_the_fitness_of_nes_is_that_of_the_run_by_hand(objective):
     )
     trainer = meta.nes(momentum_sgd(), single(task), config)
     key = jax.random.key(7)
-    _, metrics = jax.jit(trainer.step)(key, trainer.init(KEY, THETA))
+    _, metrics = jax.jit(trainer.step)(key, trainer.init(jax.random.key(0), THETA))
 
     _, k_tasks, _, _ = jax.random.split(key, 4)
     start = first(starts(single(task), jax.random.split(k_tasks, (1, 1))[0]))
@@ -102,7 +103,7 @@ def pes_chain():
     trainer = meta.pes(momentum_sgd(), single(batchnorm_task(RATE)), config)
     step = jax.jit(trainer.step)
     keys = jax.random.split(jax.random.key(11), 5)
-    states, losses = [trainer.init(KEY, THETA)], []
+    states, losses = [trainer.init(jax.random.key(0), THETA)], []
     for key in keys:
         state, metrics = step(key, states[-1])
         states.append(state)
@@ -143,7 +144,7 @@ def test_windows_of_tbptt_chained_are_one_long_run():
     for second_order in (False, True):
         config = meta.TBPTTConfig(lr=0.0, second_order=second_order, **WINDOWS)
         trainer = meta.tbptt(momentum_sgd(), single(task), config)
-        step, state = jax.jit(trainer.step), trainer.init(KEY, THETA)
+        step, state = jax.jit(trainer.step), trainer.init(jax.random.key(0), THETA)
         keys, run = jax.random.split(jax.random.key(2), 4), None
         for window, key in enumerate(keys):
             start = first(starts(single(task), jax.random.split(key, (1, 1))[0]))
@@ -188,9 +189,10 @@ def test_losses_are_normalised_by_that_of_the_first_step_in_training_mode(method
     task = batchnorm_task()
     config = {"pes": meta.PESConfig, "tbptt": meta.TBPTTConfig}[method](normalised=True, **WINDOWS)
     trainer = config.trainer(momentum_sgd(), single(task))
-    state = trainer.init(KEY, THETA)
+    key = jax.random.key(0)
+    state = trainer.init(key, THETA)
     unit = state.runs[0].unit.ravel()[0]
-    k_start = jax.random.split(KEY)[0] if method == "pes" else KEY
+    k_start = jax.random.split(key)[0] if method == "pes" else key
     shape = (1, 16, 1) if method == "pes" else (1, 1)
     start = starts(single(task), jax.random.split(k_start, shape)[0])
     while start.key.ndim:
@@ -200,3 +202,60 @@ def test_losses_are_normalised_by_that_of_the_first_step_in_training_mode(method
     stats = start.model_state["batch_stats"]
     expected = np.mean([loss_fn(start.params, stats, batch)[0] for batch in each])
     np.testing.assert_allclose(unit, expected, rtol=1e-4)
+
+
+def windows_trainer(method, spread=None):
+    """The meta-trainer by "nes", "pes" or "tbptt", of four pairs or runs."""
+    config = {
+        "nes": meta.NESConfig(population=8, tasks=1, min_steps=3, max_steps=3),
+        "pes": meta.PESConfig(population=8, lr=0.1, **WINDOWS),
+        "tbptt": meta.TBPTTConfig(lr=0.1, **{**WINDOWS, "tasks": 4}),
+    }[method]
+    return config.trainer(momentum_sgd(), single(batchnorm_task(RATE)), spread or devices.Spread())
+
+
+def steps_of(trainer, number=2):
+    state, step = trainer.init(jax.random.key(0), THETA), jax.jit(trainer.step)
+    for key in jax.random.split(jax.random.key(9), number):
+        state, metrics = step(key, state)
+    return jax.tree.leaves(jax.device_get((state, metrics)))
+
+
+def on_devices(file):
+    """The main function of a child with four devices: every method, over all of them."""
+    children.prepare(None, 4)
+    spread = devices.Spread(devices.mesh_for(4, 1))
+    results = {}
+    for method in ("nes", "pes", "tbptt"):
+        for number, leaf in enumerate(steps_of(windows_trainer(method, spread))):
+            results[f"{method} {number}"] = np.asarray(leaf)
+    np.savez(file, **results)
+
+
+def test_four_devices_give_what_one_gives(tmp_path):
+    file = tmp_path / "results.npz"
+    assert children.finish(children.start(on_devices, file)) == [0]
+    found = np.load(file)
+    for method in ("nes", "pes", "tbptt"):
+        for number, leaf in enumerate(steps_of(windows_trainer(method))):
+            np.testing.assert_allclose(found[f"{method} {number}"], leaf, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["pes", "tbptt"])
+def test_a_resumed_run_goes_on_with_the_running_statistics(tmp_path, method):
+    def run(out, steps):
+        return loop.train(
+            windows_trainer(method),
+            THETA,
+            steps=steps,
+            seed=0,
+            out=tmp_path / out,
+            config={},
+            validate=lambda theta, key: theta[0],
+            checkpoint_every=1,
+        )
+
+    run("parts", 2)
+    np.testing.assert_array_equal(run("parts", 4)[0], run("whole", 4)[0])
+    ends = [children.final_checksum(tmp_path / out) for out in ("parts", "whole")]
+    assert ends[0] == ends[1] and ends[0][0] == 4
