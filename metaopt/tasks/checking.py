@@ -87,6 +87,10 @@ def _check_functions(task: Any) -> None:
         function = getattr(task, f"{name}_fn")
         if not callable(function):
             raise ValueError(f"{name} must be a function, got {function!r}")
+    for name in ("accuracy", "init_model_state", "eval_loss"):
+        function = getattr(task, f"{name}_fn")
+        if function is not None and not callable(function):
+            raise ValueError(f"{name} must be a function or None, got {function!r}")
 
 
 def _check_sample(task: Task, split: Split | None) -> Any:

@@ -49,6 +49,11 @@ def test_flax_batchnorm_dropout():
     assert all(result["accuracy"] > 0.9 for result in results.values())
 
 
+def test_batchnorm_task():
+    results = run("batchnorm_task", [])
+    assert all(result["accuracy"] > 0.9 for result in results.values())
+
+
 def test_flax_nnx_batchnorm_dropout():
     losses = run("flax_nnx_batchnorm_dropout", [])
     assert losses["race(LSTM, AdamW)"] < 1.2 * losses["AdamW"] < 0.2

@@ -156,9 +156,11 @@ class Net(nn.Module):
 
 number = 3
 batchnorm = lambda: tasks.classification(Net(), datasets.moons(), batch_size=8)
-lost_statistics = lambda: batchnorm().replace(
-    loss=lambda data, params, stats, batch: batchnorm().loss_fn(data, params, stats, batch)[0]
-)
+
+def lost_statistics():
+    task = batchnorm()
+    return task.replace(loss=lambda *arguments: task.loss_fn(*arguments)[0])
+
 make_task = lambda: tasks.quadratic(dim=4)
 momentum = lambda schedule: optax.sgd(schedule, momentum=0.9)
 adam = Baseline("My Adam", optax.adam, points(("constant",), lr=(0.1,)))
