@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import InvalidRngError
 
 from metaopt.core.types import Batch, Key, Params, Task
 from metaopt.tasks.scores import negative_log_likelihood, scores
@@ -166,6 +166,6 @@ def _asks_for_a_key(forward: Callable[..., Any], variables: Any, example: Any) -
     """Whether a network draws random numbers; it is traced, not computed."""
     try:
         jax.eval_shape(forward, variables, example)
-    except flax.errors.InvalidRngError:
+    except InvalidRngError:
         return True
     return False
