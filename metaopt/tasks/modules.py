@@ -107,36 +107,31 @@ def classifier(
         variables = {"params": params, **(model_state[0] if model_state else {})}
         return net.apply(variables, prepare(x), train=False)
 
-    def train(params: Params, model_state: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    def forward(params: Params, model_state: Any, x: Any, key: Key | None = None) -> Any:
+        """Logits in training mode, and the collections that have changed."""
         variables = {"params": params, **(model_state or {})}
-        rngs = {"params": batch[KEY]} if KEY in batch else None  # Flax: the default of all streams
+        rngs = None if key is None else {"params": key}  # Flax: the default of all streams
         mutable = list(model_state or {})
-        outputs: Any = net.apply(
-            variables, prepare(batch["x"]), train=True, mutable=mutable, rngs=rngs
-        )
-        loss = jnp.mean(negative_log_likelihood(outputs[0], batch["y"]))
-        return loss, None if model_state is None else {**model_state, **outputs[1]}
+        return net.apply(variables, prepare(x), train=True, mutable=mutable, rngs=rngs)
+
+    def train(params: Params, model_state: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        outputs, changed = forward(params, model_state, batch["x"], batch.get(KEY))
+        loss = jnp.mean(negative_log_likelihood(outputs, batch["y"]))
+        return loss, None if model_state is None else {**model_state, **changed}
 
     def train_without_state(params: Params, batch: Batch) -> jax.Array:
         return train(params, None, batch)[0]
 
-    def forward(variables: Any, x: Any) -> Any:
-        params, model_state = variables
-        batch = {"x": x, "y": jnp.zeros((), jnp.int32)}
-        mutable = list(model_state or {})
-        variables = {"params": params, **(model_state or {})}
-        return net.apply(variables, prepare(batch["x"]), train=True, mutable=mutable)
-
-    variables = jax.eval_shape(fresh, jax.random.key(0), example)
+    params, model_state = jax.eval_shape(fresh, jax.random.key(0), example)
     eval_loss, accuracy = scores(logits)
-    stateful = variables[1] is not None
+    stateful = model_state is not None
     return Classifier(
         init=lambda key, x: fresh(key, x)[0],
         loss=train if stateful else train_without_state,
         accuracy=accuracy,
         eval_loss=eval_loss,
         init_model_state=(lambda key, x: fresh(key, x)[1]) if stateful else None,
-        is_random=_asks_for_a_key(forward, variables, example),
+        is_random=_asks_for_a_key(forward, params, model_state, example),
     )
 
 
@@ -162,10 +157,10 @@ def _split(variables: Any) -> tuple[Params, dict[str, Any]]:
     return variables.get("params", {}), others
 
 
-def _asks_for_a_key(forward: Callable[..., Any], variables: Any, example: Any) -> bool:
+def _asks_for_a_key(forward: Callable[..., Any], *arguments: Any) -> bool:
     """Whether a network draws random numbers; it is traced, not computed."""
     try:
-        jax.eval_shape(forward, variables, example)
+        jax.eval_shape(forward, *arguments)
     except InvalidRngError:
         return True
     return False
