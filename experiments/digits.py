@@ -1,13 +1,13 @@
 """The main experiment, on real 8x8 images of digits: meta-train, guard, evaluate, report.
 
-Claim: meta-training makes optimizers that beat tuned SGD and Adam on held-out runs of the task they
-were trained on (the best learned one reaches tuned Adam's final loss in fewer steps). Guards keep
-them safe where they were not trained: on runs ten times longer, and on another problem.
+Claim: L3RS, meta-trained for two minutes on runs of 30 to 1000 steps, needs fewer steps than tuned
+Adam on held-out runs of its task, short and long, and on another problem. `race` keeps its gain
+beside tuned Adam, and holds Adam's run on a deeper network, where L3RS fails.
 
     make run      # or: python -m experiments.digits
 
-Needs no data. Takes 3 minutes on 2 CPU cores; it resumes. Writes the meta-trainings, the records of
-the evaluation and its report to runs/digits.
+Needs no data. Takes about 3 minutes on 2 CPU cores; it resumes. Writes the meta-training, the
+records of the evaluation and its report to runs/digits.
 """
 
 import sys
@@ -17,31 +17,26 @@ from pathlib import Path
 from rich.console import Console
 
 from metaopt import optimizers
-from metaopt.core.processes import in_processes
 from metaopt.jobs.evaluate import EvaluateJob, evaluate_suite
 from metaopt.jobs.train import TrainJob, meta_train
-from metaopt.meta import NESConfig, TBPTTConfig
+from metaopt.meta import NESConfig
 from metaopt.report import print_summary, report
 
 OUT = Path("runs/digits")
 
 L3RS = TrainJob(
     task="digits",
-    learned=optimizers.L3RS(),
-    method=NESConfig(population=32, tasks=4, sigma=0.05, lr=1e-2, half_life=200),
-    steps=150,
+    learned=optimizers.L3RS(
+        base=("sgd", "adam", "lion"), variant="none", hidden=(16,), lambda_0=0.3
+    ),
+    method=NESConfig(population=16, tasks=2, min_steps=30, max_steps=1000, objective="anytime"),
+    steps=500,
+    validate_every=50,
+    validate_on="trajectory",
     out=OUT / "L3RS",
 )
-L2O = TrainJob(
-    task="digits",
-    learned=optimizers.LSTM(p=7.0),
-    method=TBPTTConfig(tasks=2, objective="log", average=0.98, lr=3e-3, half_life=150, clip=1.0),
-    steps=240,
-    validate_every=40,
-    out=OUT / "L2O",
-)
 EVALUATION = EvaluateJob(
-    checkpoints=(L3RS.out, L2O.out), suite="digits", seeds=8, workers=2, out=OUT / "evaluation"
+    checkpoints=(L3RS.out,), suite="digits", seeds=8, workers=2, out=OUT / "evaluation"
 )
 
 
@@ -49,9 +44,8 @@ def main() -> int:
     """Runs all three parts."""
     console = Console()
     start = time.perf_counter()
-    console.print(f"[bold]1/3[/] meta-train {L3RS.out} and, beside it, {L2O.out}")
-    with console.status("meta-training: the metrics.jsonl of each folder grows"):
-        in_processes(meta_train, [(L3RS,), (L2O,)], workers=2)
+    console.print(f"[bold]1/3[/] meta-train {L3RS.out}")
+    meta_train(L3RS)
     console.print(f"[bold]2/3[/] tune the baselines and evaluate: {EVALUATION.out}")
     with console.status("evaluating"):
         evaluate_suite(EVALUATION)

@@ -104,12 +104,16 @@ def _lgl2o(about: str, *tasks: SuiteTask) -> Suite:
 
 SUITES: dict[str, Suite] = {
     "digits": Suite(
-        "the main job: one task, ten times longer, another problem",
+        "the main job: home, ten times longer, another problem, a network where it fails",
         (
             SuiteTask("digits, as in meta-training (100 steps)", "digits", 100),
-            SuiteTask("ten times longer (1000 steps)", "digits", 1000),
-            SuiteTask("another problem: spirals (1000 steps)", "spirals", 1000),
+            SuiteTask("digits, ten times longer (1000 steps)", "digits", 1000),
+            SuiteTask("not seen: spirals (1000 steps)", "spirals", 1000),
+            SuiteTask("hostile: a deeper network (1000 steps)", "digits-deep", 1000),
         ),
+        baselines="adam,muon",
+        guards="race",
+        fallback="adam",
     ),
     "small": Suite(
         "12 diverse tasks, below 3 minutes on 2 cores",

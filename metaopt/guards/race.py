@@ -25,6 +25,8 @@ from metaopt.guards.core import (
 from metaopt.guards.forms import Guard, guard_of
 from metaopt.guards.runners import Runner, advance_if_finite, start
 
+UNDECIDED = 4  # windows within the margin that try patience as one clearly lost does
+
 
 class Standing(NamedTuple):
     """What the decisions of a `race` leave. Runner 0 is the challenger; the fallbacks follow.
@@ -36,7 +38,8 @@ class Standing(NamedTuple):
         first decision.
       variance: float ``[k]``, of the difference of `smoothed` between the challenger and each
         fallback, estimated from the differences on single mini-batches.
-      lost: int32 ``[]``, windows in a row that the challenger has lost.
+      lost: int32 ``[]``, windows in a row without the lead of a challenger, in units of undecided
+        ones: one that it has clearly lost counts `UNDECIDED`.
       waiting: int32 ``[]``, windows until a retired challenger starts again; 0 while it runs.
       pause: int32 ``[]``, windows that the challenger will wait when it is retired next.
       missed: int32 ``[]``, mini-batches since the challenger was retired.
@@ -107,10 +110,10 @@ def race(
 
     After each window of `n_t` mini-batches the leader is chosen anew. The challenger takes the lead
     when its smoothed loss is below that of the best fallback by `margin` standard errors of their
-    difference, and keeps it while its loss is the lower one. A challenger that has not had the
-    lead for `patience` windows in a row is retired, and then costs no gradient. It starts again
-    from the best fallback's point after `pause` windows, the next time after twice as many, and so
-    on.
+    difference, and keeps it while its loss is the lower one. A challenger that has been behind by
+    as much for `patience` windows in a row is retired, and then costs no gradient; a window between
+    the two counts a quarter. It starts again from the best fallback's point after `pause` windows,
+    the next time after twice as many, and so on.
 
     Nothing that the challenger does reaches a fallback: its params and state are, bit for bit,
     those of the run without a guard on the same mini-batches (docs/guards/race.md has the theorem).
@@ -131,9 +134,10 @@ def race(
         data are few, and no mini-batch is lost.
       smoothing: in [0, 1), weight of the past in the moving average of window means. 0 decides on
         the last window alone.
-      margin: standard errors by which the challenger must be ahead to take the lead. 0 decides by
-        the means alone.
-      patience: windows in a row without the lead after which the challenger is retired.
+      margin: standard errors by which the challenger must be ahead to take the lead, or behind to
+        lose a window clearly. 0 decides by the means alone.
+      patience: windows in a row that the challenger clearly loses before it is retired. One without
+        the lead in which it is behind by less than `margin` standard errors counts a quarter.
       pause: windows that it waits at first; 0 starts it again at once, every time.
       max_pause: the longest wait.
       memory: state of the challenger when it starts again: "carry" goes on with the old one
@@ -319,17 +323,20 @@ def race(
         # Squared standard errors of the differences of means: of this window, and smoothed.
         difference = jnp.where(jnp.isfinite(losses[0]), losses[0] - losses[1:], 0.0)
         spread = jnp.maximum(work.squares / count - jnp.square(difference), 0.0)
-        error = spread / jnp.maximum(count - 1, 1)
-        averaged = smoothing**2 * standing.variance + (1 - smoothing) ** 2 * error
-        variance = jnp.where(has_past[0], averaged, error)
+        of_window = spread / jnp.maximum(count - 1, 1)
+        averaged = smoothing**2 * standing.variance + (1 - smoothing) ** 2 * of_window
+        variance = jnp.where(has_past[0], averaged, of_window)
         variance = jnp.where(is_usable, variance, standing.variance)
 
         had_lead = leader_now(standing, work) == 0
-        needed = jnp.where(had_lead, 0.0, margin * jnp.sqrt(variance[best - 1]))
+        error = margin * jnp.sqrt(variance[best - 1])
+        needed = jnp.where(had_lead, 0.0, error)
         is_ahead = jnp.where(is_usable, smoothed[0] < smoothed[best] - needed, had_lead)
 
-        lost = jnp.where(is_usable, jnp.where(is_ahead, 0, standing.lost + 1), standing.lost)
-        retired = runs & ((lost >= patience) | work.broken)
+        is_behind = smoothed[0] >= smoothed[best] + error
+        lost = standing.lost + jnp.where(is_behind, UNDECIDED, 1)
+        lost = jnp.where(is_usable, jnp.where(is_ahead, 0, lost), standing.lost)
+        retired = runs & ((lost >= UNDECIDED * patience) | work.broken)
         waiting = jnp.where(retired, standing.pause, jnp.maximum(standing.waiting - 1, 0))
         returns = (waiting == 0) & ~(runs & ~retired)
         # A challenger that starts again has no lead and no arrears.

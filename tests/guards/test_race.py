@@ -173,9 +173,10 @@ def race_by_hand(batches, *, n_t, n_c, smoothing, margin, patience, pause, max_p
 
     The challenger takes the lead by `margin` standard errors of the averages' difference, and keeps
     it while its average is the lower one. It is retired after `patience` windows in a row without
-    the lead, or after a window in which it broke. It waits, and then goes on from the best
-    fallback's point. An average that is infinite starts again from the next mean. A window of
-    which no loss is finite changes no standing.
+    the lead, of which one counts a quarter unless it is behind by the same margin, or after a
+    window in which it broke. It waits, and then goes on from the best fallback's point. An average
+    that is infinite starts again from the next mean. A window of which no loss is finite changes no
+    standing.
     """
     runners = [SGDByHand(i, np.full(3, 3.0)) for i in range(3)]
     average, leader, lost, wait, missed = [np.inf] * 3, 1, 0, 0, 0
@@ -222,9 +223,10 @@ def race_by_hand(batches, *, n_t, n_c, smoothing, margin, patience, pause, max_p
             ]
             best = 1 + int(np.argmin(average[1:]))
             has_lead = leader == 0 and not broke
-            needed = 0.0 if has_lead else margin * np.sqrt(variance[best - 1])
-            ahead = average[0] < average[best] - needed
-            leader, lost = (0, 0) if ahead else (best, lost + 1)
+            error = margin * np.sqrt(variance[best - 1])
+            ahead = average[0] < average[best] - (0.0 if has_lead else error)
+            behind = average[0] >= average[best] + error
+            leader, lost = (0, 0) if ahead else (best, lost + (1 if behind else 1 / 4))
         if was_running and (lost >= patience or broke):
             wait, pause, lost, spoilt = pause, min(2 * pause, max_pause), 0, broke
             restart = wait == 0
