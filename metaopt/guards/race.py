@@ -25,8 +25,6 @@ from metaopt.guards.core import (
 from metaopt.guards.forms import Guard, guard_of
 from metaopt.guards.runners import Runner, advance_if_finite, start
 
-UNDECIDED = 4  # windows within the margin that try patience as one clearly lost does
-
 
 class Standing(NamedTuple):
     """What the decisions of a `race` leave. Runner 0 is the challenger; the fallbacks follow.
@@ -38,8 +36,9 @@ class Standing(NamedTuple):
         first decision.
       variance: float ``[k]``, of the difference of `smoothed` between the challenger and each
         fallback, estimated from the differences on single mini-batches.
-      lost: int32 ``[]``, windows in a row without the lead of a challenger, in units of undecided
-        ones: one that it has clearly lost counts `UNDECIDED`.
+      lost: int32 ``[]``, windows that the challenger has clearly lost since it last had the lead or
+        started again.
+      spent: int32 ``[]``, windows that the challenger has begun without the lead.
       waiting: int32 ``[]``, windows until a retired challenger starts again; 0 while it runs.
       pause: int32 ``[]``, windows that the challenger will wait when it is retired next.
       missed: int32 ``[]``, mini-batches since the challenger was retired.
@@ -54,6 +53,7 @@ class Standing(NamedTuple):
     smoothed: Float[Array, " runners"]
     variance: Float[Array, " fallbacks"]
     lost: Int[Array, ""]
+    spent: Int[Array, ""]
     waiting: Int[Array, ""]
     pause: Int[Array, ""]
     missed: Int[Array, ""]
@@ -98,6 +98,8 @@ def race(
     patience: int = 3,
     pause: int = 4,
     max_pause: int = 64,
+    trial: int = 8,
+    budget: float = 0.05,
     memory: Literal["carry", "reset"] = "carry",
 ) -> Guard:
     r"""Race: runs a challenger beside fallbacks, and gives the caller the leader's point.
@@ -111,9 +113,9 @@ def race(
     After each window of `n_t` mini-batches the leader is chosen anew. The challenger takes the lead
     when its smoothed loss is below that of the best fallback by `margin` standard errors of their
     difference, and keeps it while its loss is the lower one. A challenger that has been behind by
-    as much for `patience` windows in a row is retired, and then costs no gradient; a window between
-    the two counts a quarter. It starts again from the best fallback's point after `pause` windows,
-    the next time after twice as many, and so on.
+    as much in `patience` windows is retired, and then costs no gradient. It starts again from the
+    best fallback's point after `pause` windows, the next time after twice as many, and so on. After
+    m windows it has begun at most ``trial + budget * m`` of them without the lead.
 
     Nothing that the challenger does reaches a fallback: its params and state are, bit for bit,
     those of the run without a guard on the same mini-batches (docs/guards/race.md has the theorem).
@@ -136,10 +138,13 @@ def race(
         the last window alone.
       margin: standard errors by which the challenger must be ahead to take the lead, or behind to
         lose a window clearly. 0 decides by the means alone.
-      patience: windows in a row that the challenger clearly loses before it is retired. One without
-        the lead in which it is behind by less than `margin` standard errors counts a quarter.
+      patience: windows that the challenger may lose by `margin` standard errors, since it last had
+        the lead or started again, before it is retired.
       pause: windows that it waits at first; 0 starts it again at once, every time.
-      max_pause: the longest wait.
+      max_pause: the longest wait, while the budget lasts.
+      trial: windows that the challenger may begin without the lead at any time.
+      budget: in [0, 1], share of all windows that it may begin without the lead beyond these. 1
+        sets no bound.
       memory: state of the challenger when it starts again: "carry" goes on with the old one
         unless it was not finite, "reset" starts afresh. Step counts (fields named ``count``,
         except next to moments ``mu``) are those of the run in both cases.
@@ -173,6 +178,8 @@ def race(
     check_integer("race: patience", patience, 1)
     check_integer("race: pause", pause, 0)
     check_integer("race: max_pause", max_pause, pause)
+    check_integer("race: trial", trial, 1)
+    check_number("race: budget", budget, least=0, most=1)
     check_choice("race: memory", memory, ("carry", "reset"))
     challenger_tx = inner_transformation("race", "learned", learned)
     fallback_txs = [
@@ -191,6 +198,7 @@ def race(
             smoothed=jnp.full(num_runners, jnp.inf, dtype),
             variance=jnp.zeros(num_runners - 1, dtype),
             lost=integer(0),
+            spent=integer(0),
             waiting=integer(0),
             pause=integer(pause),
             missed=integer(0),
@@ -333,12 +341,15 @@ def race(
         needed = jnp.where(had_lead, 0.0, error)
         is_ahead = jnp.where(is_usable, smoothed[0] < smoothed[best] - needed, had_lead)
 
-        is_behind = smoothed[0] >= smoothed[best] + error
-        lost = standing.lost + jnp.where(is_behind, UNDECIDED, 1)
-        lost = jnp.where(is_usable, jnp.where(is_ahead, 0, lost), standing.lost)
-        retired = runs & ((lost >= UNDECIDED * patience) | work.broken)
+        is_behind = runs & is_usable & (smoothed[0] >= smoothed[best] + error)
+        lost = jnp.where(is_usable & is_ahead, 0, standing.lost + is_behind)
+        spent = standing.spent + (runs & (standing.leader > 0))
+        can_pay = spent + 1 <= trial + budget * (standing.info.windows + 2)  # for the next window
+        retired = runs & ((lost >= patience) | work.broken | ~(is_ahead | can_pay))
         waiting = jnp.where(retired, standing.pause, jnp.maximum(standing.waiting - 1, 0))
         returns = (waiting == 0) & ~(runs & ~retired)
+        waiting = jnp.where(returns & ~can_pay, 1, waiting)
+        returns &= can_pay
         # A challenger that starts again has no lead and no arrears.
         smoothed = smoothed.at[0].set(jnp.where(returns, smoothed[best], smoothed[0]))
         variance = jnp.where(returns, 0.0, variance)
@@ -361,6 +372,7 @@ def race(
             smoothed=smoothed,
             variance=variance,
             lost=jnp.where(retired | returns, 0, lost),
+            spent=spent,
             waiting=waiting,
             pause=jnp.where(retired, jnp.minimum(2 * standing.pause, max_pause), standing.pause),
             missed=jnp.where(runs, 0, standing.missed + n_t),

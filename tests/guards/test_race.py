@@ -168,18 +168,20 @@ class SGDByHand:
         return True
 
 
-def race_by_hand(batches, *, n_t, n_c, smoothing, margin, patience, pause, max_pause, memory):
+def race_by_hand(
+    batches, *, n_t, n_c, smoothing, margin, patience, pause, max_pause, trial, budget, memory
+):
     """The rule in words, in float64; yields what must hold after each window.
 
     The challenger takes the lead by `margin` standard errors of the averages' difference, and keeps
-    it while its average is the lower one. It is retired after `patience` windows in a row without
-    the lead, of which one counts a quarter unless it is behind by the same margin, or after a
-    window in which it broke. It waits, and then goes on from the best fallback's point. An average
-    that is infinite starts again from the next mean. A window of which no loss is finite changes no
-    standing.
+    it while its average is the lower one. It is retired after `patience` windows in which it is
+    behind by the same margin, after a window in which it broke, or when another window without the
+    lead would be more than `trial` and the share `budget` of all windows. It waits, and then goes
+    on from the best fallback's point. An average that is infinite starts again from the next mean.
+    A window of which no loss is finite changes no standing.
     """
     runners = [SGDByHand(i, np.full(3, 3.0)) for i in range(3)]
-    average, leader, lost, wait, missed = [np.inf] * 3, 1, 0, 0, 0
+    average, leader, lost, wait, missed, spent = [np.inf] * 3, 1, 0, 0, 0, 0
     variance = np.zeros(2)  # of the difference to each fallback
     gradients = losses = skipped = 0
     restart = spoilt = False
@@ -207,6 +209,9 @@ def race_by_hand(batches, *, n_t, n_c, smoothing, margin, patience, pause, max_p
                 rows.append(np.where(np.isfinite(row), row, np.inf))
         gradients, losses = gradients + len(running) * n_t, losses + len(running) * n_c
         was_running = not wait
+        spent += was_running and leader > 0
+        can_pay = spent + 1 <= trial + budget * (w + 2)
+        ahead = leader == 0 and not broke  # unless the window decides
         if rows:
             means = np.mean(rows, axis=0)
             if broke or not was_running:
@@ -225,14 +230,16 @@ def race_by_hand(batches, *, n_t, n_c, smoothing, margin, patience, pause, max_p
             has_lead = leader == 0 and not broke
             error = margin * np.sqrt(variance[best - 1])
             ahead = average[0] < average[best] - (0.0 if has_lead else error)
-            behind = average[0] >= average[best] + error
-            leader, lost = (0, 0) if ahead else (best, lost + (1 if behind else 1 / 4))
-        if was_running and (lost >= patience or broke):
+            behind = was_running and average[0] >= average[best] + error
+            leader, lost = (0, 0) if ahead else (best, lost + behind)
+        if was_running and (lost >= patience or broke or not (ahead or can_pay)):
             wait, pause, lost, spoilt = pause, min(2 * pause, max_pause), 0, broke
             restart = wait == 0
         elif not was_running:
             wait -= 1
             restart = wait == 0
+        if restart and not can_pay:
+            wait, restart = 1, False
         if not was_running:
             missed += n_t
         if restart:
@@ -254,7 +261,7 @@ def race_by_hand(batches, *, n_t, n_c, smoothing, margin, patience, pause, max_p
         (0.0, {}),  # the defaults
         (
             0.0,
-            dict(n_t=2, smoothing=0.0, margin=0.0, patience=1, pause=0),
+            dict(n_t=2, smoothing=0.0, margin=0.0, patience=1, pause=0, budget=1),
         ),  # starts again after each lost window
         (
             0.1,
@@ -262,7 +269,8 @@ def race_by_hand(batches, *, n_t, n_c, smoothing, margin, patience, pause, max_p
                 n_t=3, smoothing=0.8, margin=1.7, patience=2, pause=1, max_pause=4, memory="reset"
             ),
         ),
-        (0.2, dict(n_t=1, smoothing=0.5, patience=4, pause=2, max_pause=8)),
+        (0.2, dict(n_t=1, smoothing=0.5, patience=4, pause=2, max_pause=8, budget=1)),
+        (0.1, dict(n_t=2, smoothing=0.5, margin=4.0, patience=9, pause=1, trial=2, budget=0.1)),
         (0.1, dict(n_t=3, n_c=2, smoothing=0.3, margin=0.5, patience=1, pause=1, memory="reset")),
     ],
 )
@@ -276,6 +284,8 @@ def test_the_decisions_are_those_of_the_rule_written_anew(share, options, seed):
         patience=3,
         pause=4,
         max_pause=64,
+        trial=8,
+        budget=0.05,
         memory="carry",
     )
     txs = [
