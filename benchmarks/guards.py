@@ -251,10 +251,8 @@ def run(
 def _row(network: str, name: str, repeats: int, steps: int, batch_size: int) -> dict[str, Any]:
     problem = PROBLEMS[network](batch_size)
     fallback, challenger = optax.adamw(1e-3), CHALLENGERS[name](problem.params)
-    running = guards.race(challenger, fallback, patience=ALWAYS)
-    retired = guards.race(
-        optax.scale(1.0), fallback, n_t=1, patience=1, pause=ALWAYS, max_pause=ALWAYS
-    )
+    running = guards.race(challenger, fallback, patience=ALWAYS, budget=1)
+    retired = guards.race(optax.scale(1.0), fallback, n_t=1, patience=1, trial=1, budget=0)
     contenders = {
         "plain": plain_step(problem, fallback),
         "side": plain_step(problem, challenger),

@@ -3,10 +3,9 @@
 Claim: on the task of its meta-training (digits, 100 steps), L3RS and VeLO end below tuned Adam; the
 LSTM starts slowly and ends where tuned Adam does. The other axes show how they step.
 
-    make run                                                  # meta-trains the LSTM and L3RS
     python -m experiments.optimizer_figures [lstm l3rs velo] [--draw]
 
-Needs no data. Meta-trains a small VeLO in runs/figures (a few minutes on 2 cores; it resumes) and
+Needs no data. Meta-trains the three in runs/figures (some minutes on 2 cores; it resumes) and
 records runs of each optimizer. Writes docs/results/optimizers/NAME.json and
 docs/images/NAME-run.png. ``--draw`` only draws the committed records again.
 """
@@ -32,7 +31,8 @@ from metaopt.core.rollouts import step, unroll
 from metaopt.core.trees import leaf_names
 from metaopt.core.types import Task, single
 from metaopt.datasets import digits
-from metaopt.meta import NESConfig
+from metaopt.jobs.train import TrainJob, meta_train
+from metaopt.meta import NESConfig, TBPTTConfig
 from metaopt.meta.loop import train
 from metaopt.report.figures import style
 from metaopt.report.looks import COLOURS
@@ -43,6 +43,26 @@ RUNS = Path("runs/figures")
 RECORDS = Path("docs/results/optimizers")
 IMAGES = Path("docs/images")
 TITLES = {"lstm": "LSTM", "l3rs": "L3RS", "velo": "VeLO (32/16)"}
+
+TRAININGS = {
+    "lstm": TrainJob(
+        task="digits",
+        learned=optimizers.LSTM(p=7.0),
+        method=TBPTTConfig(
+            tasks=2, objective="log", average=0.98, lr=3e-3, half_life=150, clip=1.0
+        ),
+        steps=240,
+        validate_every=40,
+        out=RUNS / "lstm",
+    ),
+    "l3rs": TrainJob(
+        task="digits",
+        learned=optimizers.L3RS(),
+        method=NESConfig(population=32, tasks=4, sigma=0.05, lr=1e-2, half_life=200),
+        steps=150,
+        out=RUNS / "l3rs",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +75,7 @@ class Config:
       tuning_seeds: runs per rate of a baseline.
       sgd: rates that SGD is tuned over.
       adam: rates that Adam is tuned over.
-      exports: optimizers that `make run` meta-trains -> folder of the run.
-      velo: hidden units and bank of the VeLO that is meta-trained here.
+      velo: hidden units and bank of VeLO.
       nes: settings of its meta-training.
       updates: meta-updates of its meta-training.
     """
@@ -66,9 +85,6 @@ class Config:
     tuning_seeds: int = 4
     sgd: tuple[float, ...] = (0.03, 0.1, 0.3, 0.6, 1.0, 3.0)
     adam: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    exports: dict[str, Path] = field(
-        default_factory=lambda: {"lstm": Path("runs/digits/L2O"), "l3rs": Path("runs/digits/L3RS")}
-    )
     velo: tuple[int, int] = (32, 16)
     nes: NESConfig = field(
         default_factory=lambda: NESConfig(
@@ -82,14 +98,16 @@ CONFIG = Config()
 
 
 def make_task() -> Task:
-    """The digits task of `make run`: MLP 64-32-10, batch 64."""
+    """The task of the meta-training: MLP 64-32-10, batch 64."""
     return classification(MLP((32, 10)), digits(), batch_size=64)
 
 
 def meta_trained(name: str, task: Task) -> optax.GradientTransformation:
     """A learned optimizer for runs of `CONFIG.num_steps` steps."""
-    if name in CONFIG.exports:
-        return metaopt.load(CONFIG.exports[name]).apply(num_steps=CONFIG.num_steps)
+    if name in TRAININGS:
+        job = TRAININGS[name]
+        meta_train(job)
+        return metaopt.load(job.out).apply(num_steps=CONFIG.num_steps)
     lopt, family = optimizers.velo(*CONFIG.velo), single(task)
     theta = lopt.init(jax.random.key(0), task.init(jax.random.key(1)))
 
@@ -239,9 +257,7 @@ def draw(path: Path, out: Path) -> None:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description="Draw the figures of docs/optimizers.")
-    parser.add_argument(
-        "names", nargs="*", default=[*CONFIG.exports, "velo"], help="optimizers; none: all"
-    )
+    parser.add_argument("names", nargs="*", default=list(TITLES), help="optimizers; none: all")
     parser.add_argument("--draw", action="store_true", help="only draw the committed records again")
     args = parser.parse_args()
     for name in args.names:

@@ -72,15 +72,16 @@ PICTURES = (
     Picture(
         name="digits-comparison",
         styles={
-            "SGD": LineStyle(COLOURS[0], "-", "SGD, tuned"),
             "Adam": LineStyle(COLOURS[1], "-", "Adam, tuned"),
-            "L3RS": LineStyle(COLOURS[2], "-", "L3RS"),
-            "RACE(L3RS, SGD)": LineStyle(COLOURS[3], "--", "race(L3RS, SGD)"),
+            "Muon": LineStyle(COLOURS[0], "-", "Muon, tuned"),
+            "L3RS": LineStyle(COLOURS[2], "-", "L3RS, meta-trained"),
+            "RACE(L3RS, Adam)": LineStyle(COLOURS[3], "--", "race(L3RS, Adam)"),
         },
         subplots=(
             Subplot(DIGITS_RECORDS / "00-digits-100", "digits, as in meta-training"),
             Subplot(DIGITS_RECORDS / "01-digits-1000", "digits, ten times longer"),
-            Subplot(DIGITS_RECORDS / "02-spirals-1000", "spirals, not seen in meta-training"),
+            Subplot(DIGITS_RECORDS / "02-spirals-1000", "spirals, not seen"),
+            Subplot(DIGITS_RECORDS / "03-digits-deep-1000", "a deeper network, where L3RS fails"),
         ),
         legend_axis=0,
         legend_location="upper right",

@@ -26,7 +26,7 @@ The figures are not committed: `make docs` draws those of this page from the rec
 `metaopt report docs/results/NAME` draws all of an experiment. Baselines are tuned for each task and
 length of run; LGL2O's paper did it once for all of its figures. Here and in the
 records of the suites, guards are given additional mini-batches to validate on, as in the papers;
-`race` is in its old form: `race(n_c=10, smoothing=0, margin=0, patience=1, pause=0)`.
+`race` is in its old form: `race(n_c=10, smoothing=0, margin=0, patience=1, budget=1)`.
 
 "reproduced": all parts of the claim hold; "partly": some do; "not": none.
 """

@@ -73,7 +73,7 @@ GUARDS: dict[str, Callable[[Learned, Any, int, int], guards.Guard]] = {
 
 # The race in comparisons with papers, with as many validation mini-batches as training ones: the
 # last window alone decides, and the learned optimizer starts again after each window that it lost.
-PAPER_RACE: dict[str, Any] = {"smoothing": 0, "margin": 0, "patience": 1, "pause": 0, "budget": 1}
+PAPER_RACE: dict[str, Any] = {"smoothing": 0, "margin": 0, "patience": 1, "budget": 1}
 PAPER_GUARDS = {
     **GUARDS,
     "race": lambda learned, fallback, k, n: guards.race(

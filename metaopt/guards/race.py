@@ -38,9 +38,9 @@ class Standing(NamedTuple):
         fallback, estimated from the differences on single mini-batches.
       lost: int32 ``[]``, windows that the challenger has clearly lost since it last had the lead or
         started again.
-      spent: int32 ``[]``, windows that the challenger has begun without the lead.
-      waiting: int32 ``[]``, windows until a retired challenger starts again; 0 while it runs.
-      pause: int32 ``[]``, windows that the challenger will wait when it is retired next.
+      spent: int32 ``[]``, windows that the challenger has begun without the lead; at least `trial`
+        once it has been retired.
+      runs: bool ``[]``, whether the challenger runs, or else is retired.
       missed: int32 ``[]``, mini-batches since the challenger was retired.
       restart: bool ``[]``, whether the challenger goes on from the best fallback's point at the
         next mini-batch.
@@ -54,8 +54,7 @@ class Standing(NamedTuple):
     variance: Float[Array, " fallbacks"]
     lost: Int[Array, ""]
     spent: Int[Array, ""]
-    waiting: Int[Array, ""]
-    pause: Int[Array, ""]
+    runs: Bool[Array, ""]
     missed: Int[Array, ""]
     restart: Bool[Array, ""]
     spoilt: Bool[Array, ""]
@@ -95,10 +94,8 @@ def race(
     n_c: int = 0,
     smoothing: float = 0.5,
     margin: float = 2.0,
-    patience: int = 3,
-    pause: int = 4,
-    max_pause: int = 64,
-    trial: int = 8,
+    patience: int = 8,
+    trial: int = 20,
     budget: float = 0.05,
     memory: Literal["carry", "reset"] = "carry",
 ) -> Guard:
@@ -113,9 +110,10 @@ def race(
     After each window of `n_t` mini-batches the leader is chosen anew. The challenger takes the lead
     when its smoothed loss is below that of the best fallback by `margin` standard errors of their
     difference, and keeps it while its loss is the lower one. A challenger that has been behind by
-    as much in `patience` windows is retired, and then costs no gradient. It starts again from the
-    best fallback's point after `pause` windows, the next time after twice as many, and so on. After
-    m windows it has begun at most ``trial + budget * m`` of them without the lead.
+    as much in `patience` windows is retired, and then costs no gradient. After m windows it has
+    begun at most ``trial + budget * m`` of them without the lead: `trial` is for the time before it
+    is first retired, and it starts again, from the best fallback's point, when the share `budget`
+    pays for `patience` windows.
 
     Nothing that the challenger does reaches a fallback: its params and state are, bit for bit,
     those of the run without a guard on the same mini-batches (docs/guards/race.md has the theorem).
@@ -140,11 +138,10 @@ def race(
         lose a window clearly. 0 decides by the means alone.
       patience: windows that the challenger may lose by `margin` standard errors, since it last had
         the lead or started again, before it is retired.
-      pause: windows that it waits at first; 0 starts it again at once, every time.
-      max_pause: the longest wait, while the budget lasts.
-      trial: windows that the challenger may begin without the lead at any time.
-      budget: in [0, 1], share of all windows that it may begin without the lead beyond these. 1
-        sets no bound.
+      trial: windows that the challenger may begin without the lead before it is first retired.
+      budget: in [0, 1], share of all windows that it may begin without the lead beyond these. With
+        0 a retired challenger never starts again. With 1 there is no bound, and it starts again at
+        once.
       memory: state of the challenger when it starts again: "carry" goes on with the old one
         unless it was not finite, "reset" starts afresh. Step counts (fields named ``count``,
         except next to moments ``mu``) are those of the run in both cases.
@@ -176,8 +173,6 @@ def race(
     check_number("race: smoothing", smoothing, least=0, below=1)
     check_number("race: margin", margin, least=0)
     check_integer("race: patience", patience, 1)
-    check_integer("race: pause", pause, 0)
-    check_integer("race: max_pause", max_pause, pause)
     check_integer("race: trial", trial, 1)
     check_number("race: budget", budget, least=0, most=1)
     check_choice("race: memory", memory, ("carry", "reset"))
@@ -199,8 +194,7 @@ def race(
             variance=jnp.zeros(num_runners - 1, dtype),
             lost=integer(0),
             spent=integer(0),
-            waiting=integer(0),
-            pause=integer(pause),
+            runs=jnp.array(True),
             missed=integer(0),
             restart=jnp.array(False),
             spoilt=jnp.array(False),
@@ -229,11 +223,8 @@ def race(
             judged=jnp.zeros_like(work.judged),
         )
 
-    def challenger_runs(standing: Standing):
-        return standing.waiting == 0
-
     def num_running(standing: Standing):
-        return num_runners - 1 + challenger_runs(standing).astype(jnp.int32)
+        return num_runners - 1 + standing.runs.astype(jnp.int32)
 
     def from_best_fallback(standing: Standing, work: Runners) -> Runner:
         """The challenger at the start of a new run."""
@@ -260,7 +251,7 @@ def race(
             runner = cast_like(work.runners[0], runner)
             return runner, jnp.asarray(loss).astype(dtype), jnp.asarray(taken)
 
-        runs = challenger_runs(standing)
+        runs = standing.runs
         results = [
             jax.lax.cond(runs, step_challenger, wait, work.runners[0]),
             *(
@@ -288,7 +279,7 @@ def race(
         del index
         loss_of = lambda runner: losses.judge(runner.params, runner.model_state).astype(dtype)
         nothing = lambda runner: jnp.full_like(work.sums[0], jnp.inf)
-        first = jax.lax.cond(challenger_runs(standing), loss_of, nothing, work.runners[0])
+        first = jax.lax.cond(standing.runs, loss_of, nothing, work.runners[0])
         work = work._replace(judged=work.judged + num_running(standing))
         return add_losses(work, jnp.stack([first, *map(loss_of, work.runners[1:])]))
 
@@ -315,7 +306,7 @@ def race(
 
     def decide(standing: Standing, work: Runners, params, lengths):
         del lengths
-        runs = challenger_runs(standing)
+        runs = standing.runs
         count = jnp.maximum(work.count, 1).astype(dtype)
         losses = jnp.where(work.count > 0, work.sums / count, jnp.inf)
         losses = losses.at[0].set(jnp.where(runs & ~work.broken, losses[0], jnp.inf))
@@ -342,14 +333,17 @@ def race(
         is_ahead = jnp.where(is_usable, smoothed[0] < smoothed[best] - needed, had_lead)
 
         is_behind = runs & is_usable & (smoothed[0] >= smoothed[best] + error)
-        lost = jnp.where(is_usable & is_ahead, 0, standing.lost + is_behind)
-        spent = standing.spent + (runs & (standing.leader > 0))
-        can_pay = spent + 1 <= trial + budget * (standing.info.windows + 2)  # for the next window
-        retired = runs & ((lost >= patience) | work.broken | ~(is_ahead | can_pay))
-        waiting = jnp.where(retired, standing.pause, jnp.maximum(standing.waiting - 1, 0))
-        returns = (waiting == 0) & ~(runs & ~retired)
-        waiting = jnp.where(returns & ~can_pay, 1, waiting)
-        returns &= can_pay
+        lost = jnp.where(is_usable & is_ahead, 0, standing.lost + is_behind.astype(jnp.int32))
+        spent = standing.spent + (runs & (standing.leader > 0)).astype(jnp.int32)
+        # When the next window begins.
+        paid_for = trial + budget * (standing.info.windows + 2).astype(dtype)
+        can_go_on = is_ahead | (budget >= 1) | ((spent + 1).astype(dtype) <= paid_for)
+        retired = runs & ((lost >= patience) | work.broken | ~can_go_on)
+        # What the first trial leaves is not for later ones.
+        spent = jnp.where(retired, jnp.maximum(spent, trial), spent)
+        returns = (retired | ~runs) & (
+            (budget >= 1) | ((spent + patience).astype(dtype) <= paid_for)
+        )
         # A challenger that starts again has no lead and no arrears.
         smoothed = smoothed.at[0].set(jnp.where(returns, smoothed[best], smoothed[0]))
         variance = jnp.where(returns, 0.0, variance)
@@ -373,8 +367,7 @@ def race(
             variance=variance,
             lost=jnp.where(retired | returns, 0, lost),
             spent=spent,
-            waiting=waiting,
-            pause=jnp.where(retired, jnp.minimum(2 * standing.pause, max_pause), standing.pause),
+            runs=(runs & ~retired) | returns,
             missed=jnp.where(runs, 0, standing.missed + n_t),
             restart=returns,
             spoilt=jnp.where(retired, work.broken, standing.spoilt),

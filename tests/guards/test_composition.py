@@ -33,7 +33,9 @@ def learned(dtype=jnp.float32):
 MOMENTUM = optax.sgd(0.1, momentum=0.5)
 ADAPTIVE = guards.Adaptive(cap=8)
 GUARDS = {
-    "race": lambda *dtype: guards.race(learned(*dtype), MOMENTUM, n_t=2, patience=1, pause=1),
+    "race": lambda *dtype: guards.race(
+        learned(*dtype), MOMENTUM, n_t=2, patience=1, trial=1, budget=0.4
+    ),
     "race_held_out": lambda *dtype: guards.race(learned(*dtype), MOMENTUM, n_t=2, n_c=1),
     "lgl2o": lambda *dtype: guards.lgl2o(learned(*dtype), MOMENTUM, n_t=2, n_c=1),
     "lgl2o_adaptive": lambda *dtype: guards.lgl2o(
@@ -155,7 +157,7 @@ def test_a_transformation_inside_of_a_race_runs_as_alone(name):
     z, z_state, _ = run(tx)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     for guard, index in (
-        (guards.race(optax.scale(-jnp.nan), tx, n_t=2, patience=1, pause=1), 1),
+        (guards.race(optax.scale(-jnp.nan), tx, n_t=2, patience=1, trial=1, budget=0.4), 1),
         (guards.race(tx, optax.sgd(0.0), n_t=2, patience=9), 0),
     ):
         _, state, _ = run(guard)

@@ -34,7 +34,7 @@ CASES = {
     ),
     "lgl2o_train": lambda: guards.lgl2o(FAMILY.apply(THETA), optax.adam(0.2), n_t=4, n_c=0),
     "race": lambda: guards.race(
-        FAMILY.apply(THETA), optax.sgd(0.3), optax.adam(0.2), n_t=3, patience=1, pause=1
+        FAMILY.apply(THETA), optax.sgd(0.3), optax.adam(0.2), n_t=3, patience=1, trial=1, budget=0.4
     ),
     "race_single": lambda: guards.race(optax.sgd(0.3), optax.sgd(0.2), n_t=1, smoothing=0),
     "race_held_out": lambda: guards.race(

@@ -17,7 +17,7 @@ GUARDS = {
     "gl2o": lambda theta: guards.gl2o(FAMILY.apply(theta), optax.adam(0.1)),
     "lgl2o": lambda theta: guards.lgl2o(FAMILY.apply(theta), optax.adam(0.1), **SIZES),
     "race": lambda theta: guards.race(
-        FAMILY.apply(theta), optax.sgd(0.1), optax.adam(0.1), n_t=2, patience=1, pause=1
+        FAMILY.apply(theta), optax.sgd(0.1), optax.adam(0.1), n_t=2, patience=1, trial=1, budget=0.4
     ),
     "race_held_out": lambda theta: guards.race(FAMILY.apply(theta), optax.sgd(0.1), **SIZES),
     "smg": lambda theta: guards.smg(FAMILY, theta, lr_params=0.1, **SIZES),

@@ -68,7 +68,7 @@ def drive(guard, batches=BATCHES, op_by_op=False, with_eval_fn=True):
 
 
 def test_a_fallback_of_a_race_is_bit_for_bit_the_plain_loop():
-    guard = guards.race(optax.scale(3.0), optax.adam(0.1), n_t=2, patience=1, pause=1)
+    guard = guards.race(optax.scale(3.0), optax.adam(0.1), n_t=2, patience=1, trial=1, budget=0.4)
     _, state = drive(guard, BATCHES[:6], op_by_op=True)[-1]
     with jax.disable_jit():
         z, stats, z_state = plain(optax.adam(0.1), PARAMS, STATS, BATCHES[:6])

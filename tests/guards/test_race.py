@@ -1,6 +1,7 @@
 """The race: no challenger touches a fallback's run, and the caller holds the leader's point."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def compiled(guard, loss, x, batches):
 def test_every_fallbacks_run_is_bit_for_bit_the_run_without_a_guard(learned):
     """On all mini-batches, while the challenger is retired and starts again."""
     fallbacks = [make() for make in FALLBACKS.values()]
-    guard = guards.race(ADVERSARIES[learned](), *fallbacks, n_t=2, patience=1, pause=1)
+    guard = guards.race(ADVERSARIES[learned](), *fallbacks, n_t=2, patience=1, trial=1, budget=0.4)
     x, state = drive_stream(guard, TASK, START, 5)[-1]
     for name, runner in zip(FALLBACKS, state.work.value.runners[1:], strict=True):
         z, z_state = plain_run(name, 10)
@@ -84,12 +85,12 @@ def test_every_fallbacks_run_is_bit_for_bit_the_run_without_a_guard(learned):
     n_t=st.integers(1, 3),
     smoothing=st.sampled_from([0.0, 0.5, 0.9]),
     patience=st.integers(1, 3),
-    pause=st.integers(0, 2),
+    budget=st.sampled_from([0.0, 0.4, 1.0]),
     memory=st.sampled_from(["carry", "reset"]),
     seed=st.integers(0, 3),
 )
 def test_the_fallbacks_runs_whatever_the_options(
-    learned, names, n_t, smoothing, patience, pause, memory, seed
+    learned, names, n_t, smoothing, patience, budget, memory, seed
 ):
     guard = guards.race(
         ADVERSARIES[learned](),
@@ -97,7 +98,8 @@ def test_the_fallbacks_runs_whatever_the_options(
         n_t=n_t,
         smoothing=smoothing,
         patience=patience,
-        pause=pause,
+        trial=patience,
+        budget=budget,
         memory=memory,
     )
     x, state = drive_steps(guard, TASK, START, 6, seed=seed)[-1]
@@ -168,27 +170,26 @@ class SGDByHand:
         return True
 
 
-def race_by_hand(
-    batches, *, n_t, n_c, smoothing, margin, patience, pause, max_pause, trial, budget, memory
-):
+def race_by_hand(batches, *, n_t, n_c, smoothing, margin, patience, trial, budget, memory):
     """The rule in words, in float64; yields what must hold after each window.
 
     The challenger takes the lead by `margin` standard errors of the averages' difference, and keeps
     it while its average is the lower one. It is retired after `patience` windows in which it is
     behind by the same margin, after a window in which it broke, or when another window without the
-    lead would be more than `trial` and the share `budget` of all windows. It waits, and then goes
-    on from the best fallback's point. An average that is infinite starts again from the next mean.
+    lead would be more than `trial` and the share `budget` of all windows. Then `trial` is used up,
+    and it goes on from the best fallback's point when the share pays for `patience` windows. With a
+    budget of 1 nothing is counted. An average that is infinite starts again from the next mean.
     A window of which no loss is finite changes no standing.
     """
     runners = [SGDByHand(i, np.full(3, 3.0)) for i in range(3)]
-    average, leader, lost, wait, missed, spent = [np.inf] * 3, 1, 0, 0, 0, 0
+    average, leader, lost, runs, missed, spent = [np.inf] * 3, 1, 0, True, 0, 0
     variance = np.zeros(2)  # of the difference to each fallback
     gradients = losses = skipped = 0
     restart = spoilt = False
     size = n_t + n_c
     for w in range(len(batches) // size):
         window = batches[w * size : (w + 1) * size].astype(float)
-        running = [i for i in range(3) if i or not wait]
+        running = [i for i in range(3) if i or runs]
         if restart:
             best = 1 + int(np.argmin(average[1:]))
             runners[0].params = runners[best].params
@@ -208,9 +209,10 @@ def race_by_hand(
             if (index >= n_t or not n_c) and np.any(np.isfinite(row)):
                 rows.append(np.where(np.isfinite(row), row, np.inf))
         gradients, losses = gradients + len(running) * n_t, losses + len(running) * n_c
-        was_running = not wait
-        spent += was_running and leader > 0
-        can_pay = spent + 1 <= trial + budget * (w + 2)
+        was_running = runs
+        spent += runs and leader > 0
+        # Within rounding: a share of 0.1 of 30 windows pays for 3.
+        paid = np.inf if budget == 1 else trial + budget * (w + 2) + 1e-5
         ahead = leader == 0 and not broke  # unless the window decides
         if rows:
             means = np.mean(rows, axis=0)
@@ -232,21 +234,17 @@ def race_by_hand(
             ahead = average[0] < average[best] - (0.0 if has_lead else error)
             behind = was_running and average[0] >= average[best] + error
             leader, lost = (0, 0) if ahead else (best, lost + behind)
-        if was_running and (lost >= patience or broke or not (ahead or can_pay)):
-            wait, pause, lost, spoilt = pause, min(2 * pause, max_pause), 0, broke
-            restart = wait == 0
-        elif not was_running:
-            wait -= 1
-            restart = wait == 0
-        if restart and not can_pay:
-            wait, restart = 1, False
+        if was_running and (lost >= patience or broke or not (ahead or spent + 1 <= paid)):
+            runs, lost, spoilt, spent = False, 0, broke, max(spent, trial)
+        if not runs and spent + patience <= paid:
+            runs = restart = True
         if not was_running:
             missed += n_t
         if restart:
             average[0], variance, lost = min(average[1:]), np.zeros(2), 0
         yield dict(
             leader=leader,
-            waiting=wait,
+            runs=runs,
             gradient_evals=gradients,
             loss_evals=losses,
             skipped=skipped,
@@ -259,19 +257,19 @@ def race_by_hand(
     ("share", "options"),
     [
         (0.0, {}),  # the defaults
-        (
-            0.0,
-            dict(n_t=2, smoothing=0.0, margin=0.0, patience=1, pause=0, budget=1),
-        ),  # starts again after each lost window
+        # Starts again after each lost window.
+        (0.0, dict(n_t=2, smoothing=0.0, margin=0.0, patience=1, budget=1)),
         (
             0.1,
-            dict(
-                n_t=3, smoothing=0.8, margin=1.7, patience=2, pause=1, max_pause=4, memory="reset"
-            ),
+            dict(n_t=3, smoothing=0.8, margin=1.7, patience=2, trial=4, budget=0.3, memory="reset"),
         ),
-        (0.2, dict(n_t=1, smoothing=0.5, patience=4, pause=2, max_pause=8, budget=1)),
-        (0.1, dict(n_t=2, smoothing=0.5, margin=4.0, patience=9, pause=1, trial=2, budget=0.1)),
-        (0.1, dict(n_t=3, n_c=2, smoothing=0.3, margin=0.5, patience=1, pause=1, memory="reset")),
+        (0.2, dict(n_t=1, smoothing=0.5, patience=4, budget=1)),
+        # The trial ends before patience does.
+        (0.1, dict(n_t=2, smoothing=0.5, margin=4.0, patience=3, trial=2, budget=0.13)),
+        (
+            0.1,
+            dict(n_t=3, n_c=2, smoothing=0.3, margin=0.5, patience=1, budget=0.25, memory="reset"),
+        ),
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1])
@@ -281,10 +279,8 @@ def test_the_decisions_are_those_of_the_rule_written_anew(share, options, seed):
         n_c=0,
         smoothing=0.5,
         margin=2.0,
-        patience=3,
-        pause=4,
-        max_pause=64,
-        trial=8,
+        patience=8,
+        trial=20,
         budget=0.05,
         memory="carry",
     )
@@ -301,7 +297,7 @@ def test_the_decisions_are_those_of_the_rule_written_anew(share, options, seed):
     found = []
     for w, expected in enumerate(race_by_hand(batches, **given)):
         state = jax.tree.map(lambda leaf, i=(w + 1) * size - 1: leaf[i], states)
-        for name in ("leader", "waiting"):
+        for name in ("leader", "runs"):
             assert getattr(state.memory, name) == expected[name], (w, name)
         for name in ("gradient_evals", "loss_evals", "skipped"):
             assert getattr(state.info, name) == expected[name], (w, name)
@@ -311,7 +307,11 @@ def test_the_decisions_are_those_of_the_rule_written_anew(share, options, seed):
             close(runner.params, point)
         found.append(expected)
     assert {f["leader"] for f in found} >= {0, 2}
-    assert given["pause"] == 0 or len({f["waiting"] for f in found}) > 1
+    starts_again = any(not a["runs"] and b["runs"] for a, b in itertools.pairwise(found))
+    if not options:
+        assert not found[-1]["runs"]
+    elif options["budget"] < 1:  # else it is retired and starts again in the same decision
+        assert starts_again
 
 
 @pytest.mark.parametrize("learned", ADVERSARIES)
@@ -322,7 +322,9 @@ def test_on_full_batches_the_leader_is_never_worse_than_a_fallback(learned):
     energy = lambda x: float(task.loss(x, jnp.zeros(5)))
     start = task.init(jax.random.key(0))
     rate = 1 - 2 / condition * lr * (1 - lr / 2)
-    guard = guards.race(ADVERSARIES[learned](), optax.sgd(lr), n_t=1, smoothing=0, pause=1)
+    guard = guards.race(
+        ADVERSARIES[learned](), optax.sgd(lr), n_t=1, smoothing=0, trial=1, budget=0.4
+    )
     before = [start, start]
     for k, (_, state) in enumerate(drive_steps(guard, task, start, 8)):
         leader, runs = (
@@ -438,7 +440,14 @@ def test_gradients_and_losses_are_counted_as_they_are_computed(n_c):
         return value_fn
 
     guard = guards.race(
-        optax.scale(3.0), optax.sgd(0.1), optax.sgd(0.2), n_t=2, n_c=n_c, patience=1, pause=1
+        optax.scale(3.0),
+        optax.sgd(0.1),
+        optax.sgd(0.2),
+        n_t=2,
+        n_c=n_c,
+        patience=1,
+        trial=1,
+        budget=0.4,
     )
     size, x = 2 + n_c, START
     with jax.disable_jit():
@@ -466,6 +475,38 @@ def test_a_useless_challenger_costs_a_tenth_of_the_fallbacks_gradients(learned):
     jax.effects_barrier()
     assert states.info.gradient_evals[-1] == len(counts) <= 1.1 * 2000
     assert states.info.wins[-1].tolist()[0] <= 2
+
+
+@pytest.mark.parametrize(("trial", "budget"), [(20, 0.05), (3, 0.1), (5, 0.0)])
+@pytest.mark.parametrize("learned", ["ascent", "random", "late", "same"])
+def test_windows_without_the_lead_are_bounded(learned, trial, budget):
+    """At most ``trial + budget * m`` after m windows, also where the sides are equal."""
+    fallback = optax.sgd(0.1)
+    others = {"same": fallback, "late": optax.sgd(lambda t: jnp.where(t < 100, 0.3, -0.1))}
+    challenger = others[learned] if learned in others else ADVERSARIES[learned]()
+    guard = guards.race(challenger, fallback, n_t=2, trial=trial, budget=budget)
+    loss = lambda p, batch: 0.5 * jnp.sum((p - batch) ** 2)
+    batches = 0.3 * jax.random.normal(jax.random.key(0), (800, 3))
+    _, states = compiled(guard, loss, jnp.ones(3), batches)
+    leaders, runs = (np.asarray(v[1::2]) for v in (states.memory.leader, states.memory.runs))
+    begun = np.concatenate([[True], (leaders != 0) & runs])[:-1]
+    windows = np.arange(1, 401)
+    assert np.all(np.cumsum(begun) <= trial + budget * windows + 1e-4)
+    assert begun.sum() >= (trial if learned == "same" else 1)
+    expected = 800 + 2 * np.sum(np.concatenate([[True], runs])[:-1])
+    assert states.info.gradient_evals[-1] == expected
+
+
+def test_a_challenger_with_a_slow_start_is_not_retired():
+    """It is behind in the first windows, and ahead on its own trajectory later."""
+    slow = optax.sgd(lambda t: jnp.where(t < 40, 0.0, 0.3))
+    guard = guards.race(slow, optax.sgd(0.02))
+    loss = lambda p, batch: 0.5 * jnp.sum((p - batch) ** 2)
+    batches = 0.3 * jax.random.normal(jax.random.key(0), (200, 3))
+    _, states = compiled(guard, loss, jnp.full(3, 5.0), batches)
+    assert states.memory.leader[39] == 1 and states.memory.leader[-1] == 0
+    assert np.all(states.memory.runs)
+    assert optax.tree.get(states.work.value.runners[0].state, "count")[-1] == 200
 
 
 def test_a_good_challenger_costs_one_more_gradient():
@@ -556,7 +597,7 @@ def test_a_leading_challenger_that_breaks_loses_its_lead_at_once():
         assert trail[7][1].memory.leader == 0
         for x, state in trail[first:]:
             np.testing.assert_allclose(x, state.work.value.runners[1].params, rtol=1e-6)
-        assert trail[9][1].memory.waiting > 0
+        assert not trail[9][1].memory.runs
 
 
 ################################################################################
@@ -567,9 +608,11 @@ def test_a_leading_challenger_that_breaks_loses_its_lead_at_once():
 @pytest.mark.parametrize("memory", ["carry", "reset"])
 def test_memory_and_step_counts_when_a_challenger_starts_again(memory):
     learned = optax.chain(optax.trace(0.5), optax.scale_by_learning_rate(lambda t: -1.0 - 0 * t))
-    guard = guards.race(learned, optax.sgd(0.1), n_t=2, patience=1, pause=2, memory=memory)
+    guard = guards.race(
+        learned, optax.sgd(0.1), n_t=2, patience=1, trial=1, budget=0.3, memory=memory
+    )
     trail = [state for _, state in drive_steps(guard, TASK, START, 9)]
-    assert [int(s.memory.waiting) for s in trail[1::2]] == [2, 1, 0, 4]
+    assert [bool(s.memory.runs) for s in trail[1::2]] == [False, False, True, False]
     challenger = [state.work.value.runners[0] for state in trail]
     get = optax.tree.get
     assert_trees_equal(challenger[1], challenger[5])  # it stands while it waits
@@ -583,7 +626,9 @@ def test_memory_and_step_counts_when_a_challenger_starts_again(memory):
 
 
 def test_a_memory_that_turned_nan_starts_afresh():
-    guard = guards.race(ADVERSARIES["nan_memory"](), optax.sgd(0.5), n_t=1, patience=1, pause=1)
+    guard = guards.race(
+        ADVERSARIES["nan_memory"](), optax.sgd(0.5), n_t=1, patience=1, trial=1, budget=0.4
+    )
     trail = drive_steps(guard, whole_task(), jnp.ones(5), 8)
     assert any(np.isnan(s.work.value.runners[0].state["memory"]).any() for _, s in trail)
     assert all(np.isfinite(x).all() for x, _ in trail)
@@ -596,7 +641,8 @@ def test_errors():
         ({"memory": "keep"}, "memory must be"),
         ({"n_t": 0}, "n_t must be at least 1, got 0"),
         ({"smoothing": 1.0}, r"smoothing must be"),
-        ({"pause": 9, "max_pause": 8}, "max_pause must be at least 9"),
+        ({"trial": 0}, "trial must be at least 1, got 0"),
+        ({"budget": 1.5}, "budget must be"),
     ):
         with pytest.raises(ValueError, match=f"race: {message}"):
             guards.race(optax.sgd(0.1), optax.sgd(0.1), **options)

@@ -71,11 +71,8 @@ CONSTRUCTORS = {
     "race: smoothing 1": (lambda: race(SGD, SGD, smoothing=1.0), r"race: smoothing must be"),
     "race: smoothing negative": (lambda: race(SGD, SGD, smoothing=-0.1), "race: smoothing must be"),
     "race: patience 0": (lambda: race(SGD, SGD, patience=0), "race: patience must be at least 1"),
-    "race: pause -1": (lambda: race(SGD, SGD, pause=-1), "race: pause must be at least 0"),
-    "race: max_pause below pause": (
-        lambda: race(SGD, SGD, pause=9, max_pause=8),
-        "race: max_pause must be at least 9",
-    ),
+    "race: trial 0": (lambda: race(SGD, SGD, trial=0), "race: trial must be at least 1"),
+    "race: budget 2": (lambda: race(SGD, SGD, budget=2), "race: budget must be"),
     "race: memory unknown": (lambda: race(SGD, SGD, memory="x"), "race: memory must be"),
     "lgl2o: fallback a family": (
         lambda: lgl2o(SGD, optimizers.adam()),
