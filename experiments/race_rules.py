@@ -38,7 +38,7 @@ from metaopt.evaluation.records import write_json
 from metaopt.optimizers import ADVERSARIES
 from metaopt.report.figures import style
 from metaopt.tasks import catalog
-from metaopt.tasks.networks import MLP, small_resnet
+from metaopt.tasks.networks import MLP
 
 RESULT = Path("docs/results/race/race.json")
 FIGURE = Path("docs/images/race-rules.png")
@@ -123,12 +123,6 @@ def _mlp() -> TaskFamily:
     return single(tasks.classification(MLP((20, 10), jax.nn.sigmoid), data, batch_size=128))
 
 
-def _resnet() -> TaskFamily:
-    """The record was made with the statistics of the given batch, in evaluation too."""
-    net = small_resnet(10, norm="transductive")
-    return single(tasks.classification(net, datasets.digits(), batch_size=64))
-
-
 def _named(name: str) -> Callable[[], TaskFamily]:
     return lambda: catalog.family(name)
 
@@ -168,7 +162,7 @@ TRIALS = {
     ),
     "resnet": Trial(
         "ResNet with batch norm, digits: Muon, AdamW",
-        _resnet,
+        _named("digits-resnet-batchnorm"),
         cosine(optax.contrib.muon, 1e-2),
         cosine(optax.adamw, 3e-3),
         400,

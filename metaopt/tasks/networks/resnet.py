@@ -4,29 +4,12 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from metaopt.tasks.networks.layers import Conv, Init, dense
 
-Norm: TypeAlias = Literal["batch", "group", "transductive"]
+Norm: TypeAlias = Literal["batch", "group"]
 MOMENTUM = 0.9  # of running statistics: the last ten batches count, also in runs of 100 steps
-
-
-class TransductiveBatchNorm(nn.Module):
-    """Batch norm with the statistics of the given batch, in training and in evaluation.
-
-    There are no running averages, so that a network is a pure function of params. What it returns
-    for an example depends on the other examples of the batch.
-    """
-
-    @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
-        axes = tuple(range(x.ndim - 1))
-        mean, variance = jnp.mean(x, axes), jnp.var(x, axes)
-        return (x - mean) * jax.lax.rsqrt(variance + 1e-5) * scale + bias
 
 
 class Block(nn.Module):
@@ -76,8 +59,7 @@ class ResNet(nn.Module):
       blocks: number of blocks of each stage.
       width: channels of the first stage; they double from stage to stage.
       stem: "imagenet" (7x7, stride 2, then max-pooling) or "cifar" (3x3).
-      norm: "batch" is batch norm with running statistics (momentum 0.9), "group" is group norm, and
-        "transductive" is batch norm with the statistics of the given batch, in evaluation too.
+      norm: "batch" (running statistics with momentum 0.9) or "group".
       init_style: PyTorch's initialisation or Flax's.
     """
 
@@ -123,9 +105,7 @@ def normalise(norm: Norm, x, train: bool):
         return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM)(x)
     if norm == "group":
         return nn.GroupNorm(num_groups=min(8, x.shape[-1]))(x)
-    if norm == "transductive":
-        return TransductiveBatchNorm()(x)
-    raise ValueError(f"norm must be 'batch', 'group' or 'transductive', got {norm!r}.")
+    raise ValueError(f"norm must be 'batch' or 'group', got {norm!r}.")
 
 
 def resnet34(num_classes: int, *, norm: Norm = "batch") -> ResNet:

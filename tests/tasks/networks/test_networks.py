@@ -10,7 +10,6 @@ import pytest
 
 from metaopt.tasks import networks
 from metaopt.tasks.networks.layers import by_slices, by_xla
-from metaopt.tasks.networks.resnet import TransductiveBatchNorm
 
 
 @pytest.mark.parametrize(
@@ -77,48 +76,32 @@ def test_convolution_equals_flaxs_with_the_same_weights():
     )
 
 
-def test_transductive_batch_norm_normalises_every_channel_over_the_batch():
-    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (16, 4, 4, 5))
-    y, _ = TransductiveBatchNorm().init_with_output(jax.random.key(0), x)
-    expected = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_which_norms_mix_examples_in_evaluation():
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_no_norm_mixes_examples_in_evaluation(norm):
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 1))
-    for norm, independent in (("group", True), ("batch", True), ("transductive", False)):
-        net = networks.small_resnet(3, norm=norm)
-        together, variables = jax.jit(net.init_with_output)(jax.random.key(1), x)
-        alone = jax.jit(net.apply)(variables, x[:2])
-        assert np.allclose(alone, together[:2], atol=1e-5) == independent
+    net = networks.small_resnet(3, norm=norm)
+    together, variables = jax.jit(net.init_with_output)(jax.random.key(1), x)
+    alone = jax.jit(net.apply)(variables, x[:2])
+    np.testing.assert_allclose(alone, together[:2], atol=1e-5)
 
 
-def _for_the_transductive_form(params):
-    """The same params under the names of the other class."""
-    if not isinstance(params, dict):
-        return params
-    rename = lambda name: name.replace("BatchNorm_", "TransductiveBatchNorm_")
-    return {rename(name): _for_the_transductive_form(tree) for name, tree in params.items()}
-
-
-def test_batch_norm_keeps_running_statistics_with_the_momentum_it_states():
-    """In training it is the transductive form; in evaluation it uses what it has seen."""
-    net, other = (networks.small_resnet(3, norm=norm) for norm in ("batch", "transductive"))
+def test_batch_norm_normalises_and_keeps_running_statistics_with_the_momentum_it_states():
+    """Those of the first layer, from its convolution by hand."""
+    net = networks.small_resnet(3, norm="batch")
     x = 2.0 + jax.random.normal(jax.random.key(0), (8, 8, 8, 1))
     variables = jax.jit(net.init)(jax.random.key(1), x)
-    train = jax.jit(partial(net.apply, train=True, mutable=["batch_stats"]))
-    logits, changed = train(variables, x)
-    renamed = _for_the_transductive_form(variables["params"])
-    np.testing.assert_allclose(
-        logits, jax.jit(other.apply)({"params": renamed}, x), rtol=1e-3, atol=1e-4
-    )
+    train = jax.jit(partial(net.apply, train=True, mutable=True, capture_intermediates=True))
+    _, changed = train(variables, x)
     convolved = networks.Conv(8, 3, padding="SAME", use_bias=False).apply(
         {"params": variables["params"]["stem"]}, x
     )
     seen = changed["batch_stats"]["BatchNorm_0"]
-    axes = (0, 1, 2)
-    np.testing.assert_allclose(seen["mean"], 0.1 * convolved.mean(axes), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(seen["var"], 0.9 + 0.1 * convolved.var(axes), rtol=1e-4)
+    mean, var = convolved.mean((0, 1, 2)), convolved.var((0, 1, 2))
+    np.testing.assert_allclose(seen["mean"], 0.1 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(seen["var"], 0.9 + 0.1 * var, rtol=1e-4)
+    (normalised,) = changed["intermediates"]["BatchNorm_0"]["__call__"]
+    expected = (convolved - mean) / np.sqrt(var + 1e-5)
+    np.testing.assert_allclose(normalised, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_transformer_sees_only_the_past():
@@ -133,7 +116,7 @@ def test_a_transformer_sees_only_the_past():
 def test_networks_refuse_long_texts_and_unknown_settings():
     with pytest.raises(ValueError, match="7 tokens, but max_length is 6"):
         networks.Transformer(5, max_length=6).init(jax.random.key(0), jnp.zeros((1, 7), int))
-    with pytest.raises(ValueError, match="norm must be 'batch', 'group' or 'transductive', got"):
+    with pytest.raises(ValueError, match="norm must be 'batch' or 'group', got"):
         networks.small_resnet(5, norm="layer").init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(ValueError, match="init must be 'torch' or 'flax', got 'he'"):
         networks.MLP((2,), init_style="he").init(jax.random.key(0), jnp.zeros((1, 8)))
