@@ -81,7 +81,7 @@ PICTURES = (
             Subplot(DIGITS_RECORDS / "00-digits-100", "digits, as in meta-training"),
             Subplot(DIGITS_RECORDS / "01-digits-1000", "digits, ten times longer"),
             Subplot(DIGITS_RECORDS / "02-spirals-1000", "spirals, not seen"),
-            Subplot(DIGITS_RECORDS / "03-digits-deep-1000", "a deeper network, where L3RS fails"),
+            Subplot(DIGITS_RECORDS / "03-digits-deep-1000", "deeper network: L3RS fails"),
         ),
         legend_axis=0,
         legend_location="upper right",

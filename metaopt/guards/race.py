@@ -94,7 +94,7 @@ def race(
     n_c: int = 0,
     smoothing: float = 0.5,
     margin: float = 2.0,
-    patience: int = 8,
+    patience: int = 12,
     trial: int = 20,
     budget: float = 0.05,
     memory: Literal["carry", "reset"] = "carry",

@@ -46,7 +46,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
     for path, settings in (
-        ("runs/digits/L2O/export", optimizers.LSTM()),
         ("runs/digits/L3RS/export", optimizers.L3RS(variant="none")),
         ("runs/mine/export", optimizers.L3RS(variant="none")),
         ("runs/myjob/export", optimizers.L3RS(variant="none")),

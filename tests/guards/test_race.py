@@ -279,7 +279,7 @@ def test_the_decisions_are_those_of_the_rule_written_anew(share, options, seed):
         n_c=0,
         smoothing=0.5,
         margin=2.0,
-        patience=8,
+        patience=12,
         trial=20,
         budget=0.05,
         memory="carry",
