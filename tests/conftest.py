@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import jaxtyping
 import pytest
+from jax._src.interpreters import mlir
 
 # Check the dtypes and shapes of arrays in metaopt. The option `--jaxtyping-packages` would do the
 # same, but before jaxtyping 0.3.7 only for packages that no conftest.py imports.
@@ -27,6 +28,11 @@ from metaopt.tasks import catalog
 # What `devices.initialise` finds must not depend on which test used JAX first.
 jax.config.update("jax_num_cpu_devices", 1)
 
+# Each program that is lowered gets an MLIR context of its own, which takes longer to make than most
+# programs of a test take to lower. One context is enough for all of them.
+if hasattr(mlir, "make_ir_context"):
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+
 # A collection walks through all that JAX has traced so far: a tenth of the suite's time.
 gc.set_threshold(50_000, 20, 100)
 
@@ -37,7 +43,8 @@ def compilation_cache():
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     folder = Path(tempfile.gettempdir()) / f"metaopt-tests-{run}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Small programs too: to read one takes a quarter of the time that its compilation takes.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="session", autouse=True)
