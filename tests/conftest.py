@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import jaxtyping
 import pytest
-from jax._src.interpreters import mlir
 
 # Check the dtypes and shapes of arrays in metaopt. The option `--jaxtyping-packages` would do the
 # same, but before jaxtyping 0.3.7 only for packages that no conftest.py imports.
@@ -27,11 +26,6 @@ from metaopt.tasks import catalog
 
 # What `devices.initialise` finds must not depend on which test used JAX first.
 jax.config.update("jax_num_cpu_devices", 1)
-
-# Each program that is lowered gets an MLIR context of its own, which takes longer to make than most
-# programs of a test take to lower. One context is enough for all of them.
-if hasattr(mlir, "make_ir_context"):
-    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 # A collection walks through all that JAX has traced so far: a tenth of the suite's time.
 gc.set_threshold(50_000, 20, 100)
