@@ -91,7 +91,7 @@ def image_problem(net: nn.Module, batch_size: int) -> Problem:
     examples = images().splits["train"]
     x = jnp.asarray(examples["x"][:batch_size], jnp.float32) / 16
     y = jnp.asarray(examples["y"][:batch_size])
-    variables = net.init(jax.random.key(0), x)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
     statistics = variables.get("batch_stats")
 
     def loss(params, model_state, batch):

@@ -77,8 +77,11 @@ def fast() -> dict[str, Any]:
 
     At its highest optimization level LLVM unrolls a loop over the 20 or 32 units of a layer
     completely, and then finds no loop to vectorise. Level 2 does not unroll it.
+
+    Empty where JAX was told to leave optimizations out (`JAX_DISABLE_MOST_OPTIMIZATIONS`), as tests
+    do: the options would bring them back.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or jax.config.read("jax_disable_most_optimizations"):
         return {}
     return {
         **option("xla_backend_optimization_level", 2),

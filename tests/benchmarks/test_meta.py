@@ -77,16 +77,20 @@ def test_the_bare_runs_are_plain_sgd():
     task = workload.mlp_task(TINY)
     losses = workload.bare_sgd(task, TINY)(jax.random.key(5))
     k_init, k_train, k_eval = jax.random.split(jax.random.split(jax.random.key(5), 2)[0], 3)
-    params = task.init(k_init)
+    params, gradient, sample = (
+        task.init(k_init),
+        jax.jit(jax.grad(task.loss)),
+        jax.jit(task.sample, static_argnums=(1, 2)),
+    )
     for t in range(3):
-        grads = jax.grad(task.loss)(params, task.sample(jax.random.fold_in(k_train, t), ()))
+        grads = gradient(params, sample(jax.random.fold_in(k_train, t), (), "train"))
         params = jax.tree.map(lambda p, g: p - np.float32(0.05) * g, params, grads)
     assert losses.shape == (2, 2)
     mesh = devices.mesh_for(2, 2, jax.devices()[:1])
     np.testing.assert_allclose(
         workload.bare_sgd(task, TINY, mesh)(jax.random.key(5)), losses, rtol=1e-5
     )
-    batch = task.sample(k_eval, (1,), "valid")
+    batch = sample(k_eval, (1,), "valid")
     expected = task.loss(params, jax.tree.map(lambda a: a[0], batch))
     np.testing.assert_allclose(losses[0, 0], expected, rtol=1e-5)
 

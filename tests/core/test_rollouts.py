@@ -13,11 +13,12 @@ TASK = quadratic(dim=4)
 
 
 def by_hand(tx, x, batches):
-    state, losses = tx.init(x), []
+    state, losses, value_and_grad = tx.init(x), [], jax.jit(jax.value_and_grad(TASK.loss))
+    update = jax.jit(tx.update)
     for batch in batches:
-        value, grad = jax.value_and_grad(TASK.loss)(x, batch)
+        value, grad = value_and_grad(x, batch)
         losses.append(value)
-        updates, state = tx.update(grad, state, x)
+        updates, state = update(grad, state, x)
         x = optax.apply_updates(x, updates)
     return x, losses
 
@@ -55,7 +56,7 @@ def test_layers_take_the_steps_of_the_loop_that_users_write():
     rates = jnp.array([0.01, 0.1])
     last = lambda run: lambda rate: loss_fn(run(rate, params), batches[0])
     for both in (
-        lambda run: jax.vmap(run, (0, None))(rates, params),
+        lambda run: jax.jit(jax.vmap(run, (0, None)))(rates, params),
         lambda run: jax.jit(jax.grad(last(run)))(0.1),
         lambda run: jax.jit(jax.hessian(last(run)))(0.1),
     ):

@@ -128,16 +128,23 @@ def drive(
 def drive_steps(
     tx, task, params, num_steps: int, *, seed: int = 1, batches=None, op_by_op: bool = True
 ):
-    """Returns (params, state) after each mini-batch, by ``tx.update`` with a `value_fn`."""
+    """Returns (params, state) after each mini-batch, by ``tx.update`` with a `value_fn`.
+
+    A guard computes gradients at its own points, and is given none.
+    """
     if batches is None:
         batches = stream_of(task, num_steps, seed)
-    tx, trail = optax.with_extra_args_support(tx), []
+    tx, trail, is_guard = optax.with_extra_args_support(tx), [], isinstance(tx, guards.Guard)
 
     def call(params, state, batch):
-        value, grad = jax.value_and_grad(task.loss)(params, batch)
-        updates, state = tx.update(
-            grad, state, params, value=value, grad=grad, value_fn=lambda p: task.loss(p, batch)
-        )
+        value_fn = lambda p: task.loss(p, batch)
+        if is_guard:
+            updates, state = tx.update(None, state, params, value_fn=value_fn)
+        else:
+            value, grad = jax.value_and_grad(value_fn)(params)
+            updates, state = tx.update(
+                grad, state, params, value=value, grad=grad, value_fn=value_fn
+            )
         return optax.apply_updates(params, updates), state
 
     call = call if op_by_op else jax.jit(call)

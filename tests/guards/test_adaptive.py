@@ -61,7 +61,7 @@ def test_sizes_double_keep_their_ratio_and_stop_at_the_cap():
 def test_nothing_grows_while_the_candidates_differ():
     adaptive = guards.Adaptive(rule="paired")
     guard = guards.lgl2o(optax.sgd(0.5), optax.sgd(0.0), n_t=3, n_c=3, adaptive=adaptive)
-    _, state = drive(guard, quadratic(5, noise=0.0), START, 3)[-1]
+    _, state = drive(guard, quadratic(5, noise=0.0), START, 3, op_by_op=False)[-1]
     assert state.info.n_t == 3
 
 

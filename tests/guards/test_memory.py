@@ -1,7 +1,8 @@
 """Memory that a compiled window allocates, in copies of the params.
 
 Results and temporary buffers are counted; the caller's params, state and mini-batches are not.
-Every step needs its gradient, one copy. A guard adds candidates and states.
+Every step needs its gradient, one copy. A guard adds candidates and states. Buffers are assigned
+before LLVM compiles, so that they are the same with and without its optimizations.
 """
 
 import jax
@@ -13,8 +14,6 @@ from metaopt import guards
 from metaopt.core.cpu import option
 from metaopt.core.types import LearnedOptimizer
 from metaopt.tasks.networks import MLP
-
-pytestmark = pytest.mark.optimized
 
 NET = MLP((400, 400, 10))
 INPUT = jax.ShapeDtypeStruct((2, 400), jnp.float32)

@@ -293,7 +293,8 @@ def test_the_decisions_are_those_of_the_rule_written_anew(share, options, seed):
     assert guard.window == (given["n_t"], given["n_c"])
     size = sum(guard.window)
     batches = poisoned_batches(240 // size * size, share, seed=seed)
-    params, states = compiled(guard, poisoned, jnp.full(3, 3.0), jnp.asarray(batches))
+    trail = compiled(guard, poisoned, jnp.full(3, 3.0), jnp.asarray(batches))
+    params, states = jax.device_get(trail)
     found = []
     for w, expected in enumerate(race_by_hand(batches, **given)):
         state = jax.tree.map(lambda leaf, i=(w + 1) * size - 1: leaf[i], states)

@@ -1,5 +1,7 @@
 """Properties of L3RS; the mixture is compared with optax's own optimizers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,11 @@ import optax
 import pytest
 from flax import nnx
 
+from metaopt import optimizers
 from metaopt.core.rollouts import unroll
-from metaopt.optimizers import BASES, Base, l3rs
+from metaopt.optimizers import BASES, Base
+
+l3rs = functools.cache(optimizers.l3rs)  # so that `stepper` compiles each of its forms once
 
 PARAMS = {
     "a": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)},
@@ -22,21 +27,35 @@ def gradients(n, params=PARAMS):
     return [unravel(g) for g in jax.random.normal(jax.random.key(5), (n, flat.size))]
 
 
+@functools.cache
+def stepper(lopt, num_steps):
+    """``(theta, gradients, state, params, value) -> updates, state``, compiled."""
+
+    @jax.jit
+    def step(theta, grad, state, params, value):
+        return lopt.apply(theta, num_steps=num_steps).update(grad, state, params, value=value)
+
+    return step
+
+
 def run(lopt, theta, grads, params=PARAMS, num_steps=20):
-    tx = lopt.apply(theta, num_steps=num_steps)
-    state, updates = tx.init(params), []
-    update_fn = jax.jit(tx.update)
+    state, updates = lopt.apply(theta, num_steps=num_steps).init(params), []
+    step = stepper(lopt, num_steps)
     for k, grad in enumerate(grads):
-        update, state = update_fn(grad, state, params, value=jnp.float32(1.0 / (k + 1)))
+        update, state = step(theta, grad, state, params, jnp.float32(1.0 / (k + 1)))
         params = optax.apply_updates(params, update)
         updates.append(update)
     return params, updates, state
 
 
 def random_theta(lopt, params=PARAMS, scale=0.3):
-    theta = lopt.init(jax.random.key(0), params)
-    flat, unravel = jax.flatten_util.ravel_pytree(theta)
-    return unravel(flat + scale * jax.random.normal(jax.random.key(1), flat.shape))
+    @jax.jit
+    def draw():
+        theta = lopt.init(jax.random.key(0), params)
+        flat, unravel = jax.flatten_util.ravel_pytree(theta)
+        return unravel(flat + scale * jax.random.normal(jax.random.key(1), flat.shape))
+
+    return draw()
 
 
 def hand_set(lopt, theta, feature, offset):
@@ -75,9 +94,9 @@ def test_one_hot_mixture_with_the_norm_of_the_base_step_is_the_base_optimizer(na
     grads = gradients(10)
     ours, _, _ = run(lopt, theta, grads, params)
     tx = OPTAX[name](lr)
-    state, theirs = tx.init(params), params
+    state, theirs, update_fn = tx.init(params), params, jax.jit(tx.update)
     for grad in grads:
-        updates, state = tx.update(grad, state, theirs)
+        updates, state = update_fn(grad, state, theirs)
         theirs = optax.apply_updates(theirs, updates)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=3e-4, atol=3e-6)
@@ -88,7 +107,7 @@ def test_a_base_by_itself_is_optax_at_rate_one(name):
     base, params = BASES[name], jax.tree.map(lambda x: x + 0.1, PARAMS)
     ours, theirs = base.make(base.hyper), OPTAX[name](1.0)
     state, reference = ours.init(params), theirs.init(params)
-    for grad in gradients(5):
+    for grad in gradients(5):  # op by op: rounding differs between two compiled programs
         step, state = ours.update(grad, state, params)
         expected, reference = theirs.update(grad, reference, params)
         for a, b in zip(jax.tree.leaves(step), jax.tree.leaves(expected), strict=True):
@@ -114,10 +133,9 @@ def test_weight_decay_direction_points_to_zero():
 def test_step_norm_is_bounded_by_lambda(variant):
     lopt = l3rs(variant=variant)
     theta = random_theta(lopt)
-    tx = lopt.apply(theta, num_steps=20)
-    state = tx.init(PARAMS)
+    state, step = lopt.apply(theta, num_steps=20).init(PARAMS), stepper(lopt, 20)
     for grad in gradients(6):
-        updates, state = tx.update(grad, state, PARAMS, value=1.0)
+        updates, state = step(theta, grad, state, PARAMS, 1.0)
         norms = np.array([np.linalg.norm(x.ravel()) for x in jax.tree.leaves(updates)])
         assert (norms <= np.asarray(state.lambda_) * (1 + 1e-5)).all()
         np.testing.assert_allclose(np.sum(state.alpha, axis=1), 1.0, rtol=1e-6)
@@ -198,7 +216,7 @@ def test_global_variant_has_one_mixture():
 def test_lamb_direction_is_adams_direction():
     equal = Base("lamb_like_adam", {}, lambda h: optax.lamb(1.0, eps=1e-8))
     _, updates, _ = run(*_constant(l3rs(("adam",), variant="none")), gradients(5))
-    _, others, _ = run(*_constant(l3rs((equal,), variant="none")), gradients(5))
+    _, others, _ = run(*_constant(optimizers.l3rs((equal,), variant="none")), gradients(5))
     for a, b in zip(jax.tree.leaves(updates), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
@@ -245,6 +263,13 @@ def test_base_hyper_parameters_are_meta_learned():
 MOMENTUM = optax.sgd(1.0, momentum=0.9)
 
 
+@functools.cache
+def after_three_steps(lopt):
+    """(theta, state)"""
+    theta = random_theta(lopt)
+    return theta, run(lopt, theta, gradients(3))[2]
+
+
 @pytest.mark.parametrize(
     "where, bad",
     # The square of 1e30 is not finite.
@@ -253,16 +278,14 @@ MOMENTUM = optax.sgd(1.0, momentum=0.9)
 @pytest.mark.parametrize("base", [*BASES, MOMENTUM], ids=[*BASES, "momentum"])
 def test_a_non_finite_step_is_skipped_and_counted(where, bad, base):
     lopt = l3rs((base,))
-    theta = random_theta(lopt)
-    tx = lopt.apply(theta, num_steps=20)
-    _, _, before = run(lopt, theta, gradients(3))
+    theta, before = after_three_steps(lopt)
     (grad,) = gradients(1)
     value = 1.0
     if where == "grad":
         grad["a"]["kernel"] = grad["a"]["kernel"].at[0, 0].set(bad)
     else:
         value = bad
-    updates, after = tx.update(grad, before, PARAMS, value=value)
+    updates, after = stepper(lopt, 20)(theta, grad, before, PARAMS, jnp.float32(value))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates))
     assert (after.skipped, after.count) == (1, before.count + 1)
     for a, b in zip(jax.tree.leaves(before.base), jax.tree.leaves(after.base), strict=True):

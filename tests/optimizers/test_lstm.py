@@ -1,5 +1,7 @@
 """Properties of the coordinate-wise LSTM."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,17 +18,29 @@ PARAMS = {
 }
 
 
-def setup(**kwargs):
+@functools.cache
+def made(**kwargs):
     lopt = lstm(**kwargs)
-    theta = lopt.init(jax.random.key(0), PARAMS)
-    return lopt, theta
+    return lopt, jax.jit(lopt.init)(jax.random.key(0), PARAMS)
+
+
+def setup(**kwargs):
+    lopt, theta = made(**kwargs)
+    return lopt, jax.tree.map(lambda leaf: leaf, theta)  # a test may change its copy
+
+
+@functools.cache
+def stepper(lopt):
+    """``(theta, gradients, state, params) -> updates, state``, compiled."""
+    return jax.jit(
+        lambda theta, grads, state, params: lopt.apply(theta).update(grads, state, params)
+    )
 
 
 def run(lopt, theta, params, grads):
-    tx = lopt.apply(theta)
-    state, outs = tx.init(params), []
+    state, outs, step = lopt.apply(theta).init(params), [], stepper(lopt)
     for grad in grads:
-        updates, state = tx.update(grad, state, params)
+        updates, state = step(theta, grad, state, params)
         outs.append(updates)
     return outs, state
 
@@ -120,8 +134,7 @@ def test_a_non_finite_gradient_is_skipped_and_counted(bad):
     lopt, theta = setup()
     grads = jax.random.normal(jax.random.key(2), (4, 8))
     _, before = run(lopt, theta, grads[0], grads[:2])
-    tx = lopt.apply(theta)
-    updates, after = tx.update(grads[2].at[3].set(bad), before, grads[0])
+    updates, after = stepper(lopt)(theta, grads[2].at[3].set(bad), before, grads[0])
     np.testing.assert_array_equal(updates, np.zeros(8))
     assert after.skipped == 1
     for a, b in zip(jax.tree.leaves(before.memory), jax.tree.leaves(after.memory), strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def test_lstm_l3rs_and_a_guard_on_eight_devices():
     script = Path(__file__).with_name("sharded.py")
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    devices = {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
     process = subprocess.run(
         [sys.executable, str(script)], env={**os.environ, **devices}, capture_output=True, text=True
     )

@@ -7,7 +7,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import jax
 import pytest
 
 import metaopt
@@ -37,8 +36,7 @@ def installed(wheel, tmp_path_factory) -> dict[str, str]:
     """The environment of a process that sees the wheel in front of the sources."""
     target = tmp_path_factory.mktemp("installed")
     succeeds(*PIP, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
-    cache = jax.config.jax_compilation_cache_dir or ""  # type: ignore
-    return {**os.environ, "PYTHONPATH": str(target), "JAX_COMPILATION_CACHE_DIR": cache}
+    return {**os.environ, "PYTHONPATH": str(target)}
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):

@@ -8,16 +8,17 @@ import subprocess
 import sys
 import types
 
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt import meta, optimizers
+from metaopt import meta, optimizers, tasks
+from metaopt.core.types import single
 from metaopt.jobs.train import TrainJob, meta_train
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 from metaopt.meta.loop import METRICS, STATES, driver, read_metrics, train
-from metaopt.tasks import catalog
 from metaopt.zoo.exports import load
 
 SMALL = {
@@ -29,9 +30,8 @@ SMALL = {
 
 
 def small_trainer(method="nes"):
-    lopt = optimizers.lstm(hidden=2)
-    family = catalog.family("quadratic")
-    theta = lopt.init(jax.random.key(0), jnp.zeros(32))
+    lopt, family = children.step_sizes(), single(tasks.quadratic(children.DIM))
+    theta = lopt.init(jax.random.key(0), jnp.zeros(children.DIM))
     windows = {"rollout": 4, "truncation": 2}
     trainer = {
         "nes": lambda: meta.nes(

@@ -22,7 +22,7 @@ LIKE = RunState(
 )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def collected():
     yield
     gc.collect()
