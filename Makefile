@@ -4,7 +4,6 @@ PYTHON ?= python3
 # Worker processes of the test suite. Each takes files in a row, and so makes their fixtures and programs
 # once; the one that is done first takes over half of what the other still has to do.
 WORKERS ?= 2
-PYTEST = -m pytest -n $(WORKERS) --dist worksteal
 
 # Compiled modules are kept where the environment says otherwise: the suite starts many processes, and
 # each of them would compile JAX's modules again.
@@ -33,7 +32,7 @@ lint: setup
 test: lint pytest
 
 pytest: setup
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # The documentation site in build/site. A broken link or reference is an error. Needs no network.
 # Figures of docs/results are drawn first, if they are missing or older than their records.
@@ -49,7 +48,7 @@ test-oldest:
 	$(PYTHON) -m venv build/oldest
 	$(PYTHON) tests/oldest.py > build/oldest/constraints.txt
 	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check --constraint build/oldest/constraints.txt --editable '.[all,test]'
-	build/oldest/bin/python $(PYTEST)
+	build/oldest/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Meta-trains an optimizer that fits any network, and evaluates it on 12 small tasks.
 small: setup

@@ -51,7 +51,7 @@ def test_hooks_run_what_make_test_runs():
     )
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     hooks = [hook["entry"].removeprefix(".venv/bin/") for hook in config["repos"][0]["hooks"]]
-    assert [re.sub(r" -n \d+$", "", hook) for hook in hooks] == commands
+    assert [re.sub(r" -n \d+ --dist worksteal$", "", hook) for hook in hooks] == commands
 
 
 def test_workflows_run_targets_of_the_makefile_on_all_supported_pythons():
