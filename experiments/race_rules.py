@@ -27,6 +27,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from matplotlib.ticker import LogLocator
 
 import metaopt
 from experiments.pictures import save
@@ -295,7 +296,10 @@ def draw(record: dict[str, Any]) -> None:
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("{x:.1g}")
-            axis.set_ylim(0.9 * low, 1.5 * max(fallback))  # a challenger may diverge
+            high = 1.5 * max(fallback)  # a challenger may diverge
+            axis.set_ylim(0.9 * low, high)
+            digits = (2, 5) if high > 4 * low else range(2, 10)  # labels must not overlap
+            axis.yaxis.set_minor_locator(LogLocator(subs=digits))
             axis.set_title(trial["title"].replace(": ", "\n"), fontsize=9)
         for axis in axes.flat[len(record["trials"]) :]:
             axis.set_axis_off()
