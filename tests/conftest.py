@@ -9,8 +9,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")  # see
 
 import functools
 import gc
-import tempfile
-from pathlib import Path
 
 import jax
 import jaxtyping
@@ -32,23 +30,20 @@ gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache():
-    """Workers of one run share compiled programs; nothing outlives the run."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    folder = Path(tempfile.gettempdir()) / f"metaopt-tests-{run}"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Small programs too: to read one takes a quarter of the time that its compilation takes.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)  # for child processes
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+def caches(tmp_path_factory):
+    """Workers of one run share compiled programs, tuned baselines and pretrained networks.
 
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """Workers of one run share tuned baselines and pretrained networks; the user's stay apart."""
+    The user's own stay apart, and pytest removes the folders some runs later.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["METAOPT_CACHE_DIR"] = str(shared / "cache")
+    programs = str(shared / "programs")
+    jax.config.update("jax_compilation_cache_dir", programs)
+    # Small programs too: to read one takes a quarter of the time that its compilation takes.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs  # for child processes
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 @pytest.fixture(autouse=True)
