@@ -5,7 +5,8 @@
 Diagnostics are part of the guard's state, so they work under `jit` and `vmap` and are saved in
 checkpoints. `state.info` holds them; `optax.tree.get(state, name)` finds them at any depth of a
 chain. The learned optimizer here is good for 100 steps; then its steps double every 20 steps. The
-race detects this, follows Adam's own run, and lets the learned optimizer rest.
+race detects this, follows Adam's own run, and lets the learned optimizer rest when it has clearly
+lost 12 decisions (`patience`).
 """
 
 import jax
@@ -16,7 +17,7 @@ import metaopt
 from metaopt import guards
 from metaopt.tasks import catalog
 
-STEPS, N_T = 240, 10
+STEPS, N_T = 400, 10
 
 
 def going_wrong(learned: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -103,7 +103,7 @@ def pes_chain():
     trainer = meta.pes(momentum_sgd(), single(batchnorm_task(RATE)), config)
     step = jax.jit(trainer.step)
     keys = jax.random.split(jax.random.key(11), 5)
-    states, losses = [trainer.init(jax.random.key(0), THETA)], []
+    states, losses = [trainer.init(jax.random.key(0), jnp.asarray(THETA))], []
     for key in keys:
         state, metrics = step(key, states[-1])
         states.append(state)
