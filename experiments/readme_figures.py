@@ -78,8 +78,8 @@ PICTURES = (
             "RACE(L3RS, Adam)": LineStyle(COLOURS[3], "--", "race(L3RS, Adam)"),
         },
         subplots=(
-            Subplot(DIGITS_RECORDS / "00-digits-100", "digits, as in meta-training"),
-            Subplot(DIGITS_RECORDS / "01-digits-1000", "digits, ten times longer"),
+            Subplot(DIGITS_RECORDS / "00-digits-100", "digits, 100 steps"),
+            Subplot(DIGITS_RECORDS / "01-digits-1000", "digits, 1000 steps"),
             Subplot(DIGITS_RECORDS / "02-spirals-1000", "spirals, not seen"),
             Subplot(DIGITS_RECORDS / "03-digits-deep-1000", "deeper network: L3RS fails"),
         ),
