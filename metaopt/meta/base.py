@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from metaopt.core.rollouts import held_model_state, init_state, mean_loss, unroll_sampled
 from metaopt.core.trees import nbytes
 from metaopt.core.types import (
+    Batch,
     Key,
     Keys,
     LearnedOptimizer,
@@ -261,11 +262,16 @@ def held_out_loss(
       split: where they are drawn.
       model_state: the model state that belongs to `params`, or None.
     """
-    _, k_eval = jax.random.split(start.key)
     task = family.task(start.task_params)
     loss_fn = lambda arguments, batch: task.eval_loss(*arguments, batch)
-    batches = task.sample(k_eval, (eval_batches,), split)
+    batches = judging_batches(task, start, eval_batches, split)
     return mean_loss(loss_fn, loss_arguments(params, model_state), batches)
+
+
+def judging_batches(task: Task, start: Start, number: int, split: Split) -> Batch:
+    """The mini-batches ``[number, ...]`` that every run from `start` is judged on."""
+    _, k_eval = jax.random.split(start.key)
+    return task.sample(k_eval, (number,), split)
 
 
 def log_uniform(

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer
 from metaopt.core.rollouts import init_state, mean_loss, train_loss
 from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
-from metaopt.meta.base import Start, log_uniform, loss_unit
+from metaopt.meta.base import Start, judging_batches, log_uniform, loss_unit
 
 UNIT_BATCHES = 4  # mini-batches of the loss before the first step, where losses are normalised
 
@@ -119,9 +118,8 @@ def begin(
     state = init_state(lopt.apply(theta, num_steps=length), start.params, start.model_state)
     unit = jnp.ones([])
     if config.normalised:
-        _, k_unit = jax.random.split(start.key)
         task = family.task(start.task_params)
         loss_fn = lambda params, batch: train_loss(task.loss, params, start.model_state, batch)
-        batches = task.sample(k_unit, (UNIT_BATCHES,), "train")
+        batches = judging_batches(task, start, UNIT_BATCHES, "train")
         unit = loss_unit(mean_loss(loss_fn, start.params, batches))
     return InnerRun(start.task_params, start.params, state, unit)
