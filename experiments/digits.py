@@ -1,13 +1,13 @@
 """The main experiment, on real 8x8 images of digits: meta-train, guard, evaluate, report.
 
-Claim: L3RS, meta-trained for two minutes on runs of 30 to 1000 steps, needs fewer steps than tuned
+Claim: L3RS, meta-trained for some minutes on runs of 30 to 1000 steps, needs fewer steps than tuned
 Adam on held-out runs of its task, short and long. `race` keeps its gain beside tuned Adam, and
 holds Adam's run on a deeper network, where L3RS fails. Tuned Muon, which has no meta-training to
 pay for, is shown beside them.
 
     make run      # or: python -m experiments.digits
 
-Needs no data. Takes some 4 minutes on 2 CPU cores; it resumes. Writes the meta-training, the
+Needs no data. Takes 5 to 8 minutes on 2 CPU cores; it resumes. Writes the meta-training, the
 records of the evaluation and its report to runs/digits.
 """
 
