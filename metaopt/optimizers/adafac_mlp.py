@@ -98,18 +98,17 @@ def adafac_mlp() -> LearnedOptimizer:
         def update_fn(updates, state: AdafacMLPState, params=None, **extra_args):
             del extra_args
             check_params("adafac_mlp", params)
-            tensors, grads = rule.flatten("adafac_mlp", updates, state, params)
+            stacks = rule.stack("adafac_mlp", updates, state, params)
             is_finite, layers = jax.lax.optimization_barrier(
-                (rule.are_finite(constants, tensors, grads), _layers(weights, state.t))
+                (rule.are_finite(constants, stacks), _layers(weights, state.t))
             )
 
-            def step_fn(row, tensor, g):
-                del row  # one network for all tensors
+            def step_fn(tensor, g):
                 d, a, _ = rule.outputs(constants, layers, tensor, g)
                 return -0.001 * d * jnp.exp(0.001 * a)
 
-            steps, tensors = rule.step_tensors(constants, step_fn, tensors, grads, is_finite)
-            deltas, state = rule.unflatten(steps, tensors, updates, state, params)
+            steps, stacks = rule.step_stacks(constants, step_fn, stacks, is_finite)
+            deltas, state = rule.unstack(steps, stacks, updates, state, params)
             skipped = state.skipped + jnp.where(is_finite, 0, 1)
             return deltas, state._replace(t=state.t + 1, skipped=skipped)
 

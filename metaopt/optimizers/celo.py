@@ -209,9 +209,9 @@ def celo(
             check_value("celo", value)
             if warn_past_horizon:
                 warn_at_horizon("celo", state.schedule.t, jnp.asarray(num_steps, jnp.int32))
-            tensors, grads = rule.flatten("celo", updates, state, params)
+            stacks = rule.stack("celo", updates, state, params)
             value = jnp.asarray(value, jnp.float32)
-            is_finite = jnp.isfinite(value) & rule.are_finite(rule.Rule(), tensors, grads)
+            is_finite = jnp.isfinite(value) & rule.are_finite(rule.Rule(), stacks)
             step_size, schedule = _advance(weights, state.schedule, num_steps, value, is_finite)
             controls = jax.nn.softmax(controls_of(weights, schedule.hidden))
             layers = [(w[0], b[0]) for w, b in mix_bank(weights, controls)]
@@ -220,12 +220,11 @@ def celo(
                 (is_finite, layers, step_size if scheduler else jnp.ones(()))
             )
 
-            def step_fn(row, tensor, g):
-                del row  # one network and one step size for all tensors
+            def step_fn(tensor, g):
                 return -rule.relative_step(layers, step_size, tensor, g)
 
-            steps, tensors = rule.step_tensors(rule.Rule(), step_fn, tensors, grads, is_finite)
-            deltas, state = rule.unflatten(steps, tensors, updates, state, params)
+            steps, stacks = rule.step_stacks(rule.Rule(), step_fn, stacks, is_finite)
+            deltas, state = rule.unstack(steps, stacks, updates, state, params)
             return deltas, state._replace(schedule=schedule)
 
         return transformation(init_fn, update_fn)

@@ -102,15 +102,14 @@ def celo2(orthogonalize: bool = True) -> LearnedOptimizer:
         def update_fn(updates, state: Celo2State, params=None, **extra_args):
             del extra_args
             check_params("celo2", params)
-            tensors, grads = rule.flatten("celo2", updates, state, params)
-            is_finite = jax.lax.optimization_barrier(rule.are_finite(_RULE, tensors, grads))
+            stacks = rule.stack("celo2", updates, state, params)
+            is_finite = jax.lax.optimization_barrier(rule.are_finite(_RULE, stacks))
 
-            def step_fn(row, tensor, g):
-                del row
+            def step_fn(tensor, g):
                 return _direction(layers, tensor, g, orthogonalize)
 
-            steps, tensors = rule.step_tensors(_RULE, step_fn, tensors, grads, is_finite)
-            deltas, state = rule.unflatten(steps, tensors, updates, state, params)
+            steps, stacks = rule.step_stacks(_RULE, step_fn, stacks, is_finite)
+            deltas, state = rule.unstack(steps, stacks, updates, state, params)
             return deltas, state._replace(skipped=state.skipped + jnp.where(is_finite, 0, 1))
 
         return transformation(init_fn, update_fn)

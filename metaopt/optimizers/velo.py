@@ -1,6 +1,5 @@
 """The VeLO-style hypernetwork optimizer: an LSTM per tensor writes an MLP for each parameter."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -170,17 +169,14 @@ def _update(
     theta: Theta, num_steps: jax.Array, updates: Any, state: VeloState, params: Any, value: Any
 ) -> tuple[Any, VeloState]:
     """Returns the updates and the new state."""
-    tensors, grads = rule.flatten("velo", updates, state, params)
-    nonempty = [index for index, tensor in enumerate(tensors) if tensor.p.size > 0]
-    if not nonempty:
+    stacks = rule.stack("velo", updates, state, params)
+    if not stacks:
         return updates, state._replace(t=state.t + 1)
 
     # The per-tensor network, from the accumulators before this update.
     value = jnp.asarray(value, jnp.float32)
     loss, shared = features.progress_features(state.loss, value, state.t, num_steps)
-    inputs, inputs_are_finite = _tensor_inputs(
-        [tensors[index] for index in nonempty], shared, [grads[index] for index in nonempty]
-    )
+    inputs, inputs_are_finite = _tensor_inputs(stacks, shared)
     is_finite = inputs_are_finite & jnp.isfinite(value)
     hidden, cell = lstm_step(theta, inputs, state.hidden, state.cell)
     layers = mix_bank(theta, _BANK_SCALE * controls_of(theta, hidden))
@@ -189,14 +185,14 @@ def _update(
         (is_finite, layers, step_sizes_of(theta, hidden))
     )
 
-    # The per-parameter networks, tensor by tensor.
-    def step_fn(row, tensor, g):
-        return -rule.relative_step(
-            [(w[row], b[row]) for w, b in layers], step_sizes[row], tensor, g
-        )
+    # The per-parameter networks.
+    def step_fn(tensor, g, layers, step_size):
+        return -rule.relative_step(layers, step_size, tensor, g)
 
-    steps, tensors = rule.step_tensors(rule.Rule(), step_fn, tensors, grads, is_finite)
-    deltas, state = rule.unflatten(steps, tensors, updates, state, params)
+    steps, stacks = rule.step_stacks(
+        rule.Rule(), step_fn, stacks, is_finite, per_tensor=(layers, step_sizes)
+    )
+    deltas, state = rule.unstack(steps, stacks, updates, state, params)
     memory = optax.tree.where(
         is_finite, (loss, hidden, cell), (state.loss, state.hidden, state.cell)
     )
@@ -210,7 +206,7 @@ def _update(
 
 
 def _tensor_inputs(
-    tensors: Sequence[features.Tensor], shared: Float[Array, " shared"], grads: Sequence[jax.Array]
+    stacks: list[rule.Stack], shared: Float[Array, " shared"]
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the inputs of the per-tensor network, and whether all that they rest on is finite.
 
@@ -218,17 +214,19 @@ def _tensor_inputs(
     parameters, where meta-training sees it, and must not hide behind skipped steps.
 
     Args:
-      tensors: the tensors, none of them empty.
+      stacks: the tensors.
       shared: features of time and of the loss, ``[18]``.
-      grads: gradient of each tensor.
 
     Returns:
       The inputs ``[n_tensors, 30]``, and a bool ``[]``.
     """
-    statistics = jnp.stack([features.tensor_statistics(tensor) for tensor in tensors])
-    largest = jnp.stack([jnp.max(jnp.abs(g)) for g in grads])
-    ranks = [sum(size > 1 for size in g.shape) for g in grads]
+    statistics = rule.rows_of(
+        stacks, [jax.vmap(features.tensor_statistics)(stack.tensor) for stack in stacks]
+    )
+    largest = jnp.stack([jnp.max(jnp.abs(stack.g)) for stack in stacks])
+    rank = lambda stack: sum(size > 1 for size in stack.g.shape[1:])
+    ranks = rule.rows_of(stacks, [jnp.full(len(stack.leaves), rank(stack)) for stack in stacks])
     own = features.tensor_features(statistics, ranks)
-    inputs = jnp.concatenate([jnp.broadcast_to(shared, (len(ranks), shared.size)), own], axis=1)
+    inputs = jnp.concatenate([jnp.broadcast_to(shared, (len(own), shared.size)), own], axis=1)
     finite = [jnp.all(jnp.isfinite(x)) for x in (statistics, largest, inputs)]
     return inputs, finite[0] & finite[1] & finite[2]

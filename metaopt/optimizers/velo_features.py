@@ -229,7 +229,9 @@ def tensor_statistics(tensor: Tensor) -> jax.Array:
     return jnp.stack([jnp.mean(jnp.square(tensor.p)), *means, *variances])
 
 
-def tensor_features(statistics: Float[Array, "n_tensors 9"], ranks: Sequence[int]) -> jax.Array:
+def tensor_features(
+    statistics: Float[Array, "n_tensors 9"], ranks: Int[Array, " n_tensors"]
+) -> jax.Array:
     """Returns the features of each tensor ``[n_tensors, 12]``: mean_rms, rank, var_m, var_rms.
 
     v is scaled by the root mean square of p, not by its square, and var_rms is taken around the
@@ -242,7 +244,7 @@ def tensor_features(statistics: Float[Array, "n_tensors 9"], ranks: Sequence[int
     square, mean_v, mean_m, var_v, var_m = jnp.split(statistics, (1, 2, 5, 6), axis=1)
     scale = jax.lax.rsqrt(jnp.maximum(1e-9, square))
     around_m = var_v + jnp.square(mean_v - mean_m)
-    rank = jax.nn.one_hot(jnp.asarray(ranks), _MAX_RANK)
+    rank = jax.nn.one_hot(ranks, _MAX_RANK)
 
     def log_size(x):
         return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)

@@ -5,12 +5,14 @@ of the network (`velo_features`, `velo_networks`).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 from metaopt.core.trees import check_float_tree, check_same_structure
 from metaopt.core.types import Params
@@ -19,6 +21,7 @@ from metaopt.optimizers.velo_features import Decays, Tensor
 from metaopt.optimizers.velo_networks import Layer, mlp
 
 _LARGEST_PARAM = 1e18  # its square is far below the largest float32
+_LARGEST_STACKED = 4096  # elements of a tensor
 
 
 class Rule(NamedTuple):
@@ -67,10 +70,29 @@ def init_accumulators(name: str, params: Params) -> dict[str, Any]:
     }
 
 
-def flatten(
-    name: str, updates: Any, state: Any, params: Params
-) -> tuple[list[Tensor], list[jax.Array]]:
-    """Returns the tensors and the gradients of the leaves of params, in float32.
+class Stack(NamedTuple):
+    """One tensor, or small tensors of one shape, with a new first axis.
+
+    Real networks have hundreds of biases and scales, of few shapes. One vectorised program for each
+    shape compiles in a fraction of the time of one program for each of them. Large tensors are not
+    stacked: the copies would take more time than the update.
+
+    Attributes:
+      leaves: position of each of the n tensors among the leaves of params.
+      tensor: parameters and accumulators ``[n, ...]``.
+      g: gradients ``[n, ...]``.
+    """
+
+    leaves: tuple[int, ...]
+    tensor: Tensor
+    g: Float[Array, "n ..."]
+
+
+def stack(name: str, updates: Any, state: Any, params: Params) -> list[Stack]:
+    """Returns the leaves of params in float32, in stacks.
+
+    Leaves without elements are in no stack. On an explicit mesh the tensors of a stack have one
+    sharding.
 
     Args:
       name: name of the optimizer, for messages.
@@ -85,33 +107,79 @@ def flatten(
     check_same_structure(f"{name}: params, compared with the state's", state.v, params)
     treedef = jax.tree.structure(params)
     leaves = [jnp.asarray(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(params)]
+    grads = [g.astype(jnp.float32) for g in treedef.flatten_up_to(updates)]
     momenta = zip(*[treedef.flatten_up_to(tree) for tree in state.momenta], strict=True)
     v, factored = treedef.flatten_up_to(state.v), treedef.flatten_up_to(state.factored)
     tensors = [Tensor(*fields) for fields in zip(leaves, momenta, v, factored, strict=True)]
-    return tensors, [g.astype(jnp.float32) for g in treedef.flatten_up_to(updates)]
+    groups: dict[Any, list[int]] = {}
+    for index, fields in enumerate(zip(tensors, grads, strict=True)):
+        if grads[index].size:
+            # The types hold the shape, and the sharding on an explicit mesh.
+            types = tuple(jax.typeof(x) for x in jax.tree.leaves(fields))
+            is_small = grads[index].size <= _LARGEST_STACKED
+            groups.setdefault(types if is_small else index, []).append(index)
+    return [
+        Stack(
+            leaves=tuple(group),
+            tensor=_stacked([tensors[index] for index in group]),
+            g=_stacked([grads[index] for index in group]),
+        )
+        for group in groups.values()
+    ]
 
 
-def unflatten(
-    steps: list[jax.Array], tensors: list[Tensor], updates: Any, state: Any, params: Params
+def unstack(
+    steps: list[jax.Array], stacks: list[Stack], updates: Any, state: Any, params: Params
 ) -> tuple[Any, Any]:
     """Returns the tree of steps, with the dtypes of `updates`, and the state with new accumulators.
 
     Args:
-      steps: what is added to each leaf of params.
-      tensors: their new accumulators.
+      steps: for each stack, what is added to its params.
+      stacks: with new accumulators.
       updates: gradients.
-      state: the state that `flatten` read.
+      state: the state that `stack` read.
       params: the tree.
     """
     treedef = jax.tree.structure(params)
-    grads = treedef.flatten_up_to(updates)
-    deltas = [step.astype(g.dtype) for step, g in zip(steps, grads, strict=True)]
-    momenta = zip(*[tensor.momenta for tensor in tensors], strict=True)
+    deltas = treedef.flatten_up_to(updates)
+    momenta = [treedef.flatten_up_to(tree) for tree in state.momenta]
+    v, factored = treedef.flatten_up_to(state.v), treedef.flatten_up_to(state.factored)
+    for step, (leaves, tensor, _) in zip(steps, stacks, strict=True):
+        for row, leaf in enumerate(leaves):
+            own = jax.tree.map(lambda x: x[row], tensor)  # noqa: B023 (used at once)
+            deltas[leaf] = step[row].astype(deltas[leaf].dtype)
+            v[leaf], factored[leaf] = own.v, own.factored
+            for tree, momentum in zip(momenta, own.momenta, strict=True):
+                tree[leaf] = momentum
     return treedef.unflatten(deltas), state._replace(
-        momenta=tuple(treedef.unflatten(leaves) for leaves in momenta) or state.momenta,
-        v=treedef.unflatten([tensor.v for tensor in tensors]),
-        factored=treedef.unflatten([tensor.factored for tensor in tensors]),
+        momenta=tuple(treedef.unflatten(tree) for tree in momenta),
+        v=treedef.unflatten(v),
+        factored=treedef.unflatten(factored),
     )
+
+
+def rows_of(stacks: list[Stack], per_stack: list[jax.Array]) -> jax.Array:
+    """Returns one row for each tensor ``[n_tensors, ...]``, in the order of the leaves.
+
+    Args:
+      stacks: the stacks.
+      per_stack: for each stack, one row for each of its tensors.
+    """
+    order = np.argsort([leaf for stack in stacks for leaf in stack.leaves])
+    return jnp.concatenate(per_stack)[order]
+
+
+def row_numbers(stacks: list[Stack]) -> list[np.ndarray]:
+    """Returns, for each stack, the rows of its tensors in an array that `rows_of` returns."""
+    numbers = {leaf: row for row, leaf in enumerate(sorted(sum((s.leaves for s in stacks), ())))}
+    return [np.array([numbers[leaf] for leaf in stack.leaves]) for stack in stacks]
+
+
+def _stacked(trees: list[Any]) -> Any:
+    if len(trees) == 1:
+        return jax.tree.map(lambda x: jnp.expand_dims(x, 0), trees[0])
+    # Without the barrier XLA reads the parts of a stack anew in each computation on it.
+    return jax.lax.optimization_barrier(jax.tree.map(lambda *xs: jnp.stack(xs), *trees))
 
 
 ################################################################################
@@ -119,50 +187,54 @@ def unflatten(
 ################################################################################
 
 
-def are_finite(rule: Rule, tensors: list[Tensor], grads: list[jax.Array]) -> jax.Array:
+def are_finite(rule: Rule, stacks: list[Stack]) -> jax.Array:
     """Returns whether all gradients and params are finite; squares of params must be so, too.
 
     Compares extremes, which XLA finds without storing anything. The outputs of the networks are
     not checked. A theta that is not finite must show in the parameters, where meta-training sees
     it, and must not hide behind skipped steps.
     """
-    bounds = [(g, rule.largest) for g in grads] + [(tensor.p, _LARGEST_PARAM) for tensor in tensors]
-    is_finite = jnp.array(True)
-    for x, bound in bounds:
-        if x.size:  # NaN compares as False
-            is_finite &= (jnp.min(x) > -bound) & (jnp.max(x) < bound)
-    return is_finite
+    if not stacks:
+        return jnp.array(True)
+    # As one reduction: XLA would repeat a chain of scalar operations in each loop that needs it.
+    bounds = jnp.array([[rule.largest], [_LARGEST_PARAM]])
+    extremes = [
+        [jnp.stack([jnp.min(x), jnp.max(x)]) for x in (stack.g, stack.tensor.p)] for stack in stacks
+    ]
+    return jnp.all(jnp.abs(jnp.asarray(extremes)) < bounds)  # NaN compares as False
 
 
-def step_tensors(
+def step_stacks(
     rule: Rule,
-    step_fn: Callable[[int, Tensor, jax.Array], jax.Array],
-    tensors: list[Tensor],
-    grads: list[jax.Array],
+    step_fn: Callable[..., jax.Array],
+    stacks: list[Stack],
     is_finite: jax.Array,
-) -> tuple[list[jax.Array], list[Tensor]]:
-    """Returns the steps of all tensors, and the tensors with their new accumulators.
+    per_tensor: Sequence[Any] = (),
+) -> tuple[list[jax.Array], list[Stack]]:
+    """Returns the steps of all tensors, and the stacks with new accumulators.
 
     Args:
       rule: the constants.
-      step_fn: ``(row, tensor, g) -> step`` from the new accumulators and the clipped gradient.
-        `row` counts the tensors that have elements; others have no step.
-      tensors: the tensors.
-      grads: gradient of each tensor.
+      step_fn: ``(tensor, g, *own) -> step`` of one tensor, from its new accumulators and its
+        clipped gradient.
+      stacks: the tensors.
       is_finite: bool ``[]``; if False, steps are zero and accumulators stay.
+      per_tensor: arguments of `step_fn` that differ between tensors: trees of arrays
+        ``[n_tensors, ...]``.
     """
-    steps, moved, row = [], [], 0
-    for tensor, g in zip(tensors, grads, strict=True):
-        if g.size == 0:
-            steps.append(g)
-            moved.append(tensor)
-            continue
+
+    def move(tensor, g, *own):
         g = jnp.where(is_finite, jnp.clip(g, -rule.clip, rule.clip), 0.0)
         accumulated = features.accumulate(tensor, g, rule.decays)
         tensor = optax.tree.where(is_finite, accumulated, tensor)
-        steps.append(jnp.where(is_finite, step_fn(row, tensor, g), 0.0))
-        moved.append(tensor)
-        row += 1
+        return jnp.where(is_finite, step_fn(tensor, g, *own), 0.0), tensor
+
+    steps, moved = [], []
+    for stack, rows in zip(stacks, row_numbers(stacks), strict=True):
+        own = jax.tree.map(lambda x: x[rows], tuple(per_tensor))  # noqa: B023 (used at once)
+        step, tensor = jax.vmap(move)(stack.tensor, stack.g, *own)
+        steps.append(step)
+        moved.append(stack._replace(tensor=tensor))
     return steps, moved
 
 
