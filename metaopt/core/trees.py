@@ -1,17 +1,19 @@
 """What `optax.tree` lacks: finiteness, leaf names, sizes, and checks of a tree's structure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+LARGEST_STACKED = 4096  # elements; copies of larger leaves take longer than they save
+
 
 def all_finite(*trees: Any) -> Bool[Array, ""]:
     """Whether no leaf of the given trees contains NaN or inf; integers and random keys do not.
 
-    Tests the minimum and the maximum of each leaf, which propagate both. An element-wise test
+    Tests the largest absolute value of each leaf, which propagates both. An element-wise test
     costs memory: XLA on CPU stores its bools, for all leaves at once.
     """
     leaves = [
@@ -22,8 +24,34 @@ def all_finite(*trees: Any) -> Bool[Array, ""]:
     if not leaves:
         return jnp.array(True)
     dtype = jnp.result_type(float)
-    extremes = [f(leaf).astype(dtype) for leaf in leaves for f in (jnp.min, jnp.max)]
-    return jnp.all(jnp.isfinite(jnp.stack(extremes)))
+    largest = [jnp.max(jnp.abs(stack)).astype(dtype) for _, stack in stacks_of(leaves)]
+    return jnp.all(jnp.isfinite(jnp.stack(largest)))
+
+
+def stacks_of(trees: Sequence[Any]) -> list[tuple[tuple[int, ...], Any]]:
+    """Stacks small trees of equal types along a new first axis; a large one stays alone.
+
+    Real networks have hundreds of biases and scales, of few shapes. One vectorised program for each
+    shape compiles in a fraction of the time of one program for each leaf. Types of arrays hold
+    shape and dtype and, on an explicit mesh, the sharding.
+
+    Args:
+      trees: trees of arrays; a tree is as large as its largest leaf.
+
+    Returns:
+      For each stack the positions of its n trees, and the stack, whose leaves are ``[n, ...]``.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, tree in enumerate(trees):
+        leaves, structure = jax.tree.flatten(tree)
+        is_small = all(leaf.size <= LARGEST_STACKED for leaf in leaves)
+        key = (structure, *map(jax.typeof, leaves)) if is_small else index
+        groups.setdefault(key, []).append(index)
+    stack = lambda *xs: jnp.stack(xs)
+    return [
+        (tuple(group), jax.tree.map(stack, *[trees[index] for index in group]))
+        for group in groups.values()
+    ]
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -14,14 +14,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from metaopt.core.trees import check_float_tree, check_same_structure
+from metaopt.core.trees import check_float_tree, check_same_structure, stacks_of
 from metaopt.core.types import Params
 from metaopt.optimizers import velo_features as features
 from metaopt.optimizers.velo_features import Decays, Tensor
 from metaopt.optimizers.velo_networks import Layer, mlp
 
 _LARGEST_PARAM = 1e18  # its square is far below the largest float32
-_LARGEST_STACKED = 4096  # elements of a tensor
 
 
 class Rule(NamedTuple):
@@ -111,20 +110,12 @@ def stack(name: str, updates: Any, state: Any, params: Params) -> list[Stack]:
     momenta = zip(*[treedef.flatten_up_to(tree) for tree in state.momenta], strict=True)
     v, factored = treedef.flatten_up_to(state.v), treedef.flatten_up_to(state.factored)
     tensors = [Tensor(*fields) for fields in zip(leaves, momenta, v, factored, strict=True)]
-    groups: dict[Any, list[int]] = {}
-    for index, fields in enumerate(zip(tensors, grads, strict=True)):
-        if grads[index].size:
-            # The types hold the shape, and the sharding on an explicit mesh.
-            types = tuple(jax.typeof(x) for x in jax.tree.leaves(fields))
-            is_small = grads[index].size <= _LARGEST_STACKED
-            groups.setdefault(types if is_small else index, []).append(index)
+    nonempty = [index for index, g in enumerate(grads) if g.size]
+    stacks = stacks_of([(tensors[index], grads[index]) for index in nonempty])
+    # Without the barrier XLA reads the parts of a stack anew in each computation on it.
     return [
-        Stack(
-            leaves=tuple(group),
-            tensor=_stacked([tensors[index] for index in group]),
-            g=_stacked([grads[index] for index in group]),
-        )
-        for group in groups.values()
+        Stack(tuple(nonempty[row] for row in rows), *jax.lax.optimization_barrier(fields))
+        for rows, fields in stacks
     ]
 
 
@@ -173,13 +164,6 @@ def row_numbers(stacks: list[Stack]) -> list[np.ndarray]:
     """Returns, for each stack, the rows of its tensors in an array that `rows_of` returns."""
     numbers = {leaf: row for row, leaf in enumerate(sorted(sum((s.leaves for s in stacks), ())))}
     return [np.array([numbers[leaf] for leaf in stack.leaves]) for stack in stacks]
-
-
-def _stacked(trees: list[Any]) -> Any:
-    if len(trees) == 1:
-        return jax.tree.map(lambda x: jnp.expand_dims(x, 0), trees[0])
-    # Without the barrier XLA reads the parts of a stack anew in each computation on it.
-    return jax.lax.optimization_barrier(jax.tree.map(lambda *xs: jnp.stack(xs), *trees))
 
 
 ################################################################################
