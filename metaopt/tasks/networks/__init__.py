@@ -1,5 +1,7 @@
 """The networks that are optimized: Linen modules with PyTorch-style initialisation."""
 
+from metaopt.core.tensor_files import read_safetensors as read_safetensors
+from metaopt.core.tensor_files import read_torch as read_torch
 from metaopt.tasks.networks.layers import Conv as Conv
 from metaopt.tasks.networks.layers import Init as Init
 from metaopt.tasks.networks.layers import dense as dense
