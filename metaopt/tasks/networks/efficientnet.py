@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.core.tensor_files import Arrays, read_torch
-from metaopt.tasks.networks.layers import dense
+from metaopt.tasks.networks.layers import DepthwiseConv, dense
 from metaopt.tasks.networks.weights import Pretrained, installed_file, tree_of
 
 # Of each stage: repeats, side of the kernel, stride, expansion, channels.
@@ -53,15 +53,11 @@ class EfficientNetLite0(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         def conv(x, features, kernel, stride, name, *, depthwise=False, activate=True):
-            x = nn.Conv(
-                features,
-                (kernel, kernel),
-                (stride, stride),
-                padding="SAME",
-                use_bias=False,
-                feature_group_count=features if depthwise else 1,
-                name=name,
-            )(x)
+            if depthwise:
+                x = DepthwiseConv(kernel, stride, name=name)(x)
+            else:
+                sides, strides = (kernel, kernel), (stride, stride)
+                x = nn.Conv(features, sides, strides, use_bias=False, name=name)(x)
             norm = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=self.momentum,
