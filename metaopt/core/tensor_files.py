@@ -25,6 +25,7 @@ Arrays: TypeAlias = dict[str, np.ndarray]
 
 MOST_INSTRUCTIONS = 1 << 24  # bytes; a state dict takes some 200 for each tensor
 MOST_ENTRIES = 1 << 20  # of nested dicts
+MOST_NUMBERS = 1 << 40  # of a tensor; numpy cannot describe every empty or strided one
 MAGIC = 0x1950A86A20F9469CFC6C  # the first number of a file of PyTorch before version 1.6
 PROTOCOL = 1001
 SAFETENSORS_DTYPES: dict[str, Any] = {
@@ -190,10 +191,15 @@ def _parse_zip(payload: bytes) -> Any:
             raise _Refused("its numbers are big-endian; save it on another machine.")
         tree, _ = _interpret(member("data.pkl"))
         rows: dict[str, np.ndarray] = {}
+        total = 0
 
         def numbers(storage: _Storage) -> np.ndarray:
+            nonlocal total
             if storage.key not in rows:
                 size = storage.count * np.dtype(storage.dtype).itemsize
+                total += size
+                if total > len(payload):
+                    raise _Refused("its storages overlap.")  # or they could fill the memory
                 rows[storage.key] = _numbers(
                     member(f"data/{storage.key}", size)[:size], storage.dtype
                 )
@@ -466,7 +472,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
     numbers = (offset, *shape, *strides) if type(shape) is type(strides) is tuple else (None,)
     if not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
         raise _Refused("describes a tensor in an unknown way.")
-    if len(shape) != len(strides) or len(shape) > 32:
+    span = math.prod(max(n, 1) for n in shape)
+    if len(shape) != len(strides) or len(shape) > 32 or max(span, *strides, 0) > MOST_NUMBERS:
         raise _Refused("describes a tensor in an unknown way.")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     size = math.prod(shape)

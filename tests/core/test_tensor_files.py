@@ -1,6 +1,7 @@
 """Tensor files: what PyTorch and safetensors wrote, and files that are damaged or malicious."""
 
 import collections
+import copy
 import io
 import os
 import pickle
@@ -189,7 +190,10 @@ REFUSED = {
     "repeated numbers": ({"w": tensor((1 << 40,), (0,))}, "does not fit its storage of 4"),
     "negative stride": ({"w": tensor(strides=(-2, 1))}, "describes a tensor"),
     "strides of another rank": ({"w": tensor(strides=(1,))}, "describes a tensor"),
-    "huge storage": ({"w": tensor(count=1 << 50)}, "has 16 bytes, but its tensors need"),
+    "huge and empty": ({"w": tensor((0, 1 << 35, 1 << 35), (1, 1, 1))}, "describes a tensor"),
+    "huge stride": ({"w": tensor((1, 1), (1 << 70, 1))}, "describes a tensor"),
+    "huge storage": ({"w": tensor(count=1 << 50)}, "its storages overlap"),
+    "storage too small": ({"w": tensor(count=5)}, "has 16 bytes, but its tensors need 20"),
     "missing storage": ({"w": tensor(key="7")}, "lacks 'archive/data/7'"),
     "path as key": ({"w": tensor(key="../../x")}, "lacks 'archive/data/../../x'"),
     "two descriptions": (
@@ -240,6 +244,22 @@ def test_archives_that_grow_are_refused(tmp_path):
         read_torch(path, most=20000)
     with pytest.raises(ValueError, match="are too many; at most 100"):
         read_torch(path, most=100)
+
+
+def test_storages_that_overlap_are_refused(tmp_path):
+    """A small file could otherwise hold any number of large storages."""
+    keys = [f"{i:02d}" for i in range(20)]
+    tree = {key: tensor(key=key, count=500, shape=(500,), strides=(1,)) for key in keys}
+    path = write_zip(tmp_path / "a.pth", program_of(tree), {"00": bytes(2000)})
+    with zipfile.ZipFile(path, "a") as archive:
+        first = archive.getinfo("archive/data/00")
+        for key in keys[1:]:  # entries of the directory that all point to the first storage
+            entry = copy.copy(first)
+            entry.filename = f"archive/data/{key}"
+            archive.filelist.append(entry)
+        archive._didModify = True
+    with pytest.raises(ValueError, match=r"a\.pth: .*(overlap|Overlap|differ)"):
+        read_torch(path)
 
 
 def test_other_files_are_no_files_of_pytorch(tmp_path):
