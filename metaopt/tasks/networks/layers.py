@@ -170,3 +170,46 @@ def by_slices(
     ]
     patches = shifts[0] if side == 1 else jnp.concatenate(shifts, axis=-1)
     return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+class DepthwiseConv(nn.Module):
+    """Square 2-D convolution of each channel by a kernel of its own, with "SAME" padding.
+
+    Maps ``[n, H, W, C] -> [n, ceil(H / stride), ceil(W / stride), C]``. XLA's convolutions on CPU
+    have no fast path for this; there it is written as a sum of shifted and scaled images.
+
+    Attributes:
+      kernel: side of the kernel.
+      stride: step of the kernel, along both axes.
+      form: "slices", "xla", or "auto": slices on CPU, XLA elsewhere.
+    """
+
+    kernel: int
+    stride: int = 1
+    form: Literal["auto", "slices", "xla"] = "auto"
+
+    @nn.compact
+    def __call__(self, x):
+        side, channels, strides = self.kernel, x.shape[-1], (self.stride, self.stride)
+        kernel_init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", kernel_init, (side, side, 1, channels))
+        x, kernel = promote_dtype(x, kernel)
+        on_cpu = jax.default_backend() == "cpu"
+        if self.form == "xla" or (self.form == "auto" and not on_cpu):
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=strides,
+                padding="SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=channels,
+            )
+        pads = jax.lax.padtype_to_pads(x.shape[1:3], (side, side), strides, "SAME")
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        height, width = ((size - side) // self.stride + 1 for size in x.shape[1:3])
+        rows, columns = (self.stride * (size - 1) + 1 for size in (height, width))
+        return sum(
+            x[:, i : i + rows : self.stride, j : j + columns : self.stride] * kernel[i, j, 0]
+            for i in range(side)
+            for j in range(side)
+        )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metaopt.tasks import networks
-from metaopt.tasks.networks.layers import by_slices, by_xla
+from metaopt.tasks.networks.layers import DepthwiseConv, by_slices, by_xla
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,21 @@ def test_convolution_by_slices_equals_xlas(kernel, stride, padding):
     by_both = zip(output_and_grads(by_slices, x, w), output_and_grads(by_xla, x, w), strict=True)
     for ours, theirs in by_both:
         assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * jnp.abs(theirs).max())
+
+
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (3, 2), (5, 2)])
+def test_depthwise_convolution_by_slices_equals_xlas(kernel, stride):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 12, 3))
+    forms = [DepthwiseConv(kernel, stride, form=form) for form in ("slices", "xla")]
+    variables = forms[0].init(jax.random.key(1), x)
+
+    def output_and_grads(net):
+        loss = lambda v, x: jnp.sum(jnp.sin(net.apply(v, x)))
+        return net.apply(variables, x), *jax.grad(loss, argnums=(0, 1))(variables, x)
+
+    by_both = map(jax.tree.leaves, map(output_and_grads, forms))
+    for ours, theirs in zip(*by_both, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * jnp.abs(theirs).max())
 
 
