@@ -280,7 +280,8 @@ def scale_by_adam(
     def update_fn(updates, state, params=None, *, finite=True, **extra_args):
         del params, extra_args
         count = optax.safe_increment(state.count)
-        correction1, correction2 = 1 / (1 - b1**count), 1 / (1 - b2**count)
+        power = jnp.asarray(count, b1.dtype)
+        correction1, correction2 = 1 / (1 - b1**power), 1 / (1 - b2**power)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = jax.tree.map(lambda g, v: (1 - b2) * g * g + b2 * v, updates, state.nu)
         state = optax.tree.where(finite, optax.ScaleByAdamState(count, mu, nu), state)

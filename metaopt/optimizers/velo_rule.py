@@ -114,6 +114,12 @@ def unflatten(
     )
 
 
+def are_frozen(state: Any) -> list[jax.Array]:
+    """Returns whether all gradients so far of each leaf have been zero (bool ``[]``)."""
+    leaves = zip(jax.tree.leaves(state.v), jax.tree.leaves(state.momenta[-1]), strict=True)
+    return [(v.size > 0) & ~(jnp.any(v) | jnp.any(m)) for v, m in leaves]  # v may underflow
+
+
 ################################################################################
 # Tensors
 ################################################################################
