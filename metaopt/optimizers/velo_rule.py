@@ -86,9 +86,17 @@ def flatten(
     treedef = jax.tree.structure(params)
     leaves = [jnp.asarray(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(params)]
     momenta = zip(*[treedef.flatten_up_to(tree) for tree in state.momenta], strict=True)
-    v, factored = treedef.flatten_up_to(state.v), treedef.flatten_up_to(state.factored)
+    v = treedef.flatten_up_to(state.v)
+    factored = map(_as_factored, treedef.flatten_up_to(state.factored))
     tensors = [Tensor(*fields) for fields in zip(leaves, momenta, v, factored, strict=True)]
     return tensors, [g.astype(jnp.float32) for g in treedef.flatten_up_to(updates)]
+
+
+def _as_factored(node: Any) -> features.Factored:
+    """A `Factored`, which `flax.nnx.Optimizer` keeps as a mapping of its fields."""
+    if isinstance(node, features.Factored):
+        return node
+    return features.Factored(row=node["row"], col=node.get("col"))
 
 
 def unflatten(

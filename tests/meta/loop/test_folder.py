@@ -92,7 +92,7 @@ def test_a_run_that_needs_too_much_memory_is_told_before_it_begins(tmp_path, fol
     before = contents(folder)
     monkeypatch.setattr(memory, "available", lambda device: 8)  # theta alone takes as much
     for out in (folder, tmp_path / "new"):
-        with pytest.raises(MemoryError, match="a meta-update needs about .*--population-chunk"):
+        with pytest.raises(MemoryError, match=r"a meta-update needs about .*--population-chunk"):
             run(out, steps=3)
     assert contents(folder) == before and CONFIG not in contents(tmp_path / "new")
 
