@@ -6,11 +6,13 @@ what is committed. A run continues where it was interrupted, and runs only what 
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import metaopt
+from metaopt.core.files import only_writer
 from metaopt.core.processes import in_processes
 from metaopt.evaluation import contenders
 from metaopt.evaluation.baselines import BASELINES
@@ -123,8 +125,6 @@ def main(paper: Reproduction, module: str, argv: Sequence[str] | None = None) ->
     parser.add_argument("--out", type=Path, default=paper.out, help="folder of the records")
     args = parser.parse_args(argv)
     figures, trainings = paper.figures(args.full), paper.trainings(args.full)
-    seeds = paper.seeds_full if args.full else paper.seeds
-
     names = [figure.name for figure in figures]
     if trainings:
         names.append(TRAININGS)
@@ -132,6 +132,25 @@ def main(paper: Reproduction, module: str, argv: Sequence[str] | None = None) ->
     if unknown := sorted(set(selected) - set(names)):
         parser.error(f"--only: no figures {unknown}; there are {names}")
 
+    args.out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_writer(args.out))
+        except ValueError as error:
+            parser.error(str(error))
+        _write_records(paper, module, args, figures, trainings, selected)
+
+
+def _write_records(
+    paper: Reproduction,
+    module: str,
+    args: argparse.Namespace,
+    figures: Sequence[Figure],
+    trainings: Mapping[str, TrainJob],
+    selected: Sequence[str],
+) -> None:
+    """Runs what is selected and has no record; the lock of the folder is held."""
+    seeds = paper.seeds_full if args.full else paper.seeds
     index: dict[str, Any] = {
         "format": FORMAT,
         "job": {"suite": paper.title, "seeds": seeds},

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _run(arguments)
-    except (ValueError, OSError, MissingExtra) as error:
+    except (ValueError, OSError, MemoryError, MissingExtra) as error:
         print(f"metaopt: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

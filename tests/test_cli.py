@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from metaopt.cli import main, parse
+from metaopt.core import memory
 from metaopt.jobs import report as report_job
 from metaopt.jobs.train import TrainJob
 from metaopt.meta import PESConfig
@@ -147,6 +148,13 @@ def test_a_command_that_is_ended_by_sys_exit_says_so(monkeypatch, capsys, status
     assert main(["report", "somewhere"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"sys.exit({status!r})" in line
+
+
+def test_too_little_memory_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("metaopt: a meta-update needs about")
 
 
 def test_a_run_that_was_terminated_keeps_its_status(monkeypatch):

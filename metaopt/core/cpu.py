@@ -60,7 +60,27 @@ def jit(fn: Callable[..., Any], *, quick: bool = False, **settings: Any) -> Call
             return fn(*args, **static)
         return program()(*args, **static)
 
+    call.program = program  # type: ignore[attr-defined]  # for `memory_of`
     return call
+
+
+def memory_of(call: Any, *args: Any) -> int | None:
+    """Bytes that a function of `jit` needs on each device: arguments, results and temporaries.
+
+    The program is compiled for it, and not again when the function is called with such arguments.
+
+    Args:
+      call: a function of `jit`.
+      *args: its arguments.
+
+    Returns:
+      The bytes, or None where XLA does not tell.
+    """
+    used = call.program().lower(*args).compile().memory_analysis()
+    if used is None:
+        return None
+    sizes = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+    return sizes - used.alias_size_in_bytes
 
 
 def quick_options() -> dict[str, Any]:
@@ -280,7 +300,8 @@ def scale_by_adam(
     def update_fn(updates, state, params=None, *, finite=True, **extra_args):
         del params, extra_args
         count = optax.safe_increment(state.count)
-        correction1, correction2 = 1 / (1 - b1**count), 1 / (1 - b2**count)
+        power = jnp.asarray(count, b1.dtype)
+        correction1, correction2 = 1 / (1 - b1**power), 1 / (1 - b2**power)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = jax.tree.map(lambda g, v: (1 - b2) * g * g + b2 * v, updates, state.nu)
         state = optax.tree.where(finite, optax.ScaleByAdamState(count, mu, nu), state)

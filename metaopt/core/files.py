@@ -11,6 +11,7 @@ import stat
 import weakref
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,10 +108,7 @@ def hold_lock(file: IO[str], *, wait: bool) -> None:
     """
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The lock belongs to the open file, which a forked child shares: without this, a child
-        # that outlives its parent would keep the folder locked.
-        reference = weakref.ref(file)
-        os.register_at_fork(after_in_child=lambda: (held := reference()) and held.close())
+        _closed_in_children().add(file)
         return
     while True:
         try:
@@ -118,6 +116,24 @@ def hold_lock(file: IO[str], *, wait: bool) -> None:
         except OSError:  # LK_LOCK gives up after ten seconds: try again
             if not wait:
                 raise BlockingIOError("another process holds the lock") from None
+
+
+@cache
+def _closed_in_children() -> weakref.WeakSet[IO[str]]:
+    """The open locks, which forked children close.
+
+    A lock belongs to the open file, which a forked child shares: without this, a child that
+    outlives its parent would keep the folder locked. A hook cannot be unregistered, so there is one
+    for all locks.
+    """
+    held: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+    def close_all():
+        for file in list(held):
+            file.close()
+
+    os.register_at_fork(after_in_child=close_all)
+    return held
 
 
 def check_only_ours(folder: Path, ours: re.Pattern[str], marks: Collection[str]) -> None:

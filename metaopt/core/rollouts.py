@@ -11,7 +11,14 @@ import optax
 from metaopt.core import cpu
 from metaopt.core.checks import show
 from metaopt.core.trees import cast_like, check_same_leaves, outermost
-from metaopt.core.types import Batch, HoldsModelState, Params, WindowForm, window_form
+from metaopt.core.types import (
+    Batch,
+    HoldsModelState,
+    Params,
+    WindowForm,
+    window_form,
+    with_extra_args,
+)
 
 
 class WithModelState(NamedTuple):
@@ -114,7 +121,7 @@ def step(
         return params, inner if held is None else WithModelState(inner, held), before
     # A guard: each of its optimizers has a model state of its own.
     (value, _), grad = value_and_grad(loss_fn, params, held)
-    updates, state = optax.with_extra_args_support(tx).update(
+    updates, state = with_extra_args(tx).update(
         grad, state, params, value=value, grad=grad, value_fn=loss_fn
     )
     return optax.apply_updates(params, updates), state, (value, grad)
@@ -144,7 +151,7 @@ def step_with_model_state(
     """
     (value, new_model_state), grad = value_and_grad(loss_fn, params, model_state)
     seen = (value, grad) if second_order else jax.lax.stop_gradient((value, grad))
-    updates, state = optax.with_extra_args_support(tx).update(
+    updates, state = with_extra_args(tx).update(
         seen[1],
         state,
         params,

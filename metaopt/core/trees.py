@@ -54,6 +54,20 @@ def stacks_of(trees: Sequence[Any]) -> list[tuple[tuple[int, ...], Any]]:
     ]
 
 
+def add_to_count(count: jax.Array, number: Any = 1) -> jax.Array:
+    """Returns ``count + number``; an integer stays at the largest one instead of wrapping around.
+
+    Args:
+      count: a count ``[...]``.
+      number: what to add, 0 or more.
+    """
+    number = jnp.asarray(number).astype(count.dtype)
+    if not jnp.issubdtype(count.dtype, jnp.integer):
+        return count + number
+    most = jnp.iinfo(count.dtype).max
+    return jnp.where(count > most - number, most, count + number).astype(count.dtype)
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """The name of a leaf, for example ``"Dense_0/kernel"``.
 
@@ -92,11 +106,21 @@ def check_float_tree(where: str, tree: Any) -> None:
             raise ValueError(
                 f"{where}: leaf {name!r} is a {type(leaf).__name__}, not an array."
             ) from None
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise ValueError(complex_leaf(where, name, dtype))
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
                 f"{where}: leaf {name!r} has dtype {dtype}, but only real floating-point leaves "
                 "can be optimized; keep it out of params, as another argument of the loss."
             )
+
+
+def complex_leaf(where: str, name: str, dtype: Any) -> str:
+    """The message that a leaf is complex."""
+    return (
+        f"{where}: leaf {name!r} has dtype {dtype}, but only real floating-point leaves can be "
+        "optimized; give its real and its imaginary part as two leaves, and join them in the loss."
+    )
 
 
 def check_same_structure(where: str, expected: Any, given: Any) -> None:

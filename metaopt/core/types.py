@@ -36,6 +36,13 @@ def transformation(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def with_extra_args(tx: Any) -> optax.GradientTransformationExtraArgs:
+    """`optax.with_extra_args_support`, which drops the extra args of `optax.MultiSteps`."""
+    if isinstance(tx, optax.MultiSteps):
+        tx = transformation(tx.init, tx.update)
+    return optax.with_extra_args_support(tx)
+
+
 class HoldsModelState(optax.GradientTransformationExtraArgs):
     """A transformation whose state holds a model state too, if `init` is given one.
 

@@ -1,5 +1,6 @@
 """Contenders of an evaluation: tuned baselines, learned optimizers, guarded learned optimizers."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 from metaopt import guards
 from metaopt.core.types import LearnedOptimizer, Theta
 from metaopt.evaluation.records import Kind
-from metaopt.optimizers import ADVERSARIES, L3RS
+from metaopt.optimizers import ADVERSARIES, L3RS, LSTM, AdafacMLP
 from metaopt.zoo.exports import Exported
 
 Make = Callable[[int], Any]  # num_steps -> transformation
@@ -142,7 +143,10 @@ def guarded(
 def from_export(name: str, export: Exported) -> Learned:
     """An exported optimizer; of an L3RS, what its lambda and alpha stand for."""
     if not isinstance(export.settings, L3RS):
-        return Learned(name, export.optimizer, export.theta)
+        optimizer, settings = export.optimizer, export.settings
+        if isinstance(settings, LSTM | AdafacMLP):  # without callbacks, programs can be cached
+            optimizer = dataclasses.replace(settings, warn_frozen=False).build()
+        return Learned(name, optimizer, export.theta)
     return Learned(
         name,
         export.optimizer,

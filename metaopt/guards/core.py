@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from metaopt.core.checks import check_integer
-from metaopt.core.trees import all_finite
+from metaopt.core.trees import add_to_count, all_finite, complex_leaf, leaf_names
 from metaopt.core.types import LearnedOptimizer, Params, WindowForm, transformation
 
 ################################################################################
@@ -216,23 +216,16 @@ def record_decision(
         accepted=accepted,
         winner=winner,
         losses=losses,
-        windows=_add(info.windows, 1),
-        wins=_add(info.wins, jnp.arange(info.wins.size) == winner),
-        kept_start=_add(info.kept_start, kept_start),
-        skipped=_add(info.skipped, skipped),
-        gradient_evals=_add(info.gradient_evals, gradient_evals),
-        loss_evals=_add(info.loss_evals, loss_evals),
+        windows=add_to_count(info.windows, 1),
+        wins=add_to_count(info.wins, jnp.arange(info.wins.size) == winner),
+        kept_start=add_to_count(info.kept_start, kept_start),
+        skipped=add_to_count(info.skipped, skipped),
+        gradient_evals=add_to_count(info.gradient_evals, gradient_evals),
+        loss_evals=add_to_count(info.loss_evals, loss_evals),
     )
     # Cast to the dtypes of before, which also strips weak types: with other types the second
     # window would compile again.
     return jax.tree.map(lambda old, new: new.astype(old.dtype), info, new_info)
-
-
-def _add(count: jax.Array, number: Any) -> jax.Array:
-    """Returns ``count + number``, or the largest integer where that is larger."""
-    number = jnp.asarray(number).astype(count.dtype)
-    most = jnp.iinfo(count.dtype).max
-    return jnp.where(count > most - number, most, count + number)
 
 
 ################################################################################
@@ -291,8 +284,7 @@ def keep_counts(state: Any, new_state: Any) -> Any:
 
 def advance_counts(state: Any, number: Any) -> Any:
     """Returns `state` with `number` added to its step counts (see `keep_counts`)."""
-    add = lambda count: (count + number).astype(count.dtype)
-    return _map_counts(add, lambda leaf: leaf, state)
+    return _map_counts(lambda count: add_to_count(count, number), lambda leaf: leaf, state)
 
 
 def _map_counts(on_count: Callable, on_other: Callable, state: Any, *others: Any) -> Any:
@@ -366,11 +358,17 @@ def check_lengths(guard: str, lengths: tuple[int, int], expected: tuple[int, int
 
 
 def check_whole(guard: str, params: Params) -> None:
-    """Checks that no param is masked.
+    """Checks that no param is masked or complex.
+
+    JAX's gradient in complex params points along the conjugate of the direction of ascent. A loop
+    must conjugate it, which a guard, that takes its gradients itself, cannot know.
 
     Raises:
-      ValueError: when `params` holds an `optax.MaskedNode`.
+      ValueError: when `params` holds an `optax.MaskedNode`, or a complex leaf, which is named.
     """
+    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
+        if jnp.iscomplexobj(leaf):
+            raise ValueError(complex_leaf(guard, name, leaf.dtype))
     is_masked = lambda node: isinstance(node, optax.MaskedNode)
     if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
         raise ValueError(

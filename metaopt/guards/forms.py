@@ -231,19 +231,23 @@ def _windows_of(process: Process) -> WindowForm:
                 process.name, value_fn, judge_fn if eval_fn else None, state.model_state
             )
 
-        for run_phase, length, batches in zip(
+        for run_phase, length, (batches, first) in zip(
             process.phases, lengths, _cut(train_batches, eval_batches, lengths), strict=True
         ):
 
-            def body(work, index_and_batch, run_phase=run_phase):
-                index, batch = index_and_batch
+            def body(work, index, run_phase=run_phase, batches=batches, first=first):
+                # Not a scan over the mini-batches of the phase, which would copy them.
+                pick = lambda leaf: jax.lax.dynamic_index_in_dim(
+                    jnp.asarray(leaf), first + index, keepdims=False
+                )
+                batch = jax.tree.map(pick, batches)
                 new_work = run_phase(memory, work, index, losses_on(batch))
                 return cast_like(work, new_work), None
 
             if length == 1:  # XLA for CPUs is slower in loops
-                work, _ = body(work, (0, jax.tree.map(lambda leaf: leaf[0], batches)))
+                work, _ = body(work, 0)
             elif length > 1:
-                work, _ = jax.lax.scan(body, work, (jnp.arange(length), batches))
+                work, _ = jax.lax.scan(body, work, jnp.arange(length))
         new_params, memory = cast_like(
             (params, memory), process.decide(memory, work, params, lengths)
         )
@@ -337,15 +341,20 @@ def _leading_axis(guard: str, name: str, batches: Any) -> int:
     return shapes[0][0]
 
 
-def _cut(train_batches: Batch, eval_batches: Batch, lengths: tuple[int, ...]) -> list[Batch]:
-    """The mini-batches of each phase: those to train on in order, then those to judge by."""
+def _cut(
+    train_batches: Batch, eval_batches: Batch, lengths: tuple[int, ...]
+) -> list[tuple[Batch, int]]:
+    """For each phase the mini-batches of which it takes some, and the index of its first one.
+
+    Phases take those to train on in order, then those to judge by.
+    """
     num_train = jax.tree.leaves(train_batches)[0].shape[0]
     pieces = []
     for length, end in zip(lengths, accumulate(lengths), strict=True):
         source, last = train_batches, end
         if end > num_train:
             source, last = eval_batches, end - num_train
-        pieces.append(jax.tree.map(lambda x, i=last - length, j=last: x[i:j], source))
+        pieces.append((source, last - length))
     return pieces
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_choice, check_integer, check_number
 from metaopt.core.rollouts import value_and_grad
-from metaopt.core.trees import all_finite
+from metaopt.core.trees import add_to_count, all_finite
 from metaopt.guards.core import (
     GuardInfo,
     check_whole,
@@ -257,7 +257,7 @@ def _next_safeguard(
     if sequence == "GS":
         mu = factor * mu
     elif sequence == "AA":
-        mu = (r + n * mu) / (n + 1)
+        mu = (r + n * mu) / (n + 1.0)
     elif sequence == "EMA":
         mu = factor * r + (1.0 - factor) * mu
     elif sequence == "RT":
@@ -265,4 +265,4 @@ def _next_safeguard(
     else:
         recent = jnp.concatenate([r[None], recent[:-1]])
         mu = jnp.max(recent)
-    return Safeguard(mu, n + 1, recent)
+    return Safeguard(mu, add_to_count(n), recent)

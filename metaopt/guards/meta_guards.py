@@ -473,7 +473,8 @@ def _process(setup: Setup, theta: Theta) -> Process:
         del work
         pair = Pair(params, state.theta)
         run = setup.begin(pair)
-        zero_rows = lambda p: jnp.zeros((num_rows, *jnp.shape(p)), p.dtype)
+        # Split over devices as the params are.
+        zero_rows = lambda p: jnp.zeros_like(jnp.broadcast_to(p, (num_rows, *jnp.shape(p))))
         proposals = Proposals(pair, pair, jnp.array(False))
         return MetaWork(
             start=pair,

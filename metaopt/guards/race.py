@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from metaopt.core.checks import check_choice, check_integer, check_number
-from metaopt.core.trees import cast_like
+from metaopt.core.trees import add_to_count, cast_like
 from metaopt.guards.core import (
     GuardInfo,
     Losses,
@@ -333,17 +333,15 @@ def race(
         is_ahead = jnp.where(is_usable, smoothed[0] < smoothed[best] - needed, had_lead)
 
         is_behind = runs & is_usable & (smoothed[0] >= smoothed[best] + error)
-        lost = jnp.where(is_usable & is_ahead, 0, standing.lost + is_behind.astype(jnp.int32))
-        spent = standing.spent + (runs & (standing.leader > 0)).astype(jnp.int32)
+        lost = jnp.where(is_usable & is_ahead, 0, add_to_count(standing.lost, is_behind))
+        spent = add_to_count(standing.spent, runs & (standing.leader > 0))
         # When the next window begins.
-        paid_for = trial + budget * (standing.info.windows + 2).astype(dtype)
-        can_go_on = is_ahead | (budget >= 1) | ((spent + 1).astype(dtype) <= paid_for)
+        paid_for = trial + budget * (standing.info.windows.astype(dtype) + 2)
+        can_go_on = is_ahead | (budget >= 1) | (spent.astype(dtype) + 1 <= paid_for)
         retired = runs & ((lost >= patience) | work.broken | ~can_go_on)
         # What the first trial leaves is not for later ones.
         spent = jnp.where(retired, jnp.maximum(spent, trial), spent)
-        returns = (retired | ~runs) & (
-            (budget >= 1) | ((spent + patience).astype(dtype) <= paid_for)
-        )
+        returns = (retired | ~runs) & ((budget >= 1) | (spent.astype(dtype) + patience <= paid_for))
         # A challenger that starts again has no lead and no arrears.
         smoothed = smoothed.at[0].set(jnp.where(returns, smoothed[best], smoothed[0]))
         variance = jnp.where(returns, 0.0, variance)
@@ -368,7 +366,7 @@ def race(
             lost=jnp.where(retired | returns, 0, lost),
             spent=spent,
             runs=(runs & ~retired) | returns,
-            missed=jnp.where(runs, 0, standing.missed + n_t),
+            missed=jnp.where(runs, 0, add_to_count(standing.missed, n_t)),
             restart=returns,
             spoilt=jnp.where(retired, work.broken, standing.spoilt),
             info=info,

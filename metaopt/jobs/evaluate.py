@@ -17,6 +17,7 @@ import jax
 import tyro
 
 from metaopt._version import __version__
+from metaopt.core import memory
 from metaopt.core.checks import check_fields, check_known
 from metaopt.core.files import check_only_ours, only_writer, remove_contents, sweep_parts
 from metaopt.core.processes import in_processes
@@ -34,6 +35,10 @@ from metaopt.zoo import exports
 OURS = re.compile(
     rf"{INDEX}|report\.html|summary\.md|figures/([\w.-]+\.(png|pdf))?"
     rf"|\d\d+-[\w.-]+/({RECORD}|[\w.-]+\.npz|.*\.\d+\.part)?"
+)
+ADVICE = (  # where memory does not suffice
+    "give fewer --seeds or --tuning-seeds, which run side by side, fewer --workers, or a smaller "
+    "task"
 )
 RUN_ONLY = ("out", "overwrite", "workers")  # what a resumed evaluation may change
 
@@ -196,6 +201,11 @@ def _names(text: str | None) -> list[str]:
 def _evaluate_task(job: EvaluateJob, number: int) -> None:
     """Runs all contenders on one task of the suite and writes the folder of its records."""
     task = suite_tasks(job)[number]
+    with memory.explained(f"task {task.task}", ADVICE):
+        _compare(job, number, task)
+
+
+def _compare(job: EvaluateJob, number: int, task: SuiteTask) -> None:
     compare(
         job.out / task_id(number, task),
         task,

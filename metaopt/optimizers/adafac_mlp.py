@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from metaopt.core.checks import check_fields
+from metaopt.core.trees import add_to_count
 from metaopt.core.types import LearnedOptimizer, Theta, transformation
 from metaopt.optimizers import velo_rule as rule
-from metaopt.optimizers.features import check_params
+from metaopt.optimizers.features import check_params, warn_of_frozen_leaves
 from metaopt.optimizers.layouts import adafac_mlp_shapes, check_theta, init_theta
 from metaopt.optimizers.velo_features import Decays
 from metaopt.optimizers.velo_networks import Layer
@@ -24,10 +26,14 @@ class AdafacMLP:
     """The small MLP optimizer of learned_optimization; it has no settings."""
 
     name: ClassVar[str] = "adafac_mlp"
+    warn_frozen: bool = True
+
+    def __post_init__(self):
+        check_fields(self)
 
     def build(self) -> LearnedOptimizer:
-        """The optimizer."""
-        return adafac_mlp()
+        """The optimizer with these settings."""
+        return adafac_mlp(warn_frozen=self.warn_frozen)
 
 
 class AdafacMLPState(NamedTuple):
@@ -48,7 +54,7 @@ class AdafacMLPState(NamedTuple):
     factored: Any
 
 
-def adafac_mlp() -> LearnedOptimizer:
+def adafac_mlp(*, warn_frozen: bool = True) -> LearnedOptimizer:
     r"""The small MLP optimizer of learned_optimization: 197 numbers, no horizon, no loss.
 
     .. math:: (d, a) = \mathrm{MLP}(z_t, \tau_t), \qquad x_{t+1} = x_t - 10^{-3} d \, e^{a / 1000}
@@ -61,6 +67,11 @@ def adafac_mlp() -> LearnedOptimizer:
     gradient or parameters are not finite changes neither parameters nor memory; a gradient of 1e9
     or more counts as not finite, since its fourth power leaves float32. ``state.skipped`` counts
     such updates, and so does ``state.t``.
+
+    Args:
+      warn_frozen: warn once of leaves whose gradient has been zero since the start, by a host
+        callback in the compiled program. Use False to export or cache the program, which a
+        callback prevents.
 
     Returns:
       A `LearnedOptimizer` without a horizon. Its `update` needs `params`, and ignores all extra
@@ -99,6 +110,15 @@ def adafac_mlp() -> LearnedOptimizer:
             del extra_args
             check_params("adafac_mlp", params)
             stacks = rule.stack("adafac_mlp", updates, state, params)
+            if warn_frozen:
+                warn_of_frozen_leaves(
+                    "adafac_mlp",
+                    theta,
+                    state.t,
+                    state.skipped,
+                    params,
+                    lambda: rule.are_frozen(state),
+                )
             is_finite, layers = jax.lax.optimization_barrier(
                 (rule.are_finite(constants, stacks), _layers(weights, state.t))
             )
@@ -109,8 +129,8 @@ def adafac_mlp() -> LearnedOptimizer:
 
             steps, stacks = rule.step_stacks(constants, step_fn, stacks, is_finite)
             deltas, state = rule.unstack(steps, stacks, updates, state, params)
-            skipped = state.skipped + jnp.where(is_finite, 0, 1)
-            return deltas, state._replace(t=state.t + 1, skipped=skipped)
+            skipped = add_to_count(state.skipped, ~is_finite)
+            return deltas, state._replace(t=add_to_count(state.t), skipped=skipped)
 
         return transformation(init_fn, update_fn)
 
@@ -135,9 +155,9 @@ def _decays(theta: Theta) -> Decays:
 def _layers(theta: Theta, t: Int[Array, ""]) -> list[Layer]:
     """Returns the layers for 30 columns: weights of 0 for two of them, time in the bias."""
     net = theta["nn"]["~"]
-    w0, zero = net["w0"], jnp.zeros((1, net["w0"].shape[1]))
+    w0, zero = net["w0"], jnp.zeros((1, net["w0"].shape[1]), jnp.float32)
     # Groups 1 (the clipped gradient) and 8 (g r) are no inputs of this network.
     columns = jnp.concatenate([w0[:1], zero, w0[1:13], zero, w0[13:28]])
-    time = jnp.tanh(t / jnp.asarray(_TIMES, jnp.float32) - 1.0)
+    time = jnp.tanh(t.astype(jnp.float32) / jnp.asarray(_TIMES, jnp.float32) - 1.0)
     bias = net["b0"] + jnp.matmul(time, w0[28:], precision="highest")
     return [(columns, bias), (net["w1"], net["b1"]), (net["w2"], net["b2"])]

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer
-from metaopt.core.trees import all_finite, check_float_tree, check_same_structure
+from metaopt.core.trees import add_to_count, all_finite, check_float_tree, check_same_structure
 from metaopt.core.types import LearnedOptimizer, Theta, transformation
 from metaopt.optimizers import velo_features as features
 from metaopt.optimizers import velo_rule as rule
@@ -18,6 +18,7 @@ from metaopt.optimizers.features import (
     check_params,
     check_value,
     warn_at_horizon,
+    warn_of_frozen_leaves,
 )
 from metaopt.optimizers.layouts import celo_adam_shapes, celo_shapes, check_theta, init_theta
 from metaopt.optimizers.velo_networks import (
@@ -80,8 +81,8 @@ def _advance(
         is_finite, (loss, hidden, cell), (schedule.loss, schedule.hidden, schedule.cell)
     )
     return step_size, Schedule(
-        t=schedule.t + 1,
-        skipped=schedule.skipped + jnp.where(is_finite, 0, 1),
+        t=add_to_count(schedule.t),
+        skipped=add_to_count(schedule.skipped, ~is_finite),
         loss=loss,
         hidden=hidden,
         cell=cell,
@@ -169,8 +170,9 @@ def celo(
       bank: N, for `init`; `apply` reads the size from theta.
       scheduler: whether the LSTM sets the step size. False is the first phase of the published
         meta-training, with :math:`\lambda = 1`; the LSTM runs, and mixes a bank.
-      warn_past_horizon: warn when a run goes past its horizon, by a host callback in the compiled
-        program. Use False to export or cache the program, which a callback prevents.
+      warn_past_horizon: warn when a run goes past its horizon, and once of leaves whose gradient
+        has been zero since the start, by host callbacks in the compiled program. Use False to
+        export or cache the program, which a callback prevents.
 
     Returns:
       A `LearnedOptimizer`. Its `apply` needs `num_steps`. Its `update` needs `params` and the
@@ -209,6 +211,14 @@ def celo(
             check_value("celo", value)
             if warn_past_horizon:
                 warn_at_horizon("celo", state.schedule.t, jnp.asarray(num_steps, jnp.int32))
+                warn_of_frozen_leaves(
+                    "celo",
+                    theta,
+                    state.schedule.t,
+                    state.schedule.skipped,
+                    params,
+                    lambda: rule.are_frozen(state),
+                )
             stacks = rule.stack("celo", updates, state, params)
             value = jnp.asarray(value, jnp.float32)
             is_finite = jnp.isfinite(value) & rule.are_finite(rule.Rule(), stacks)
@@ -217,7 +227,7 @@ def celo(
             layers = [(w[0], b[0]) for w, b in mix_bank(weights, controls)]
             # The barrier keeps these small results from being computed again inside each loop.
             is_finite, layers, step_size = jax.lax.optimization_barrier(
-                (is_finite, layers, step_size if scheduler else jnp.ones(()))
+                (is_finite, layers, step_size if scheduler else jnp.ones((), jnp.float32))
             )
 
             def step_fn(tensor, g):
@@ -340,7 +350,8 @@ def celo_adam(hidden: int = 64, *, warn_past_horizon: bool = True) -> LearnedOpt
             value = jnp.asarray(value, jnp.float32)
             is_finite = jnp.isfinite(value) & all_finite(updates)
             step_size, schedule = _advance(weights, state.schedule, num_steps, value, is_finite)
-            count = jnp.maximum(schedule.loss.count, 1)  # of the moments; 0 if all were skipped
+            # The number of gradients in the moments; 0 if all were skipped.
+            count = jnp.maximum(schedule.loss.count, 1).astype(jnp.float32)
             scale_m = jnp.where(is_finite, 0.001 * step_size / (1 - 0.9**count), 0.0)
             scale_v = 1 / (1 - 0.999**count)
             is_finite, scale_m, scale_v = jax.lax.optimization_barrier(

@@ -10,7 +10,14 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_number
-from metaopt.core.trees import all_finite, check_float_tree, check_same_structure, path_name
+from metaopt.core.meshes import with_auto_axes
+from metaopt.core.trees import (
+    add_to_count,
+    all_finite,
+    check_float_tree,
+    check_same_structure,
+    path_name,
+)
 from metaopt.core.types import LearnedOptimizer, Params, Theta, transformation
 from metaopt.optimizers import velo_rule as rule
 from metaopt.optimizers.features import check_params
@@ -110,7 +117,7 @@ def celo2(orthogonalize: bool = True) -> LearnedOptimizer:
 
             steps, stacks = rule.step_stacks(_RULE, step_fn, stacks, is_finite)
             deltas, state = rule.unstack(steps, stacks, updates, state, params)
-            return deltas, state._replace(skipped=state.skipped + jnp.where(is_finite, 0, 1))
+            return deltas, state._replace(skipped=add_to_count(state.skipped, ~is_finite))
 
         return transformation(init_fn, update_fn)
 
@@ -123,7 +130,7 @@ def _direction(layers, tensor, g, orthogonalize: bool) -> jax.Array:
         layers = [(w0.at[15:].set(0.0), b0), *rest]
     u, *_ = rule.outputs(_RULE, layers, tensor, g)
     if orthogonalize and g.ndim >= 2:
-        u = newton_schulz(u)
+        u = with_auto_axes(newton_schulz, u, like=u)  # products of a matrix with itself
     axes = tuple(range(max(0, g.ndim - 2), g.ndim))
     return u * jax.lax.rsqrt(1e-9 + jnp.mean(jnp.square(u), axis=axes, keepdims=True))
 
@@ -277,7 +284,7 @@ def celo2_adamw(
             deltas, moved = inner.update(grads, state.inner, params)
             deltas = jax.tree.map(lambda d: jnp.where(is_finite, d, 0.0).astype(d.dtype), deltas)
             return deltas, Celo2AdamWState(
-                skipped=state.skipped + jnp.where(is_finite, 0, 1),
+                skipped=add_to_count(state.skipped, ~is_finite),
                 inner=optax.tree.where(is_finite, moved, state.inner),
             )
 

@@ -1,7 +1,7 @@
 """Inputs of learned optimizers: pure functions of gradients, statistics and time."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_integer
+from metaopt.core.trees import leaf_names
 
+FROZEN_AFTER = 10  # updates: layers behind one that starts at zero have got gradients by then
 _TINY = 1e-30  # keeps log and its derivative finite at a gradient of exactly zero
 
 
@@ -60,6 +62,7 @@ def ema_update(
     Returns:
       The averages ``[..., G]``, which are biased towards their start at zero; see `ema_debias`.
     """
+    gammas = jnp.expand_dims(gammas, range(value.ndim))
     return gammas * ema + (1.0 - gammas) * value[..., None]
 
 
@@ -73,7 +76,8 @@ def ema_debias(
       count: number of updates, at least 1.
       gammas: decays ``[G]``.
     """
-    return ema / (1.0 - gammas ** count.astype(jnp.float32))
+    correction = 1.0 - gammas ** count.astype(jnp.float32)
+    return ema / jnp.expand_dims(correction, range(ema.ndim - 1))
 
 
 def relative_time(
@@ -184,3 +188,50 @@ def warn_at_horizon(name: str, t: Int[Array, ""], num_steps: Int[Array, ""]) -> 
             )
 
     jax.lax.cond(t == num_steps, lambda: jax.debug.callback(warn, t, num_steps), lambda: None)
+
+
+def warn_of_frozen_leaves(
+    name: str,
+    theta: Any,
+    t: Int[Array, ""],
+    skipped: Int[Array, ""],
+    params: Any,
+    are_frozen: Callable[[], Sequence[Any]],
+) -> None:
+    """Warns once of leaves whose gradient has been exactly zero since the start of the run.
+
+    They are weights behind `jax.lax.stop_gradient`, or statistics among the params. The warning is
+    a host callback at one fixed step, in a branch; all other steps compare two integers. It is
+    left out where `theta` is traced, as in meta-training.
+
+    Args:
+      name: name of the optimizer, for the message.
+      theta: its meta-parameters.
+      t: number of updates before this one.
+      skipped: how many of them were skipped. After a skipped one there is no warning.
+      params: a tree with the leaves of params, for their names.
+      are_frozen: returns for each leaf whether its gradients have all been zero, bool ``[]``.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(theta)):
+        return
+    names = leaf_names(params)
+
+    def warn(is_due, frozen):
+        found = [leaf for leaf, is_frozen in zip(names, frozen, strict=True) if is_frozen]
+        if is_due and found:  # compared again, since under vmap a cond runs both of its branches
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            warnings.warn(
+                f"{name}: the gradient of {', '.join(found[:5])}{more} has been exactly zero for "
+                f"{FROZEN_AFTER} updates, but {name} moves such leaves too. Where they are frozen, "
+                "or no weights, keep them from it: optax.partition({'learned': tx, 'frozen': "
+                "optax.set_to_zero()}, labels).",
+                stacklevel=2,
+            )
+
+    is_due = (t == FROZEN_AFTER) & (skipped == 0)
+    if names:
+        jax.lax.cond(
+            is_due,
+            lambda: jax.debug.callback(warn, is_due, jnp.stack(list(are_frozen()))),
+            lambda: None,
+        )

@@ -12,7 +12,13 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_callable, check_fields, check_integer, check_number
-from metaopt.core.trees import all_finite, check_float_tree, check_same_structure, leaf_names
+from metaopt.core.trees import (
+    add_to_count,
+    all_finite,
+    check_float_tree,
+    check_same_structure,
+    leaf_names,
+)
 from metaopt.core.types import LearnedOptimizer, Theta, transformation
 from metaopt.optimizers.bases import Base, resolve
 from metaopt.optimizers.features import (
@@ -271,7 +277,7 @@ def l3rs(
                     "state of init(params) of the same params."
                 )
             if not names:  # `optax.partition` may give a transformation no leaves
-                return updates, state._replace(count=state.count + 1)
+                return updates, state._replace(count=add_to_count(state.count))
             grads, weights = _floats(updates), _floats(params)
             value = jnp.asarray(value, jnp.float32)
             grad_norms = _layer_norms(grads, layer_of_leaf, len(names))
@@ -291,7 +297,7 @@ def l3rs(
             )  # [L, P]
 
             # The inputs of the network.
-            count = state.count + 1
+            count = add_to_count(state.count)
             shared_inputs = [
                 relative_time(state.count, horizon, TIME_POINTS),
                 absolute_time(horizon, TIME_SCALES),
@@ -336,7 +342,7 @@ def l3rs(
                 alpha=alpha,
                 skipped=state.skipped,
             )
-            skipped = state._replace(count=count, base=(), skipped=state.skipped + 1)
+            skipped = state._replace(count=count, base=(), skipped=add_to_count(state.skipped))
             new_state = optax.tree.where(is_finite, taken, skipped)._replace(base=new_base_states)
             step = _mix(directions, jnp.where(is_finite, factors, 0.0), layer_of_leaf, is_finite)
             return optax.tree.cast_like(step, updates), new_state

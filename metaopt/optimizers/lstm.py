@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer, check_number
-from metaopt.core.trees import all_finite, check_float_tree, check_same_structure
+from metaopt.core.meshes import with_auto_axes
+from metaopt.core.trees import add_to_count, all_finite, check_float_tree, check_same_structure
 from metaopt.core.types import LearnedOptimizer, transformation
-from metaopt.optimizers.features import log_sign
+from metaopt.optimizers.features import log_sign, warn_of_frozen_leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class LSTM:
       layers: number of LSTM layers.
       p: gradients are read down to e^-p by their logarithm, smaller ones linearly.
       scale: factor on the output.
+      warn_frozen: warn once of leaves whose gradient has been zero since the start.
     """
 
     name: ClassVar[str] = "lstm"
@@ -34,6 +36,7 @@ class LSTM:
     layers: int = 2
     p: float = 10.0
     scale: float = 0.1
+    warn_frozen: bool = True
 
     def __post_init__(self):
         check_fields(self)
@@ -41,7 +44,13 @@ class LSTM:
 
     def build(self) -> LearnedOptimizer:
         """The optimizer with these settings."""
-        return lstm(self.hidden, layers=self.layers, p=self.p, scale=self.scale)
+        return lstm(
+            self.hidden,
+            layers=self.layers,
+            p=self.p,
+            scale=self.scale,
+            warn_frozen=self.warn_frozen,
+        )
 
 
 class LSTMState(NamedTuple):
@@ -50,14 +59,21 @@ class LSTMState(NamedTuple):
     Attributes:
       memory: one (c, h) pair per layer, each float32 ``[hidden, m]``.
       skipped: int32 ``[]``, number of steps skipped because the gradient was not finite.
+      t: int32 ``[]``, number of steps so far, skipped ones included.
     """
 
     memory: tuple[tuple[jax.Array, jax.Array], ...]
     skipped: Int[Array, ""]
+    t: Int[Array, ""]
 
 
 def lstm(
-    hidden: int = 20, *, layers: int = 2, p: float = 10.0, scale: float = 0.1
+    hidden: int = 20,
+    *,
+    layers: int = 2,
+    p: float = 10.0,
+    scale: float = 0.1,
+    warn_frozen: bool = True,
 ) -> LearnedOptimizer:
     r"""Coordinate-wise LSTM: one small recurrent network steps every parameter on its own.
 
@@ -76,6 +92,9 @@ def lstm(
       layers: number of LSTM layers.
       p: range of the log-sign preprocessing (10 in the paper, 5 in its released code).
       scale: factor on the output (0.1 in the paper for MNIST, 0.01 in its released code).
+      warn_frozen: warn once of leaves whose gradient has been zero since the start, by a host
+        callback in the compiled program. Use False to export or cache the program, which a
+        callback prevents.
 
     Returns:
       A `LearnedOptimizer`. Its `update` needs neither params nor extra args. A step whose gradient
@@ -134,10 +153,23 @@ def lstm(
             check_float_tree("lstm", params)
             m = optax.tree.size(params)
             memory = jax.tree.map(lambda c: jnp.repeat(c.T, m, axis=1), theta["memory"])
-            return LSTMState(memory, skipped=jnp.zeros([], jnp.int32))
+            zero = lambda: jnp.zeros([], jnp.int32)  # each is a buffer of its own
+            return LSTMState(memory, skipped=zero(), t=zero())
 
         def update_fn(updates, state: LSTMState, params=None, **extra_args):
             del params, extra_args
+            if warn_frozen:
+                warn_of_frozen_leaves(
+                    "lstm",
+                    theta,
+                    state.t,
+                    state.skipped,
+                    updates,
+                    lambda: _are_frozen(updates, state.memory[0][0]),
+                )
+            return with_auto_axes(step_all, theta["net"], updates, state, like=(updates, state))
+
+        def step_all(net_params, updates, state: LSTMState):
             grad, unravel = ravel_pytree(optax.tree.cast(updates, jnp.float32))  # [m]
             m = state.memory[0][0].shape[1]
             if len(grad) != m:
@@ -146,12 +178,14 @@ def lstm(
                     "state of init(params)."
                 )
             inputs = log_sign(grad, p).T  # [2, m]
-            step, memory = cast(Any, net.apply({"params": theta["net"]}, inputs, state.memory))
+            step, memory = cast(Any, net.apply({"params": net_params}, inputs, state.memory))
             is_finite = all_finite(grad)
             step = jnp.where(is_finite, scale * step, 0.0)
             memory = optax.tree.where(is_finite, memory, state.memory)
-            skipped = state.skipped + jnp.where(is_finite, 0, 1)
-            return optax.tree.cast_like(unravel(step), updates), LSTMState(memory, skipped)
+            skipped = add_to_count(state.skipped, ~is_finite)
+            return optax.tree.cast_like(unravel(step), updates), LSTMState(
+                memory, skipped, add_to_count(state.t)
+            )
 
         return transformation(init_fn, update_fn)
 
@@ -160,6 +194,23 @@ def lstm(
         return {**theta, "memory": mean}
 
     return LearnedOptimizer(init, apply, absorb)
+
+
+def _are_frozen(grads: Any, memory: Float[Array, "hidden m"]) -> list[jax.Array]:
+    """Returns whether the gradients of each leaf have been zero in all steps (bool ``[]``).
+
+    They are zero now, and coordinates that saw the same gradients have the same memory.
+    """
+    frozen, start = [], 0
+    for grad in map(jnp.asarray, jax.tree.leaves(grads)):
+        columns = memory[:, start : start + grad.size]
+        start += grad.size
+        if grad.size == 0:
+            frozen.append(jnp.array(False))
+            continue
+        spread = jnp.max(jnp.max(columns, axis=1) - jnp.min(columns, axis=1))
+        frozen.append(~jnp.any(grad) & (spread <= 1e-6))
+    return frozen
 
 
 def _check_settings(where: str, *, hidden: Any, layers: Any, p: Any, scale: Any) -> None:

@@ -7,6 +7,8 @@ import jax
 import optax
 from flax.training import train_state
 
+from metaopt.core.types import with_extra_args
+
 
 class TrainState(train_state.TrainState):
     """A `flax.training.train_state.TrainState` that passes the loss to the optimizer.
@@ -70,7 +72,7 @@ class TrainState(train_state.TrainState):
         """
         given = {"value": value, "value_fn": value_fn}
         extra_args = {name: arg for name, arg in given.items() if arg is not None}
-        tx = optax.with_extra_args_support(self.tx)
+        tx = with_extra_args(self.tx)
         updates, opt_state = tx.update(grads, self.opt_state, self.params, **extra_args)
         params = optax.apply_updates(self.params, updates)
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)

@@ -9,10 +9,17 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer
+from metaopt.core.trees import add_to_count
 from metaopt.core.types import LearnedOptimizer, Theta, transformation
 from metaopt.optimizers import velo_features as features
 from metaopt.optimizers import velo_rule as rule
-from metaopt.optimizers.features import check_num_steps, check_params, check_value, warn_at_horizon
+from metaopt.optimizers.features import (
+    check_num_steps,
+    check_params,
+    check_value,
+    warn_at_horizon,
+    warn_of_frozen_leaves,
+)
 from metaopt.optimizers.layouts import check_theta, init_theta, velo_shapes
 from metaopt.optimizers.velo_networks import (
     absorb_memory,
@@ -99,8 +106,9 @@ def velo(hidden: int = 512, bank: int = 256, *, warn_past_horizon: bool = True) 
     Args:
       hidden: units of the LSTM, for `init`; `apply` reads the size from theta.
       bank: N, for `init`; `apply` reads the size from theta.
-      warn_past_horizon: warn when a run goes past its horizon, by a host callback in the compiled
-        program. Use False to export or cache the program, which a callback prevents.
+      warn_past_horizon: warn when a run goes past its horizon, and once of leaves whose gradient
+        has been zero since the start, by host callbacks in the compiled program. Use False to
+        export or cache the program, which a callback prevents.
 
     Returns:
       A `LearnedOptimizer`. Its `apply` needs `num_steps`. Its `update` needs `params` and the
@@ -139,6 +147,14 @@ def velo(hidden: int = 512, bank: int = 256, *, warn_past_horizon: bool = True) 
             horizon = jnp.asarray(num_steps, jnp.int32)
             if warn_past_horizon:
                 warn_at_horizon("velo", state.t, horizon)
+                warn_of_frozen_leaves(
+                    "velo",
+                    theta,
+                    state.t,
+                    state.skipped,
+                    params,
+                    lambda: rule.are_frozen(state),
+                )
             return _update(weights, horizon, updates, state, params, value)
 
         return transformation(init_fn, update_fn)
@@ -171,7 +187,7 @@ def _update(
     """Returns the updates and the new state."""
     stacks = rule.stack("velo", updates, state, params)
     if not stacks:
-        return updates, state._replace(t=state.t + 1)
+        return updates, state._replace(t=add_to_count(state.t))
 
     # The per-tensor network, from the accumulators before this update.
     value = jnp.asarray(value, jnp.float32)
@@ -197,8 +213,8 @@ def _update(
         is_finite, (loss, hidden, cell), (state.loss, state.hidden, state.cell)
     )
     return deltas, state._replace(
-        t=state.t + 1,
-        skipped=state.skipped + jnp.where(is_finite, 0, 1),
+        t=add_to_count(state.t),
+        skipped=add_to_count(state.skipped, ~is_finite),
         loss=memory[0],
         hidden=memory[1],
         cell=memory[2],

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from metaopt.core.trees import add_to_count
+
 NUM_HORIZONS = 10  # running means of the loss
 GROUP_SIZES = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)  # columns per group, 30 together
 
@@ -40,7 +42,7 @@ class LossBuffer(NamedTuple):
 def init_loss_buffer() -> LossBuffer:
     """Returns the buffer before the first loss."""
     return LossBuffer(
-        mean=jnp.zeros(NUM_HORIZONS),
+        mean=jnp.zeros(NUM_HORIZONS, jnp.float32),
         low=jnp.full(NUM_HORIZONS, 999999999999.0, jnp.float32),
         count=jnp.zeros((), jnp.int32),
     )
@@ -63,9 +65,11 @@ def update_loss_buffer(
       The new buffer, and the features ``[9]`` of the loss: each mean relative to the next slower
       one, clipped to [-1, 1]; zero for the first two losses.
     """
-    horizon = jnp.exp(jnp.linspace(jnp.log(10.0), jnp.log(num_steps), NUM_HORIZONS))
-    count = buffer.count + 1
-    correction = -jnp.expm1(-count / horizon)
+    # In float32 also where JAX's 64 bits are enabled.
+    logs = jnp.log(jnp.float32(10.0)), jnp.log(num_steps.astype(jnp.float32))
+    horizon = jnp.exp(jnp.linspace(*logs, NUM_HORIZONS, dtype=jnp.float32))
+    count = add_to_count(buffer.count)
+    correction = -jnp.expm1(-count.astype(jnp.float32) / horizon)
     top = jnp.where(buffer.count == 0, loss, jnp.max(buffer.mean / correction))
     loss = jnp.minimum(2.0 * jnp.abs(top), loss)
     mean = buffer.mean - jnp.expm1(-1.0 / horizon) * (loss - buffer.mean)
@@ -84,7 +88,8 @@ def time_features(t: Int[Array, ""], num_steps: jax.Array) -> jax.Array:
       t: number of updates before this one.
       num_steps: horizon of the run, int32 ``[]``.
     """
-    return jnp.tanh(10.0 * (t / num_steps - jnp.asarray(_TIMES)))
+    fraction = t.astype(jnp.float32) / num_steps.astype(jnp.float32)
+    return jnp.tanh(10.0 * (fraction - jnp.asarray(_TIMES, jnp.float32)))
 
 
 def progress_features(
@@ -198,6 +203,7 @@ def update_factored(factored: Factored, g: jax.Array, decays: Sequence[Any]) -> 
 
     def move(moment, target):
         shape = (-1, *[1] * target.ndim)
+        target = target[None]
         decay = jnp.asarray(decays, jnp.float32).reshape(shape)
         rest = jnp.asarray([1 - d for d in decays], jnp.float32).reshape(shape)
         return decay * moment + rest * target
@@ -244,7 +250,7 @@ def tensor_features(
     square, mean_v, mean_m, var_v, var_m = jnp.split(statistics, (1, 2, 5, 6), axis=1)
     scale = jax.lax.rsqrt(jnp.maximum(1e-9, square))
     around_m = var_v + jnp.square(mean_v - mean_m)
-    rank = jax.nn.one_hot(ranks, _MAX_RANK)
+    rank = jax.nn.one_hot(ranks, _MAX_RANK, dtype=jnp.float32)
 
     def log_size(x):
         return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)

@@ -61,7 +61,7 @@ def absorb_memory(theta: Any, state: Any) -> Theta:
 
 
 def _linear(layer, x):
-    return jnp.matmul(x, layer["w"], precision="highest") + layer["b"]
+    return jnp.matmul(x, layer["w"], precision="highest") + layer["b"][None]
 
 
 ################################################################################

@@ -108,7 +108,8 @@ def stack(name: str, updates: Any, state: Any, params: Params) -> list[Stack]:
     leaves = [jnp.asarray(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(params)]
     grads = [g.astype(jnp.float32) for g in treedef.flatten_up_to(updates)]
     momenta = zip(*[treedef.flatten_up_to(tree) for tree in state.momenta], strict=True)
-    v, factored = treedef.flatten_up_to(state.v), treedef.flatten_up_to(state.factored)
+    v = treedef.flatten_up_to(state.v)
+    factored = map(_as_factored, treedef.flatten_up_to(state.factored))
     tensors = [Tensor(*fields) for fields in zip(leaves, momenta, v, factored, strict=True)]
     nonempty = [index for index, g in enumerate(grads) if g.size]
     stacks = stacks_of([(tensors[index], grads[index]) for index in nonempty])
@@ -117,6 +118,13 @@ def stack(name: str, updates: Any, state: Any, params: Params) -> list[Stack]:
         Stack(tuple(nonempty[row] for row in rows), *jax.lax.optimization_barrier(fields))
         for rows, fields in stacks
     ]
+
+
+def _as_factored(node: Any) -> features.Factored:
+    """A `Factored`, which `flax.nnx.Optimizer` keeps as a mapping of its fields."""
+    if isinstance(node, features.Factored):
+        return node
+    return features.Factored(row=node["row"], col=node.get("col"))
 
 
 def unstack(
@@ -137,7 +145,7 @@ def unstack(
     v, factored = treedef.flatten_up_to(state.v), treedef.flatten_up_to(state.factored)
     for step, (leaves, tensor, _) in zip(steps, stacks, strict=True):
         for row, leaf in enumerate(leaves):
-            own = jax.tree.map(lambda x: x[row], tensor)  # noqa: B023 (used at once)
+            own = jax.tree.map(lambda x: x[row], tensor)
             deltas[leaf] = step[row].astype(deltas[leaf].dtype)
             v[leaf], factored[leaf] = own.v, own.factored
             for tree, momentum in zip(momenta, own.momenta, strict=True):
@@ -166,6 +174,12 @@ def row_numbers(stacks: list[Stack]) -> list[np.ndarray]:
     return [np.array([numbers[leaf] for leaf in stack.leaves]) for stack in stacks]
 
 
+def are_frozen(state: Any) -> list[jax.Array]:
+    """Returns whether all gradients so far of each leaf have been zero (bool ``[]``)."""
+    leaves = zip(jax.tree.leaves(state.v), jax.tree.leaves(state.momenta[-1]), strict=True)
+    return [(v.size > 0) & ~(jnp.any(v) | jnp.any(m)) for v, m in leaves]  # v may underflow
+
+
 ################################################################################
 # Tensors
 ################################################################################
@@ -181,7 +195,7 @@ def are_finite(rule: Rule, stacks: list[Stack]) -> jax.Array:
     if not stacks:
         return jnp.array(True)
     # As one reduction: XLA would repeat a chain of scalar operations in each loop that needs it.
-    bounds = jnp.array([[rule.largest], [_LARGEST_PARAM]])
+    bounds = jnp.array([[rule.largest], [_LARGEST_PARAM]], jnp.float32)
     extremes = [
         [jnp.stack([jnp.min(x), jnp.max(x)]) for x in (stack.g, stack.tensor.p)] for stack in stacks
     ]
@@ -215,7 +229,7 @@ def step_stacks(
 
     steps, moved = [], []
     for stack, rows in zip(stacks, row_numbers(stacks), strict=True):
-        own = jax.tree.map(lambda x: x[rows], tuple(per_tensor))  # noqa: B023 (used at once)
+        own = jax.tree.map(lambda x: x[rows], tuple(per_tensor))
         step, tensor = jax.vmap(move)(stack.tensor, stack.g, *own)
         steps.append(step)
         moved.append(stack._replace(tensor=tensor))

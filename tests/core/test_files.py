@@ -111,6 +111,23 @@ def test_a_folder_has_one_writer(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this system")
+def test_all_locks_share_one_hook_that_runs_in_forked_children(tmp_path, monkeypatch):
+    hooks = []
+    monkeypatch.setattr(os, "register_at_fork", lambda after_in_child: hooks.append(after_in_child))
+    files._closed_in_children.cache_clear()
+    try:
+        with files.one_at_a_time(tmp_path / "a"), files.one_at_a_time(tmp_path / "b"):
+            with files.one_at_a_time(tmp_path / "c"):
+                pass
+            held = list(files._closed_in_children())
+            assert len(hooks) == 1 and sum(not file.closed for file in held) == 2
+            hooks[0]()
+            assert all(file.closed for file in held)
+    finally:
+        files._closed_in_children.cache_clear()  # the next lock registers a hook
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this system")
 @pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
 def test_a_lock_does_not_outlive_its_process_in_a_forked_child(tmp_path):
     """As children of data loaders do; the lock stays with the parent while that lives."""

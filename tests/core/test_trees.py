@@ -22,6 +22,21 @@ def test_one_number_that_is_not_finite_is_found_in_any_leaf(value, place):
     assert not trees.all_finite(TREE, {"more": leaves[place]})
 
 
+@pytest.mark.parametrize("number", [complex(0, np.inf), complex(-1, np.nan), complex(np.inf, 0)])
+def test_both_parts_of_a_complex_number_must_be_finite(number):
+    finite = jnp.array([1 + 2j, -3j])
+    assert trees.all_finite(finite) and not trees.all_finite(finite.at[0].set(number))
+
+
+def test_a_count_stays_at_the_largest_number():
+    largest = 2**31 - 1
+    counts = jnp.array([0, largest - 2, largest - 1, largest], jnp.int32)
+    np.testing.assert_array_equal(trees.add_to_count(counts, 2), [2, *[largest] * 3])
+    np.testing.assert_array_equal(trees.add_to_count(counts, False), counts)
+    assert trees.add_to_count(counts, True).dtype == jnp.int32
+    assert trees.add_to_count(jnp.float32(1.5)) == 2.5  # as some schedules count
+
+
 def test_integers_and_trees_without_numbers_are_finite():
     assert trees.all_finite({"n": jnp.arange(3)}, True)
     assert trees.all_finite({}, jnp.zeros((0, 2)))

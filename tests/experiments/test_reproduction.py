@@ -12,6 +12,7 @@ from experiments.checks import graded
 from experiments.figure_records import FigureRecords
 from experiments.reproduction import TRAININGS, Figure, Reproduction, main
 from metaopt import optimizers
+from metaopt.core.files import only_writer
 from metaopt.evaluation.records import read_curves, read_record
 from metaopt.jobs.train import TrainJob
 from metaopt.meta import NESConfig
@@ -65,6 +66,13 @@ def test_runs_once_and_is_read_by_reports(paper):
     assert figure.loss("L2O") == pytest.approx(curves.loss[:, 1:].mean())
     won = read_curves(paper.out / "fig1" / record.curves[names[2]].file).state["accepted"]
     assert figure.share_won(names[2], 0, 0.5) == won[:, :2].mean()
+
+
+def test_a_folder_in_which_another_process_writes_is_refused(paper, capsys):
+    paper.out.mkdir(exist_ok=True)
+    with only_writer(paper.out), pytest.raises(SystemExit):
+        main(paper, "experiments.paper", ["--workers", "1"])
+    assert "another process is writing in this folder" in capsys.readouterr().err
 
 
 def test_unknown_figures_are_named(paper, capsys):

@@ -1,4 +1,4 @@
-"""Guards among optax's transformations and JAX's settings; what may be done with their states."""
+"""Guards among optax's transformations; what may be done with their states."""
 
 import copy
 
@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from guard_cases import (
-    assert_finite,
     assert_trees_equal,
     drive_steps,
     stream_of,
@@ -172,41 +171,3 @@ def test_a_line_search_is_a_fallback_of_lgl2o():
     trail = drive_steps(guard, task, START, 6, op_by_op=False)
     losses = [float(task.loss(x, jnp.zeros(5))) for x, _ in trail]
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.02 * losses[1]
-
-
-################################################################################
-# Settings of JAX
-################################################################################
-
-SETTINGS = {
-    "debug_nans": lambda: jax.debug_nans(True),
-    "rank_promotion": lambda: jax.numpy_rank_promotion("raise"),
-    "strict_promotion": lambda: jax.numpy_dtype_promotion("strict"),
-    "x64": lambda: jax.enable_x64(True),
-}
-
-
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("kind", GUARDS)
-def test_healthy_steps_under_jaxs_settings(kind, setting):
-    """Under x64, params of float32 keep their type, and params of float64 theirs."""
-    loss = lambda p, batch: jnp.sum(jnp.square(p - batch))
-    with SETTINGS[setting]():
-        dtypes = [jnp.float32, jnp.float64] if setting == "x64" else [jnp.float32]
-        for dtype in dtypes:
-            x = jnp.asarray(np.ones(5), dtype)
-            guard = GUARDS[kind](dtype)
-            batches = jnp.asarray(np.full((4, 5), 0.5), dtype)
-
-            @jax.jit
-            def call(x, state, batch, guard=guard):
-                updates, state = guard.update(None, state, x, value_fn=lambda p: loss(p, batch))
-                return optax.apply_updates(x, updates), state
-
-            state = guard.init(x)
-            types = [leaf.dtype for leaf in jax.tree.leaves(state)]
-            for batch in batches:
-                x, state = call(x, state, batch)
-            assert x.dtype == dtype
-            assert [leaf.dtype for leaf in jax.tree.leaves(state)] == types
-            assert_finite(x)

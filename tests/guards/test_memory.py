@@ -111,19 +111,51 @@ def test_a_residual_guard_holds_two_candidates_both_states_and_the_second_gradie
     assert copies(guard, **PLAIN) <= 1.02 * (bound + 1 + y_state + z_state)
 
 
+FAMILY = LearnedOptimizer(  # momentum
+    init=lambda key, params: jnp.array([0.9, -0.1]),
+    apply=lambda theta, *, num_steps=None: optax.chain(
+        optax.trace(theta[0]), optax.scale(theta[1])
+    ),
+)
+
+
 @pytest.mark.parametrize("guard", [guards.smg, guards.amg])
 def test_a_meta_guard_adds_a_record_for_every_step_it_goes_back_through(guard):
     """Every gradient is recorded once; the replay of a momentum step adds it and the memory."""
-    family = LearnedOptimizer(
-        init=lambda key, params: jnp.array([0.9, -0.1]),
-        apply=lambda theta, *, num_steps=None: optax.chain(
-            optax.trace(theta[0]), optax.scale(theta[1])
-        ),
-    )
-    theta = family.init(jax.random.key(0), PARAMS)
-    used = {t: copies(guard(family, theta, n_t=t, n_c=3)) for t in (2, 6)}
+    theta = FAMILY.init(jax.random.key(0), PARAMS)
+    used = {t: copies(guard(FAMILY, theta, n_t=t, n_c=3)) for t in (2, 6)}
     slope = (used[6] - used[2]) / 4
     assert slope <= 3.02
     # Besides the records there are four pairs (start, learned, fallback and its end), and a memory
     # and a gradient for each of the forward, backward and evaluating runs.
     assert used[2] - 2 * slope <= 4 + 2 * 3
+
+
+OF_SIZE = {
+    "race": lambda n: guards.race(optax.sgd(0.1), optax.adam(0.1), n_t=n, n_c=n),
+    "smg": lambda n: guards.smg(FAMILY, jnp.array([0.9, -0.1]), n_t=n, n_c=n),
+    "amg": lambda n: guards.amg(FAMILY, jnp.array([0.9, -0.1]), n_t=n, n_c=n),
+}
+
+
+@pytest.mark.parametrize("name", OF_SIZE)
+def test_a_window_holds_the_activations_of_few_mini_batches(name):
+    """SMG and AMG go back through recorded gradients, not through the loss of their T steps."""
+    guard = OF_SIZE[name](6)
+    tx, (n_t, n_c) = guards.in_windows(guard), guard.window
+    params = [jnp.zeros((16, 16))] * 2
+    x = jnp.zeros((2048, 16))
+    loss = lambda p, batch: jnp.mean(jnp.square(jnp.tanh(jnp.tanh(batch @ p[0]) @ p[1])))
+
+    def temporaries(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    def window(state, params, train, validation):
+        return tx.update(
+            None, state, params, loss_fn=loss, train_batches=train, eval_batches=validation
+        )
+
+    one_gradient = temporaries(jax.grad(loss), params, x)
+    assert one_gradient >= x.nbytes  # activations, not params, take the memory
+    batches = jnp.stack([x] * n_t), jnp.stack([x] * n_c)
+    assert temporaries(window, tx.init(params), params, *batches) <= 4 * one_gradient

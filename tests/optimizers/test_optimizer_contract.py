@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax import nnx
 from flax.training import train_state
 
 import metaopt
@@ -125,6 +126,17 @@ def test_multi_steps_averages_gradients(lopt):
     same(step(tx, n=2)[0], alone(lopt)[0])
 
 
+def test_multi_steps_gets_the_loss_in_train_state_and_unroll():
+    tx = optax.MultiSteps(transformation(built("l3rs-none")), every_k_schedule=2)
+    state = TrainState.create(apply_fn=lambda: None, params=PARAMS, tx=tx)
+    for _ in range(2):
+        state = state.apply_gradients(grads=GRADS, value=jnp.float32(1.0))
+    expected = optax.apply_updates(PARAMS, alone(built("l3rs-none"))[0])
+    same(state.params, expected)
+    loss = lambda p, batch: 1.0 + optax.tree.vdot(p, GRADS) - optax.tree.vdot(PARAMS, GRADS)
+    same(unroll(tx, PARAMS, tx.init(PARAMS), loss, jnp.zeros(2))[0], expected)
+
+
 def test_train_state_trains_a_flax_model_and_compiles_its_step_once(lopt):
     model = nn.Dense(3)
     x, y = jax.random.normal(jax.random.key(1), (8, 4)), jnp.ones((8, 3))
@@ -147,6 +159,23 @@ def test_train_state_trains_a_flax_model_and_compiles_its_step_once(lopt):
         state = train_step(state)
     assert state.step == 3 and len(traces) == 1
     assert optax.tree.norm(optax.tree.sub(state.params, params)) > 0
+
+
+@pytest.mark.parametrize("name", ["lstm", "velo", "celo_adam"])  # l3rs: test_l3rs.py
+def test_nnx_optimizer_takes_the_steps_of_the_transformation(name):
+    """It keeps a state's nodes as mappings of its own kind."""
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    plain = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    tx = transformation(built(name))
+    optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(plain)
+    grads = {"bias": GRADS["b"], "kernel": GRADS["w"]}
+    for _ in range(2):
+        updates, state = tx.update(grads, state, plain, value=jnp.float32(1.0))
+        plain = optax.apply_updates(plain, updates)
+        nnx_grads = nnx.state(model, nnx.Param)
+        nnx.replace_by_pure_dict(nnx_grads, grads)
+        optimizer.update(model, nnx_grads, value=jnp.float32(1.0))
+    same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), plain)
 
 
 @pytest.mark.parametrize("name", ["lstm", "sgd", "adam"])

@@ -47,6 +47,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "layers": [0, -1, 2.0, "2", None],
         "p": [0, -1.0, NAN, INF, "7", None],
         "scale": [NAN, INF, "0.1", None],
+        "warn_frozen": ["yes", 1],
     },
     VeLO: {
         "hidden": [0, -1, 8.0, "8", None],

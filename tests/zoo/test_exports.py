@@ -62,7 +62,13 @@ def test_spec_is_readable_json_with_shapes_and_version(tmp_path):
     spec = json.loads((folder / SPEC).read_text())
     assert spec["metaopt"] == metaopt.__version__
     assert (spec["format"], spec["optimizer"]) == (exports.FORMAT, "lstm")
-    assert spec["settings"] == {"hidden": 3, "layers": 2, "p": 10.0, "scale": 0.1}
+    assert spec["settings"] == {
+        "hidden": 3,
+        "layers": 2,
+        "p": 10.0,
+        "scale": 0.1,
+        "warn_frozen": True,
+    }
     assert spec["theta"]["net"]["readout"]["kernel"] == "float32[3,1]"
     assert sorted(os.listdir(folder)) == sorted([SPEC, WEIGHTS])
     sizes = sum(a.size for a in load_file(folder / WEIGHTS).values())

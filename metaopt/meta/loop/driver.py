@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
+from metaopt.core import cpu, memory
 from metaopt.core.types import Key, Theta
 from metaopt.meta import devices
 from metaopt.meta.base import MetaTrainer
@@ -51,12 +52,22 @@ class _Programs(NamedTuple):
       step: ``(step, trainer state) -> (trainer state, metrics)``.
       validate: ``RunState -> (RunState, loss)``; updates the best theta.
       layout: `jax.ShapeDtypeStruct`s of a `RunState`, with shardings.
+      memory: ``trainer state -> bytes`` that `step` needs on each device, or None if unknown.
     """
 
     first: Callable[..., RunState]
     step: Callable[..., tuple[Any, dict[str, jax.Array]]]
     validate: Callable[..., tuple[RunState, jax.Array]]
     layout: RunState
+    memory: Callable[[Any], int | None]
+
+
+# What a run may do where its memory does not suffice.
+ADVICE = (
+    "let a device take fewer candidates at a time (--population-chunk 1 is the least), give a "
+    "smaller --method.population or --method.tasks, shorter windows or runs, smaller tasks, or "
+    "more devices"
+)
 
 
 def train(
@@ -109,6 +120,7 @@ def train(
     Raises:
       ValueError: steps < 1, minutes < 0, `out` holds a run with another configuration, or
         checkpoints of which none can be read. What is in the folder stays as it is.
+      MemoryError: a meta-update needs more memory than there is, or memory ran out.
       OSError: the disk is full; the last complete checkpoint is kept.
       Terminated: SIGTERM came; the state is saved.
     """
@@ -122,12 +134,14 @@ def train(
     with (
         run_folder.claimed(folder, config, overwrite, resume_changed) as claim,
         run_folder.full_disk_explained(folder),
+        memory.explained("meta-training", ADVICE),
         sigterm_noted() as signals,
     ):
         # What can fail comes before anything in the folder changes.
         saved = None
         if claim.starts:
             saved = _start(programs, config)
+            _check_memory(programs, saved, mesh)
             claim.begin()
         with states.manager(folder) as checkpoints:
             if saved is None:
@@ -137,6 +151,7 @@ def train(
                 else:
                     run_folder.check_restored(folder, saved.config, config, resume_changed)
                     saved = saved._replace(config=config)
+                _check_memory(programs, saved, mesh)
                 claim.begin()
             with log(folder, saved.step, steps, label, tensorboard) as write:
                 saved, terminated = _loop(saved, programs, plan, checkpoints, write, signals)
@@ -156,6 +171,15 @@ def _start(programs: _Programs, config: Mapping[str, Any]) -> Saved:
             stacklevel=3,
         )
     return Saved(step=0, state=state, seconds=0.0, config=config)
+
+
+def _check_memory(programs: _Programs, saved: Saved, mesh: Mesh | None) -> None:
+    """Raises `MemoryError` if a meta-update needs more memory than there is."""
+    devices = list(jax.local_devices()[:1] if mesh is None else mesh.local_devices)
+    needed = programs.memory(saved.state.trainer)
+    if needed is not None and devices[0].platform == "cpu":  # they share the host's memory
+        needed *= len(devices)
+    memory.check("a meta-update", needed, memory.available(devices[0]), ADVICE)
 
 
 def _loop(
@@ -236,6 +260,7 @@ def _programs(
         step=lambda index, state: step(trainer, step_bits, index, state),
         validate=lambda state: keep_best(trainer, validate, validate_bits, state),
         layout=_layout(shapes, specs, mesh),
+        memory=lambda state: cpu.memory_of(step, trainer, step_bits, np.int32(0), state),
     )
 
 

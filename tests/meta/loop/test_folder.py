@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from refusals import fingerprint
 
+from metaopt.core import memory
 from metaopt.core.files import LOCK, only_writer
 from metaopt.meta import MetaTrainer
 from metaopt.meta.loop import METRICS, STATES, read_metrics, train
@@ -85,6 +86,15 @@ def test_a_command_that_fails_leaves_the_folder_as_it_was(folder, case):
         run(folder, steps=3, **settings)
     assert contents(folder) == before
     run(folder)  # the old command is still that of the folder
+
+
+def test_a_run_that_needs_too_much_memory_is_told_before_it_begins(tmp_path, folder, monkeypatch):
+    before = contents(folder)
+    monkeypatch.setattr(memory, "available", lambda device: 8)  # theta alone takes as much
+    for out in (folder, tmp_path / "new"):
+        with pytest.raises(MemoryError, match=r"a meta-update needs about .*--population-chunk"):
+            run(out, steps=3)
+    assert contents(folder) == before and CONFIG not in contents(tmp_path / "new")
 
 
 def test_overwriting_replaces_the_run_and_nothing_else(folder):
