@@ -145,7 +145,7 @@ def unstack(
     v, factored = treedef.flatten_up_to(state.v), treedef.flatten_up_to(state.factored)
     for step, (leaves, tensor, _) in zip(steps, stacks, strict=True):
         for row, leaf in enumerate(leaves):
-            own = jax.tree.map(lambda x: x[row], tensor)
+            own = _rows(tensor, row)
             deltas[leaf] = step[row].astype(deltas[leaf].dtype)
             v[leaf], factored[leaf] = own.v, own.factored
             for tree, momentum in zip(momenta, own.momenta, strict=True):
@@ -174,6 +174,10 @@ def row_numbers(stacks: list[Stack]) -> list[np.ndarray]:
     return [np.array([numbers[leaf] for leaf in stack.leaves]) for stack in stacks]
 
 
+def _rows(tree: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
 def are_frozen(state: Any) -> list[jax.Array]:
     """Returns whether all gradients so far of each leaf have been zero (bool ``[]``)."""
     leaves = zip(jax.tree.leaves(state.v), jax.tree.leaves(state.momenta[-1]), strict=True)
@@ -195,7 +199,7 @@ def are_finite(rule: Rule, stacks: list[Stack]) -> jax.Array:
     if not stacks:
         return jnp.array(True)
     # As one reduction: XLA would repeat a chain of scalar operations in each loop that needs it.
-    bounds = jnp.array([[rule.largest], [_LARGEST_PARAM]], jnp.float32)
+    bounds = jnp.array([[[rule.largest], [_LARGEST_PARAM]]], jnp.float32)
     extremes = [
         [jnp.stack([jnp.min(x), jnp.max(x)]) for x in (stack.g, stack.tensor.p)] for stack in stacks
     ]
@@ -229,7 +233,7 @@ def step_stacks(
 
     steps, moved = [], []
     for stack, rows in zip(stacks, row_numbers(stacks), strict=True):
-        own = jax.tree.map(lambda x: x[rows], tuple(per_tensor))
+        own = [_rows(tree, rows) for tree in per_tensor]
         step, tensor = jax.vmap(move)(stack.tensor, stack.g, *own)
         steps.append(step)
         moved.append(stack._replace(tensor=tensor))
