@@ -59,8 +59,10 @@ class TrainJob:
       steps: meta-updates of the whole run; by default 300, or with minutes as many as fit.
       minutes: the run ends after this time, which includes its earlier parts; 0: no bound.
       validate_every: meta-updates between two validations; the best theta is exported.
-      validate_on: what is best: the held-out loss at the end of runs of the longest length (final)
-        or the mean training loss along them (trajectory), to which a fast start counts too.
+      validate_on: what is best on runs of the longest length: the held-out loss at their end
+        (final), the mean training loss along them (trajectory), or the mean logarithm of the
+        held-out losses after each quarter (anytime). To the last two a fast start counts too; on
+        few training data, a training loss says little.
       checkpoint_every: meta-updates between two checkpoints, i.e. what a killed run may lose.
       warm_start: export or run folder whose theta is the start; empty: a fresh one.
       seed: fixes all randomness.
@@ -84,7 +86,7 @@ class TrainJob:
     steps: int | None = None
     minutes: float = 0.0
     validate_every: int = 25
-    validate_on: Literal["final", "trajectory"] = "final"
+    validate_on: Literal["final", "trajectory", "anytime"] = "final"
     checkpoint_every: int = 25
     warm_start: str = ""
     seed: int = 0

@@ -26,6 +26,8 @@ from metaopt.core.types import (
 from metaopt.meta.devices import specs_of
 from metaopt.tasks.checking import check_family
 
+QUARTERS = 4  # measurements of a run that is judged at any time
+
 
 @functions_with_data("init_fn", "step_fn", "theta_fn", "specs_fn")
 class MetaTrainer:

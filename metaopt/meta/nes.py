@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from metaopt.core.checks import check_fields, check_integer, check_known, check_number
 from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import (
+    QUARTERS,
     MetaTrainer,
     Start,
     carried_bytes,
@@ -27,8 +28,6 @@ from metaopt.meta.devices import EVERYTHING_HERE, Spread, mesh_for
 from metaopt.meta.population import evaluate
 from metaopt.meta.strategies import GRADIENT, STRATEGIES, UNFIT, Strategy, strategy
 from metaopt.meta.updates import MetaOptimizer, decayed, meta_optimizer, population_metrics
-
-QUARTERS = 4  # measurements of a run under the objective "anytime"
 
 
 @dataclass(frozen=True, kw_only=True)

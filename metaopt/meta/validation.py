@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from metaopt.core.checks import check_choice, check_integer
 from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import (
+    QUARTERS,
     Start,
     as_groups,
     carried_bytes,
@@ -28,7 +29,7 @@ def validation(
     families: TaskFamily | Sequence[TaskFamily],
     num_steps: int,
     *,
-    on: Literal["final", "trajectory"] = "final",
+    on: Literal["final", "trajectory", "anytime"] = "final",
     runs: int = 8,
     eval_batches: int = 8,
     mesh: Mesh | None = None,
@@ -43,7 +44,9 @@ def validation(
       families: the tasks of the runs. `key` should be one that meta-training never uses.
       num_steps: steps of each run.
       on: "final": the loss on held-out mini-batches after a run. "trajectory": the mean training
-        loss along it, so that a fast start counts too.
+        loss along it, so that a fast start counts too. "anytime": the mean logarithm of the
+        held-out losses after each quarter of it, for tasks with few training data, on which a
+        training loss says little. Logarithms need no units.
       runs: runs of each family.
       eval_batches: mini-batches of the split "valid" that measure the final loss.
       mesh: the devices that share the runs; None: one device.
@@ -56,7 +59,7 @@ def validation(
       ValueError: `on` is unknown; `num_steps`, `runs` or `eval_batches` is below 1; `families`
         is empty or holds something else.
     """
-    check_choice("validation: on", on, ("final", "trajectory"))
+    check_choice("validation: on", on, ("final", "trajectory", "anytime"))
     for name, value in (("num_steps", num_steps), ("runs", runs), ("eval_batches", eval_batches)):
         check_integer(f"validation: {name}", value, 1)
     groups = as_groups("validation", families)
@@ -64,8 +67,17 @@ def validation(
     def loss_of(start: Start, shared: tuple[TaskFamily, Theta]) -> jax.Array:
         family, theta = shared
         losses, trajectory = inner_run(
-            lopt, family, theta, start, num_steps=num_steps, eval_batches=eval_batches
+            lopt,
+            family,
+            theta,
+            start,
+            num_steps=num_steps,
+            eval_batches=eval_batches,
+            measurements=QUARTERS if on == "anytime" else 1,
         )
+        if on == "anytime":
+            loss = jnp.mean(jnp.log(losses))
+            return jnp.where(jnp.isnan(loss), jnp.inf, loss)
         loss = (
             losses[-1] if on == "final" else jnp.where(jnp.isnan(trajectory), jnp.inf, trajectory)
         )

@@ -27,6 +27,15 @@ def test_on_the_trajectory_it_is_the_mean_loss_before_each_step():
     np.testing.assert_allclose(of_two(theta, jax.random.key(0)), mean / 3.0, rtol=1e-6)
 
 
+def test_anytime_is_the_mean_logarithm_of_the_loss_after_each_quarter():
+    lopt, theta = geometric()
+    of_two = validation(lopt, [falling(3.0, 2), falling(500.0, 5)], 8, on="anytime")
+    logs = [np.log(first * 0.5**step) for first in (3.0, 500.0) for step in (2, 4, 6, 8)]
+    np.testing.assert_allclose(of_two(theta, jax.random.key(0)), np.mean(logs), rtol=1e-5)
+    negative = validation(lopt, falling(-3.0, 2), 8, on="anytime")
+    assert negative(theta, jax.random.key(0)) == jnp.inf
+
+
 def test_families_weigh_alike_whatever_the_size_of_their_losses():
     lopt, theta = geometric()
     validate = validation(lopt, [falling(3.0, 2), falling(-500.0, 5)], 3)
@@ -36,7 +45,7 @@ def test_families_weigh_alike_whatever_the_size_of_their_losses():
     np.testing.assert_allclose(validate(theta, jax.random.key(0)), 0.5**3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("on", ["final", "trajectory"])
+@pytest.mark.parametrize("on", ["final", "trajectory", "anytime"])
 def test_a_run_that_ends_in_nan_makes_it_infinite(on):
     lopt = adversaries.ADVERSARIES["nan"]
     validate = validation(lopt, single(quadratic()), 3, on=on)
@@ -52,5 +61,5 @@ def test_sizes_below_one_are_refused():
 
 def test_another_measure_is_refused():
     lopt, _ = geometric()
-    with pytest.raises(ValueError, match="validation: on must be one of final, trajectory, got"):
+    with pytest.raises(ValueError, match="on must be one of final, trajectory, anytime, got"):
         validation(lopt, falling(1.0, 1), 1, on="mean")
