@@ -19,6 +19,7 @@ from scipy.stats import bootstrap, trim_mean
 
 Outcome = Literal["win", "tie", "loss"]
 AVERAGED = 3  # measurements that a final value is the mean of
+TIED = 0.005  # of the reference's loss: tables show a smaller difference as a ratio of 1.00
 
 
 class Interval(NamedTuple):
@@ -300,9 +301,9 @@ def outcome(reference_loss: Real[np.ndarray, "S R"], loss: Real[np.ndarray, "S M
     """Whether an optimizer's final losses are lower than the reference's, paired by seed.
 
     Returns:
-      "tie" if the 95% bootstrap interval of the mean paired difference contains 0, otherwise "win"
-      or "loss". If a run of only one of the two is not finite, that one loses; if both have such a
-      run, it is a tie.
+      "tie" if the 95% bootstrap interval of the mean paired difference contains 0, or if this mean
+      is below `TIED` of the reference's mean final loss; otherwise "win" or "loss". If a run of
+      only one of the two is not finite, that one loses; if both have such a run, it is a tie.
     """
     theirs, ours = final_mean(reference_loss), final_mean(loss)
     theirs_finite, ours_finite = np.isfinite(theirs).all(), np.isfinite(ours).all()
@@ -311,7 +312,8 @@ def outcome(reference_loss: Real[np.ndarray, "S R"], loss: Real[np.ndarray, "S M
             return "tie"
         return "win" if ours_finite else "loss"
     difference = mean_interval(ours - theirs)
-    if difference.low <= 0 <= difference.high:
+    is_small = abs(difference.mean) < TIED * abs(float(np.mean(theirs)))
+    if is_small or difference.low <= 0 <= difference.high:
         return "tie"
     return "win" if difference.mean < 0 else "loss"
 

@@ -234,10 +234,22 @@ def step_stacks(
     steps, moved = [], []
     for stack, rows in zip(stacks, row_numbers(stacks), strict=True):
         own = [_rows(tree, rows) for tree in per_tensor]
-        step, tensor = jax.vmap(move)(stack.tensor, stack.g, *own)
+        # XLA on CPU is slower with a batch of one, and rounds in another way.
+        move_all = jax.vmap(move) if len(rows) > 1 else _on_the_only(move)
+        step, tensor = move_all(stack.tensor, stack.g, *own)
         steps.append(step)
         moved.append(stack._replace(tensor=tensor))
     return steps, moved
+
+
+def _on_the_only(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap` of `fn` for a batch of one."""
+
+    def call(*args):
+        only = jax.tree.map(lambda x: jnp.squeeze(x, 0), args)
+        return jax.tree.map(lambda x: jnp.expand_dims(x, 0), fn(*only))
+
+    return call
 
 
 def outputs(

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from metaopt.core.checks import printable
-from metaopt.evaluation.statistics import AVERAGED, Interval
+from metaopt.evaluation.statistics import AVERAGED, TIED, Interval
 from metaopt.report.looks import MOST_PANELS
 from metaopt.report.summary import (
     REFERENCE,
@@ -50,7 +50,8 @@ EXPLANATION = (
     "optimizer's whole cost. If it diverges, the speed-up is 0. Final loss ratio: its final test "
     f"loss divided by {REFERENCE}'s. Speed-ups and ratios are interquartile means over all runs of "
     "all tasks, with 95% stratified-bootstrap intervals. A task is a tie if the 95% bootstrap "
-    "interval of the paired difference of final losses contains 0. Diverged: the final loss is not "
+    "interval of the paired difference of final losses contains 0, or if its mean is below "
+    f"{100 * TIED:g}% of {REFERENCE}'s. Diverged: the final loss is not "
     "finite or more than twice the first loss."
 )
 

@@ -243,11 +243,15 @@ def test_win_tie_loss_pairs_the_seeds():
     # Seeds differ far more than optimizers do; only the paired difference shows which is better.
     final = np.random.default_rng(0).lognormal(0.0, 2.0, (25, 1))
     both = lambda x: np.concatenate([np.full_like(x, 9.0), x], axis=1)
-    noise = 0.001 * np.random.default_rng(1).normal(size=(25, 1))
-    assert outcome(both(final), both(final - 0.01 + noise)) == "win"
-    assert outcome(both(final), both(final + 0.01 + noise)) == "loss"
+    noise = 0.01 * np.random.default_rng(1).normal(size=(25, 1))
+    assert outcome(both(final), both(final - 0.1 + noise)) == "win"
+    assert outcome(both(final), both(final + 0.1 + noise)) == "loss"
     assert outcome(both(final), both(final + noise - noise.mean())) == "tie"
     assert outcome(both(final), both(final)) == "tie"
+    # As certain as it may be, a difference of less than 0.5% is none.
+    assert outcome(both(final), both(0.996 * final)) == "tie"
+    assert outcome(both(final), both(0.994 * final)) == "win"
+    assert outcome(both(-final), both(-0.994 * final)) == "loss"
 
 
 def test_a_run_that_is_not_finite_loses():
