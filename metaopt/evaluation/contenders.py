@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from metaopt import guards
 from metaopt.core.types import LearnedOptimizer, Theta
 from metaopt.evaluation.records import Kind
-from metaopt.optimizers import ADVERSARIES, L3RS, LSTM, AdafacMLP
+from metaopt.optimizers import ADVERSARIES, L3RS
 from metaopt.zoo.exports import Exported
 
 Make = Callable[[int], Any]  # num_steps -> transformation
@@ -143,9 +143,10 @@ def guarded(
 def from_export(name: str, export: Exported) -> Learned:
     """An exported optimizer; of an L3RS, what its lambda and alpha stand for."""
     if not isinstance(export.settings, L3RS):
-        optimizer, settings = export.optimizer, export.settings
-        if isinstance(settings, LSTM | AdafacMLP):  # without callbacks, programs can be cached
-            optimizer = dataclasses.replace(settings, warn_frozen=False).build()
+        # Without the callbacks of warnings, programs can be cached. Runs end at their horizon.
+        fields = dataclasses.fields(export.settings)
+        quiet = {field.name: False for field in fields if field.name.startswith("warn_")}
+        optimizer = dataclasses.replace(export.settings, **quiet).build()
         return Learned(name, optimizer, export.theta)
     return Learned(
         name,

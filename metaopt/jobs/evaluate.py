@@ -202,17 +202,13 @@ def _evaluate_task(job: EvaluateJob, number: int) -> None:
     """Runs all contenders on one task of the suite and writes the folder of its records."""
     task = suite_tasks(job)[number]
     with memory.explained(f"task {task.task}", ADVICE):
-        _compare(job, number, task)
-
-
-def _compare(job: EvaluateJob, number: int, task: SuiteTask) -> None:
-    compare(
-        job.out / task_id(number, task),
-        task,
-        _names(job.baselines),
-        lambda makes: _contenders(job, makes),
-        ComparisonSettings(job.seeds or 1, job.tuning_seeds, job.window),
-    )
+        compare(
+            job.out / task_id(number, task),
+            task,
+            _names(job.baselines),
+            lambda makes: _contenders(job, makes),
+            ComparisonSettings(job.seeds or 1, job.tuning_seeds, job.window),
+        )
 
 
 def _contenders(job: EvaluateJob, makes: Mapping[str, contenders.Make]) -> list[Contender]:

@@ -23,7 +23,11 @@ _LARGEST = 1e9  # the square of a squared gradient must not overflow float32
 
 @dataclass(frozen=True, kw_only=True)
 class AdafacMLP:
-    """The small MLP optimizer of learned_optimization; it has no settings."""
+    """The small MLP optimizer of learned_optimization.
+
+    Attributes:
+      warn_frozen: warn once of leaves whose gradient has been zero since the start.
+    """
 
     name: ClassVar[str] = "adafac_mlp"
     warn_frozen: bool = True

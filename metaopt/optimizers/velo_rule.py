@@ -70,11 +70,7 @@ def init_accumulators(name: str, params: Params) -> dict[str, Any]:
 
 
 class Stack(NamedTuple):
-    """One tensor, or small tensors of one shape, with a new first axis.
-
-    Real networks have hundreds of biases and scales, of few shapes. One vectorised program for each
-    shape compiles in a fraction of the time of one program for each of them. Large tensors are not
-    stacked: the copies would take more time than the update.
+    """One tensor, or small tensors of one shape, with a new first axis (see `stacks_of`).
 
     Attributes:
       leaves: position of each of the n tensors among the leaves of params.

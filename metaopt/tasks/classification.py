@@ -39,9 +39,7 @@ def classification(net: nn.Module, data: Dataset, *, batch_size: int = 128) -> T
     functions = dataset_classifier("classification", net, data)
 
     def sample(splits: Splits, key: Key, shape: tuple[int, ...], split: Split) -> Batch:
-        examples = splits[split]
-        index = jax.random.randint(key, (*shape, batch_size), 0, len(examples["y"]))
-        return functions.with_keys(jax.tree.map(lambda a: a[index], examples), key, shape)
+        return functions.with_keys(drawn(splits[split], key, (*shape, batch_size)), key, shape)
 
     def whole(splits: Splits, split: Split) -> Batch:
         return splits[split]
@@ -52,6 +50,12 @@ def classification(net: nn.Module, data: Dataset, *, batch_size: int = 128) -> T
         whole,
         data=jax.tree.map(jnp.asarray, data.splits),
     )
+
+
+def drawn(examples: Batch, key: Key, shape: tuple[int, ...]) -> Batch:
+    """Examples ``[*shape, ...]`` of a split, drawn with replacement."""
+    index = jax.random.randint(key, shape, 0, len(examples["y"]))
+    return jax.tree.map(lambda a: a[index], examples)
 
 
 def dataset_classifier(where: str, net: nn.Module, data: Dataset) -> Classifier:

@@ -10,7 +10,7 @@ import numpy as np
 
 from metaopt.core.types import Batch, Key, Split, Task
 from metaopt.datasets import Dataset, check
-from metaopt.tasks.classification import dataset_classifier
+from metaopt.tasks.classification import dataset_classifier, drawn
 from metaopt.tasks.modules import TRAIN
 from metaopt.tasks.partial import LoRA, Predicate, Statistics, partly_trained
 from metaopt.tasks.scores import at_least_one
@@ -74,9 +74,8 @@ def finetune(
     )
 
     def sample(arrays: Any, key: Key, shape: tuple[int, ...], split: Split) -> Batch:
-        examples = arrays["splits"][split]
-        index = jax.random.randint(key, (*shape, batch_size), 0, len(examples["y"]))
-        return part.with_keys(jax.tree.map(lambda a: a[index], examples), key, shape)
+        batch = drawn(arrays["splits"][split], key, (*shape, batch_size))
+        return part.with_keys(batch, key, shape)
 
     def init_model_state(arrays: Any, key: Key) -> Any:
         del key

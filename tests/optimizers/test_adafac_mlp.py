@@ -77,22 +77,22 @@ def test_misuse_is_explained(call, message):
 
 
 def test_tensors_of_one_shape_are_stepped_as_each_alone():
-    tx, _ = run()
+    tx, update = run()
     keys = jax.random.split(jax.random.key(0), 6)
     shapes = [(4, 3), (3,), (4, 3), (), (3,), (0,)]
     params = {str(k): jax.random.normal(key, shapes[k]) for k, key in enumerate(keys)}
     grads = jax.tree.map(jnp.sin, params)
-    state, alone = tx.init(params), {k: tx.init({k: p}) for k, p in params.items()}
+    state, alone = tx.init(params), {k: tx.init(p) for k, p in params.items()}
     for _ in range(2):
-        updates, state = tx.update(grads, state, params)
+        updates, state = update(grads, state, params)
         for k in params:
-            expected, alone[k] = tx.update({k: grads[k]}, alone[k], {k: params[k]})
-            np.testing.assert_allclose(updates[k], expected[k], rtol=1e-5, atol=1e-9)
+            expected, alone[k] = update(grads[k], alone[k], params[k])
+            np.testing.assert_allclose(updates[k], expected, rtol=1e-5, atol=1e-9)
     for k in params:
         for m, expected in zip(state.momenta, alone[k].momenta, strict=True):
-            np.testing.assert_allclose(m[k], expected[k], rtol=1e-6)
-        np.testing.assert_allclose(state.v[k], alone[k].v[k], rtol=1e-6)
-        own = state.factored[k], alone[k].factored[k]
+            np.testing.assert_allclose(m[k], expected, rtol=1e-6)
+        np.testing.assert_allclose(state.v[k], alone[k].v, rtol=1e-6)
+        own = state.factored[k], alone[k].factored
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), *own)
 
 
