@@ -104,10 +104,10 @@ def _lgl2o(about: str, *tasks: SuiteTask) -> Suite:
 
 SUITES: dict[str, Suite] = {
     "digits": Suite(
-        "the main job: home, ten times longer, another problem, a network where it fails",
+        "the main job: digits in short and long runs, spirals, a network where L3RS fails",
         (
-            SuiteTask("digits, as in meta-training (100 steps)", "digits", 100),
-            SuiteTask("digits, ten times longer (1000 steps)", "digits", 1000),
+            SuiteTask("digits (100 steps)", "digits", 100),
+            SuiteTask("digits (1000 steps)", "digits", 1000),
             SuiteTask("not seen: spirals (1000 steps)", "spirals", 1000),
             SuiteTask("hostile: a deeper network (1000 steps)", "digits-deep", 1000),
         ),
