@@ -16,7 +16,7 @@ ALLOWED = {
     "tasks": {"core", "datasets"},
     "optimizers": {"core"},
     "guards": {"core"},
-    "meta": {"core", "tasks"},
+    "meta": {"core", "tasks", "optimizers"},
     "zoo": {"core", "optimizers"},
     "evaluation": {"core", "datasets", "tasks", "optimizers", "guards", "zoo"},
     "report": {"core", "evaluation"},

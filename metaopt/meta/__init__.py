@@ -9,6 +9,8 @@ from metaopt.meta.nes import NESConfig as NESConfig
 from metaopt.meta.nes import nes as nes
 from metaopt.meta.pes import PESConfig as PESConfig
 from metaopt.meta.pes import pes as pes
+from metaopt.meta.search import Found as Found
+from metaopt.meta.search import search as search
 from metaopt.meta.table import METHODS as METHODS
 from metaopt.meta.table import Method as Method
 from metaopt.meta.tbptt import TBPTTConfig as TBPTTConfig

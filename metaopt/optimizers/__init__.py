@@ -26,6 +26,7 @@ from metaopt.optimizers.handcrafted import handcrafted as handcrafted
 from metaopt.optimizers.handcrafted import head_only as head_only
 from metaopt.optimizers.handcrafted import power_decay as power_decay
 from metaopt.optimizers.handcrafted import sgd as sgd
+from metaopt.optimizers.imitation import imitate as imitate
 from metaopt.optimizers.l3rs import L3RS as L3RS
 from metaopt.optimizers.l3rs import L3RSState as L3RSState
 from metaopt.optimizers.l3rs import l3rs as l3rs

@@ -22,12 +22,15 @@ class Base(NamedTuple):
       skips: whether `update` takes the extra arg ``finite`` (whether loss and gradient are finite)
         and keeps its state when that is False. L3RS does so for other bases, but only after it
         knows all directions, when XLA holds two states at once and copies.
+      rates: learning rates between which a search looks for the best one of the base alone, or
+        None if it is no optimizer by itself.
     """
 
     name: str
     hyper: Mapping[str, float]
     make: Callable[[Mapping[str, jax.Array]], optax.GradientTransformation]
     skips: bool = False
+    rates: tuple[float, float] | None = None
 
 
 def resolve(bases: Sequence[str | Base | optax.GradientTransformation]) -> tuple[Base, ...]:
@@ -123,19 +126,26 @@ def _muon(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
 # Initial constants are optax's defaults. The weight decay inside LAMB and Lion is 0, since weight
 # decay is a base of its own.
 BASES: dict[str, Base] = {
-    "sgd": Base("sgd", hyper={}, make=lambda hyper: cpu.negated_gradient()),
-    "adam": Base("adam", hyper=_hyper(0.9, 0.999, 1e-8), make=_adam, skips=True),
+    "sgd": Base("sgd", hyper={}, make=lambda hyper: cpu.negated_gradient(), rates=(0.01, 3.0)),
+    "adam": Base("adam", hyper=_hyper(0.9, 0.999, 1e-8), make=_adam, skips=True, rates=(1e-4, 0.1)),
     "adamax": Base(
         "adamax",
         hyper=_hyper(0.9, 0.999, 1e-8),
         make=lambda hyper: optax.adamax(1.0, **constants(hyper)),
+        rates=(1e-4, 0.1),
     ),
     "lion": Base(
         "lion",
         hyper=_hyper(0.9, 0.99),
         make=lambda hyper: optax.lion(1.0, **constants(hyper), weight_decay=0.0),
+        rates=(1e-5, 0.01),
     ),
-    "lamb": Base("lamb", hyper=_hyper(0.9, 0.999, 1e-6), make=_lamb, skips=True),
-    "muon": Base("muon", hyper={"logit_beta": _logit(0.95), **_hyper(0.9, 0.999)}, make=_muon),
+    "lamb": Base("lamb", hyper=_hyper(0.9, 0.999, 1e-6), make=_lamb, skips=True, rates=(1e-3, 0.3)),
+    "muon": Base(
+        "muon",
+        hyper={"logit_beta": _logit(0.95), **_hyper(0.9, 0.999)},
+        make=_muon,
+        rates=(1e-3, 0.3),
+    ),
     "weight_decay": Base("weight_decay", hyper={}, make=lambda hyper: _negated_params()),
 }

@@ -67,7 +67,7 @@ class L3RS:
     def __post_init__(self):
         check_fields(self)
         resolve(self.base)
-        _decays(self.ema)
+        ema_decays(self.ema)
         _check_settings(
             "L3RS.",
             hidden=self.hidden,
@@ -170,7 +170,7 @@ def l3rs(
         raise ValueError(
             f"l3rs: variant must be embedding, none, per_layer or global, got {variant!r}."
         )
-    decays = _decays(ema)
+    decays = ema_decays(ema)
     _check_settings("l3rs: ", hidden=hidden, embedding_dim=embedding_dim, lambda_0=lambda_0)
     check_callable("l3rs: layer_names", layer_names)
     gammas = jnp.asarray(decays, jnp.float32)
@@ -379,7 +379,7 @@ def _check_settings(where: str, *, hidden: Any, embedding_dim: Any, lambda_0: An
     check_number(f"{where}lambda_0", lambda_0, above=0)
 
 
-def _decays(ema: str | Sequence[float]) -> tuple[float, ...]:
+def ema_decays(ema: str | Sequence[float]) -> tuple[float, ...]:
     if isinstance(ema, str) and ema not in EMA_SETS:
         raise ValueError(f"l3rs: ema must be decays or one of {', '.join(EMA_SETS)}, got {ema!r}.")
     decays = EMA_SETS[ema] if isinstance(ema, str) else tuple(ema)
