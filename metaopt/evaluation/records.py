@@ -291,7 +291,8 @@ def read_record(folder: Path) -> TaskRecord | None:
 def read_index(folder: Path) -> dict[str, Any]:
     """Reads the index of an evaluation: ``{"format", "job", "tasks", "environment"}``.
 
-    The index also has ``"training"``, curves of meta-training by name, if there are any.
+    The index also has ``"training"``, curves of meta-training by name, and ``"training_cost"``,
+    its inner steps and seconds, where they are known.
 
     Raises:
       ValueError: when the folder has no index, or one of another format.
@@ -311,6 +312,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     check_json(f"{path}: index", index, _INDEX)
     check_json(f"{path}: environment", index.get("environment", {}), dict)
     check_json(f"{path}: training", index.get("training", {}), {str: {str: [float | None]}})
+    costs = {str: {"inner_steps": float, "seconds": float}}
+    check_json(f"{path}: training_cost", index.get("training_cost", {}), costs)
     for name, metrics in index.get("training", {}).items():
         if len({len(values) for values in metrics.values()}) > 1:
             raise ValueError(f"{path}: training.{name[:80]} has metrics of different lengths.")

@@ -16,7 +16,7 @@ from metaopt.core.files import read_plain, write_whole
 from metaopt.core.types import Theta
 from metaopt.jobs.subcommands import subcommands
 from metaopt.meta import METHODS, NESConfig, devices
-from metaopt.meta.loop import EXPORT, METRICS, WARM_START, train
+from metaopt.meta.loop import EXPORT, METRICS, WARM_START, read_metrics, train
 from metaopt.optimizers import L3RS, OPTIMIZERS, Settings
 from metaopt.tasks import catalog
 from metaopt.zoo import exports
@@ -192,10 +192,19 @@ def meta_train(job: TrainJob) -> Path:
     trained = {
         **job.identity,
         "num_steps": list(job.method.horizon),
+        "cost": _cost(job),
         "validation_loss": loss if math.isfinite(loss) else None,
         "improved": not all(jax.tree.leaves(unchanged)),
     }
     return exports.save(job.out / EXPORT, job.learned, best, trained)
+
+
+def _cost(job: TrainJob) -> dict[str, float]:
+    """Inner steps and seconds of the meta-updates, and those that the warm start has cost."""
+    metrics = read_metrics(job.out)
+    cost = {name: float(np.nansum(metrics[name])) for name in ("inner_steps", "seconds")}
+    before = exports.load(job.warm_start).trained.get("cost") if job.warm_start else None
+    return {name: value + before[name] for name, value in cost.items()} if before else cost
 
 
 def _copy_warm_start_metrics(job: TrainJob) -> None:

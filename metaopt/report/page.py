@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from metaopt.evaluation.statistics import Interval
 from metaopt.report import tables
+from metaopt.report.break_even import break_evens
 from metaopt.report.charts import (
     INK,
     METRICS,
@@ -92,6 +93,11 @@ def render(evaluation: Evaluation, folder: Path) -> str:
         "standing_columns": tables.STANDING_COLUMNS,
         "standings": [_standing_row(s, ranking, len(tasks), looks) for s in ranking],
         "explanation": tables.EXPLANATION,
+        "break_even_columns": tables.BREAK_EVEN_COLUMNS,
+        "break_evens": [
+            TableRow(tables.break_even_cells(entry)) for entry in break_evens(evaluation)
+        ],
+        "break_even_explanation": tables.BREAK_EVEN_EXPLANATION,
         "tasks": tasks,
         "training": training,
         "data": _json({"labels": COSTS | METRICS, "charts": [_chart_data(c) for c in charts]}),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from metaopt.core.checks import printable
 from metaopt.evaluation.statistics import AVERAGED, TIED, Interval
+from metaopt.report.break_even import BreakEven, break_evens
 from metaopt.report.looks import MOST_PANELS
 from metaopt.report.summary import (
     REFERENCE,
@@ -35,11 +36,13 @@ STANDING_COLUMNS = (
 )
 # Columns that are left out on the terminal, since 80 characters have no room for them.
 WIDE = {
+    "meta-training",
     "final loss ratio",
     f"steps to {REFERENCE}'s loss",
     f"against {REFERENCE}",
     "against published",
 }
+BREAK_EVEN_COLUMNS = ("optimizer", "instead of", "meta-training", "saved per job", "pays after")
 FEW_SEEDS = 5
 
 EXPLANATION = (
@@ -53,6 +56,13 @@ EXPLANATION = (
     "interval of the paired difference of final losses contains 0, or if its mean is below "
     f"{100 * TIED:g}% of {REFERENCE}'s. Diverged: the final loss is not "
     "finite or more than twice the first loss."
+)
+
+BREAK_EVEN_EXPLANATION = (
+    "A job is one run on one of these tasks. A meta-trained optimizer saves what its rival needs "
+    "to reach its own final loss, less what the optimizer needs for it (by the speed-up over this "
+    "rival), plus the grid search of a rival that is tuned for each job. Seconds are those of "
+    "this machine, without compilation of the runs."
 )
 
 
@@ -128,6 +138,24 @@ def standing_cells(standing: Standing, tasks: int) -> list[str]:
     ]
 
 
+def break_even_cells(entry: BreakEven) -> list[str]:
+    """Cells under `BREAK_EVEN_COLUMNS`."""
+
+    def cost(value: float) -> str:
+        if not np.isfinite(value):
+            return NONE
+        return f"{value:,.0f} gradients" if entry.charge == "inner_steps" else f"{value:,.3g} s"
+
+    jobs = f"{np.ceil(entry.jobs):,.0f} jobs" if np.isfinite(entry.jobs) else "never"
+    return [
+        entry.optimizer,
+        f"{entry.rival}, tuned for each job" if entry.tuned else entry.rival,
+        cost(entry.spent),
+        cost(entry.saved),
+        jobs,
+    ]
+
+
 def point_text(point: dict[str, Any]) -> str:
     """A point of a grid as ``lr 0.1, cosine``."""
 
@@ -190,6 +218,10 @@ def markdown(evaluation: Evaluation) -> str:
         lines += ["## All tasks", "", *_header_lines(STANDING_COLUMNS)]
         lines += [_table_line(standing_cells(standing, number)) for standing in ranking]
         lines += ["", EXPLANATION, ""]
+    if entries := break_evens(evaluation):
+        lines += ["## When the meta-training pays", "", *_header_lines(BREAK_EVEN_COLUMNS)]
+        lines += [_table_line(break_even_cells(entry)) for entry in entries]
+        lines += ["", BREAK_EVEN_EXPLANATION, ""]
     for task in evaluation.tasks:
         lines += _task_lines(task)
     return "\n".join(lines).rstrip() + "\n"
@@ -250,6 +282,9 @@ def print_summary(result: dict[str, Any], console: Console | None = None) -> Non
         number = len(evaluation.tasks)
         cells = [standing_cells(standing, number) for standing in ranking]
         _print_table(console, f"all tasks ({number})", STANDING_COLUMNS, cells)
+    if entries := break_evens(evaluation):
+        cells = list(map(break_even_cells, entries))
+        _print_table(console, "when the meta-training pays", BREAK_EVEN_COLUMNS, cells)
     console.print(f"page     {result['page']}", soft_wrap=True, markup=False)
     console.print(f"table    {result['summary']}", soft_wrap=True, markup=False)
     for path in result["figures"]:
