@@ -1,4 +1,4 @@
-"""The command line: ``metaopt train | evaluate | report | data | zoo | bench``.
+"""The command line: ``metaopt train | specialise | evaluate | report | data | zoo | bench``.
 
 Each command is a module of `metaopt.jobs`. Only the module of the given command is imported, so
 that ``metaopt report`` and ``metaopt zoo`` start without JAX.
@@ -22,6 +22,7 @@ from metaopt.jobs.subcommands import subcommands
 # Command -> the settings class in the module of `metaopt.jobs` of the same name.
 COMMANDS = {
     "train": "TrainJob",
+    "specialise": "SpecialiseJob",
     "evaluate": "EvaluateJob",
     "report": "ReportJob",
     "data": "DataJob",

@@ -23,7 +23,7 @@ TRAIN += ["--method.min-steps", "4", "--method.max-steps", "4"]
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "give a command: train, evaluate, report, data, zoo, bench"),
+        ([], "give a command: train, specialise, evaluate, report, data, zoo, bench"),
         (["trian"], "unknown command 'trian'; did you mean train?"),
         (["train", "--stepz", "4"], "--stepz, 4; perhaps you meant --steps"),
         (["train", "--steps", "many"], "invalid literal for int"),
@@ -63,7 +63,7 @@ def test_help_lists_the_commands(capsys):
         main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("train", "evaluate", "report", "data", "zoo", "bench"):
+    for command in ("train", "specialise", "evaluate", "report", "data", "zoo", "bench"):
         assert command in shown
 
 

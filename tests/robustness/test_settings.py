@@ -10,6 +10,7 @@ from refusals import bad_inputs, refused
 
 from metaopt.guards import Adaptive
 from metaopt.jobs.evaluate import EvaluateJob
+from metaopt.jobs.specialise import SpecialiseJob
 from metaopt.jobs.train import TrainJob
 from metaopt.meta import NESConfig, PESConfig, TBPTTConfig
 from metaopt.optimizers import L3RS, LSTM, Celo, Celo2, CeloAdam, VeLO
@@ -128,6 +129,19 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "workers": [0, -1, 2.5, None],
         "out": ["runs/x", None],
         "overwrite": [1, None],
+    },
+    SpecialiseJob: {
+        "task": ["", " , ", 3, None],
+        "held_out": [None, 3],
+        "num_steps": [0, -1, 2.5, None],
+        "minutes": [0.0, -1.0, NAN, INF, "5", None],
+        "points": [0, -1, 2.5, None],
+        "baselines": ["", "sgdd", "adam,sgdd", 3, None],
+        "seeds": [0, -1, 2.5, None],
+        "workers": [0, -1, 2.5, None],
+        "seed": [-1, 0.5, "0", None, NAN],
+        "out": ["runs/x", None, 3],
+        "overwrite": [1, "yes", None],
     },
     Adaptive: {
         "rule": ["both", "", None],

@@ -1,0 +1,212 @@
+"""`metaopt specialise`: a search, a meta-training and an evaluation, with settings of its own."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+
+from metaopt import meta
+from metaopt.core.checks import check_fields, check_integer, check_number
+from metaopt.core.trees import leaf_names
+from metaopt.core.types import TaskFamily
+from metaopt.jobs.evaluate import EvaluateJob, evaluate_suite
+from metaopt.jobs.train import LARGEST_SEED, TrainJob, meta_train
+from metaopt.meta import NESConfig, search
+from metaopt.optimizers import L3RS
+from metaopt.tasks import catalog
+from metaopt.zoo import exports
+
+BASES = ("sgd", "adam", "lion")
+RUNS = 8  # of each task, that a point of the search is judged on
+FIXED = 300  # steps: runs up to this length are trained at their whole length alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialiseJob:
+    """Specialise an optimizer to your own kind of runs, and see when that pays.
+
+    Attributes:
+      task: what to train on: a built-in task, or your own as package.module:function (returns a
+        metaopt.Task or TaskFamily); several, separated by commas.
+      held_out: tasks that the result is judged on; empty: new runs of the same tasks.
+      num_steps: steps of a run.
+      minutes: time of the meta-training; the search before it and the evaluation come on top.
+      points: optimizers that the search tries: base, learning rate (by layer) and schedule.
+      baselines: tuned optimizers that it is compared with; see metaopt evaluate.
+      seeds: runs per optimizer and task of the evaluation.
+      workers: processes that share the tasks of the evaluation.
+      seed: fixes all randomness.
+      out: folder of all parts; the command, given again, goes on where it was.
+      overwrite: start afresh.
+    """
+
+    task: tyro.conf.Positional[str] = "digits"
+    held_out: str = ""
+    num_steps: int = 100
+    minutes: float = 10.0
+    points: int = 64
+    baselines: str = "adam,adamw,muon"
+    seeds: int = 10
+    workers: int = 1
+    seed: int = 0
+    out: Path = Path("runs/specialise")
+    overwrite: bool = False
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in ("num_steps", "points", "seeds", "workers"):
+            check_integer(f"SpecialiseJob.{name}", getattr(self, name), 1)
+        check_number("SpecialiseJob.minutes", self.minutes, above=0)
+        check_number("SpecialiseJob.seed", self.seed, least=0, most=LARGEST_SEED)
+        for name in ("task", "baselines"):
+            if not getattr(self, name).replace(",", "").strip():
+                raise ValueError(f"SpecialiseJob.{name} must name at least one, got none.")
+        self.evaluation()  # checks the rest
+
+    @property
+    def start(self) -> Path:
+        """Folder of the export that the search ends with."""
+        return self.out / "searched"
+
+    def training(self, learned: L3RS) -> TrainJob:
+        """The meta-training, which starts where the search ended."""
+        shortest = self.num_steps if self.num_steps <= FIXED else max(FIXED, self.num_steps // 4)
+        return TrainJob(
+            task=self.task,
+            learned=learned,
+            method=NESConfig(
+                population=16,
+                tasks=4,
+                min_steps=shortest,
+                max_steps=self.num_steps,
+                objective="anytime",
+            ),
+            minutes=self.minutes,
+            validate_on="anytime",
+            warm_start=str(self.start),
+            seed=self.seed,
+            out=self.out / "L3RS",
+            overwrite=self.overwrite,
+        )
+
+    def evaluation(self) -> EvaluateJob:
+        """The comparison of the result with the search's and with tuned baselines."""
+        return EvaluateJob(
+            checkpoints=(self.start, self.out / "L3RS"),
+            task=self.held_out or self.task,
+            num_steps=self.num_steps,
+            window=min(10, self.num_steps),
+            baselines=self.baselines,
+            guards="race",
+            fallback=self.baselines.split(",")[0].strip(),
+            seeds=self.seeds,
+            workers=self.workers,
+            out=self.out / "evaluation",
+            overwrite=self.overwrite,
+        )
+
+
+def run(job: SpecialiseJob) -> None:
+    """Runs a `SpecialiseJob`, writes its report and prints its summary."""
+    from metaopt import report
+
+    report.print_summary(report.report(specialise(job)))
+
+
+def specialise(job: SpecialiseJob, console: Console | None = None) -> Path:
+    """Runs a `SpecialiseJob` and returns the folder of the evaluation's records.
+
+    Args:
+      job: the job.
+      console: where it says what it does; by default stderr.
+    """
+    console = console or Console(stderr=True)
+    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
+    families = [catalog.family(name) for name in job.training(L3RS()).tasks]
+    learned = choose(families)
+    say(_plan(job, learned, families))
+    found = _searched(job, learned, families)
+    say(f"search: {_point_text(found.trained['search'])}")
+    meta_train(job.training(learned))
+    return evaluate_suite(job.evaluation())
+
+
+def choose(families: list[TaskFamily]) -> L3RS:
+    """The settings of L3RS for these tasks: layers are told apart if all tasks have the same."""
+    names = [leaf_names(_params(family)) for family in families]
+    same = all(other == names[0] for other in names)
+    return L3RS(base=BASES, variant="embedding" if same else "none", hidden=(16,), lambda_0=0.1)
+
+
+def _params(family: TaskFamily) -> Any:
+    """Shapes of the params of a task of the family."""
+
+    def init(key):
+        k_task, k_params = jax.random.split(key)
+        return family.task(family.sample(k_task)).init(k_params)
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _plan(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> str:
+    training = job.training(learned)
+    method = training.method
+    assert isinstance(method, NESConfig)
+    shapes = [jax.tree.leaves(_params(family)) for family in families]
+    sizes = ", ".join(f"{sum(x.size for x in s):,} numbers in {len(s)} leaves" for s in shapes)
+    apart = "tells the leaves apart" if learned.variant == "embedding" else "fits all networks"
+    low, high = method.horizon
+    lengths = f"{high}" if low == high else f"{low} to {high}"
+    return (
+        f"task {job.task}: {sizes}\n"
+        f"optimizer: L3RS of {', '.join(learned.base)}; it {apart}\n"
+        f"search: {job.points} points; then {job.minutes:g} minutes of NES on runs of {lengths} "
+        f"steps, {method.population} candidates x {method.tasks * len(families)} runs at a time\n"
+        f"then: {job.seeds} held-out runs beside tuned {job.baselines}"
+    )
+
+
+def _searched(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> exports.Exported:
+    """The result of the search; that of an earlier part of this job, if there is one."""
+    identity = {"task": job.task, "num_steps": job.num_steps, "points": job.points}
+    identity |= {"seed": job.seed, "learned": learned.name}
+    if not job.overwrite and (job.start / exports.SPEC).exists():
+        export = exports.load(job.start)
+        known = export.trained.get("search", {})
+        if export.settings == learned and {k: known.get(k) for k in identity} == identity:
+            return export
+        raise ValueError(
+            f"{job.start} holds the search of another job; choose another folder, or run it again "
+            "with --overwrite True."
+        )
+    started = time.perf_counter()
+    lopt, (k_theta, k_search) = learned.build(), jax.random.split(jax.random.key(job.seed))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _params(families[0]))
+    validate = meta.validation(lopt, families, job.num_steps, on="anytime", runs=RUNS)
+    found = search(learned, lopt.init(k_theta, params), validate, k_search, points=job.points)
+    runs = RUNS * len(families) * len(found.losses)
+    cost = {
+        "inner_steps": float(runs * job.num_steps),
+        "seconds": time.perf_counter() - started,
+    }
+    record = {**identity, "point": found.point, "loss": found.loss}
+    exports.save(job.start, learned, found.theta, {"search": record, "cost": cost})
+    return exports.load(job.start)
+
+
+def _point_text(search: dict[str, Any]) -> str:
+    point = search["point"]
+    if not point:
+        return "no base optimizer is better than the untrained L3RS"
+    rate = point["lr"]
+    rates = (
+        ", ".join(f"{name} {value:.2g}" for name, value in rate.items())
+        if isinstance(rate, dict)
+        else f"{rate:.2g}"
+    )
+    return f"{point['base']}, {point['schedule']}, learning rate {rates}"

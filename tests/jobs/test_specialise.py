@@ -1,0 +1,88 @@
+"""`metaopt specialise`: its parts are runs and evaluations like any other, and it resumes."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from metaopt.evaluation.records import read_index
+from metaopt.jobs.specialise import SpecialiseJob, choose, specialise
+from metaopt.meta.loop import read_metrics
+from metaopt.tasks import catalog
+from metaopt.zoo import exports
+
+JOB = SpecialiseJob(
+    task="digits-linear", num_steps=10, minutes=0.02, points=12, baselines="adam", seeds=2
+)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    job = dataclasses.replace(JOB, out=tmp_path_factory.mktemp("specialise") / "out")
+    with open(job.out.parent / "said", "w") as file:
+        specialise(job, Console(file=file, width=200))
+    return job
+
+
+def test_says_what_it_does(job):
+    said = (job.out.parent / "said").read_text()
+    assert "650 numbers in 2 leaves" in said
+    assert "L3RS of sgd, adam, lion; it tells the leaves apart" in said
+    assert "12 points; then 0.02 minutes of NES on runs of 10 steps" in said
+    assert "search: " in said and "learning rate" in said
+
+
+def test_costs_are_those_of_the_search_and_of_all_meta_updates(job):
+    searched, trained = exports.load(job.start), exports.load(job.out / "L3RS")
+    assert searched.trained["cost"]["inner_steps"] == 13 * 8 * 10  # points, with theta itself
+    steps = read_metrics(job.out / "L3RS")["inner_steps"].sum()
+    assert trained.trained["cost"]["inner_steps"] == 13 * 8 * 10 + steps
+    assert read_index(job.out / "evaluation")["training_cost"] == {
+        "searched": searched.trained["cost"],
+        "L3RS": trained.trained["cost"],
+    }
+
+
+def test_meta_training_begins_where_the_search_ended(job):
+    config = json.loads((job.out / "L3RS" / "config.json").read_text())
+    assert config["warm_start"] == str(job.start)
+    searched, trained = exports.load(job.start), exports.load(job.out / "L3RS")
+    same = jax.tree.map(np.array_equal, searched.theta, trained.theta)
+    assert all(jax.tree.leaves(same)) != trained.trained["improved"]
+
+
+def test_given_again_it_changes_nothing(job):
+    times = {path: path.stat().st_mtime_ns for path in job.out.rglob("*.npz")}
+    theta = exports.load(job.out / "L3RS").sha256
+    specialise(job, Console(quiet=True))
+    assert times == {path: path.stat().st_mtime_ns for path in job.out.rglob("*.npz")}
+    assert theta == exports.load(job.out / "L3RS").sha256
+
+
+def test_another_job_in_its_folder_is_refused(job):
+    with pytest.raises(ValueError, match="holds the search of another job"):
+        specialise(dataclasses.replace(job, points=13), Console(quiet=True))
+
+
+def test_layers_are_told_apart_where_all_tasks_have_the_same():
+    families = {name: catalog.family(name) for name in ("digits", "digits-linear", "spirals")}
+    assert choose([families["digits"], families["spirals"]]).variant == "embedding"
+    assert choose([families["digits"], families["digits-linear"]]).variant == "none"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"minutes": 0.0}, "minutes must be positive"),
+        ({"baselines": "adma"}, "adma"),
+        ({"task": " "}, "task must name at least one"),
+        ({"baselines": ""}, "baselines must name at least one"),
+    ],
+)
+def test_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(JOB, **changes)
