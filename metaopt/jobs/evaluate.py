@@ -18,7 +18,7 @@ import tyro
 
 from metaopt._version import __version__
 from metaopt.core import memory
-from metaopt.core.checks import check_fields, check_json, check_known
+from metaopt.core.checks import check_fields, check_known
 from metaopt.core.files import check_only_ours, only_writer, remove_contents, sweep_parts
 from metaopt.core.processes import in_processes
 from metaopt.evaluation import contenders
@@ -143,9 +143,7 @@ def evaluate_suite(job: EvaluateJob) -> Path:
         **identity,
         "environment": environment(_command(job)),
         "training": _meta_training(job, exported),
-        "training_cost": {
-            name: cost for name, export in exported.items() if (cost := _cost_of(export))
-        },
+        "training_cost": {name: export.cost for name, export in exported.items() if export.cost},
     }
     job.out.mkdir(parents=True, exist_ok=True)
     with only_writer(job.out):
@@ -252,16 +250,6 @@ def _command(job: EvaluateJob) -> str:
         if field.name not in ("checkpoints", "overwrite") and value is not None:
             words += [f"--{field.name.replace('_', '-')}", str(value)]
     return shlex.join(words)
-
-
-def _cost_of(export: exports.Exported) -> dict[str, float] | None:
-    """Inner steps and seconds of a meta-training, where the export tells them."""
-    cost = export.trained.get("cost")
-    try:
-        check_json("cost", cost, {"inner_steps": float, "seconds": float})
-    except ValueError:  # of an export that something else wrote
-        return None
-    return cost
 
 
 def _meta_training(job: EvaluateJob, exported: dict[str, exports.Exported]) -> dict[str, Any]:

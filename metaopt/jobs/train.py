@@ -199,12 +199,16 @@ def meta_train(job: TrainJob) -> Path:
     return exports.save(job.out / EXPORT, job.learned, best, trained)
 
 
-def _cost(job: TrainJob) -> dict[str, float]:
-    """Inner steps and seconds of the meta-updates, and those that the warm start has cost."""
+def _cost(job: TrainJob) -> dict[str, float] | None:
+    """Inner steps and seconds of the meta-updates, and what the warm start has cost, if known."""
+    if not (job.out / METRICS).exists():
+        return None
     metrics = read_metrics(job.out)
     cost = {name: float(np.nansum(metrics[name])) for name in ("inner_steps", "seconds")}
-    before = exports.load(job.warm_start).trained.get("cost") if job.warm_start else None
-    return {name: value + before[name] for name, value in cost.items()} if before else cost
+    if not job.warm_start:
+        return cost
+    before = exports.load(job.warm_start).cost
+    return {name: value + before[name] for name, value in cost.items()} if before else None
 
 
 def _copy_warm_start_metrics(job: TrainJob) -> None:

@@ -32,7 +32,7 @@ from safetensors.numpy import save as save_safetensors
 
 from metaopt import zoo
 from metaopt._version import __version__
-from metaopt.core.checks import show
+from metaopt.core.checks import check_json, show
 from metaopt.core.files import (
     LARGEST,
     PART,
@@ -78,6 +78,16 @@ class Exported:
     def name(self) -> str:
         """The optimizer's name in `metaopt.optimizers.OPTIMIZERS`."""
         return self.settings.name
+
+    @property
+    def cost(self) -> dict[str, float] | None:
+        """Inner steps and seconds of its meta-training; None where `trained` does not tell them."""
+        cost = self.trained.get("cost")
+        try:
+            check_json("cost", cost, {"inner_steps": float, "seconds": float})
+        except ValueError:  # written by something else, or by an older version
+            return None
+        return cost
 
     def apply(self, *, num_steps: Any = None) -> optax.GradientTransformationExtraArgs:
         """The optax transformation for a run of `num_steps` steps."""
