@@ -2,8 +2,9 @@
 
 The job: a new read-out layer for 3 classes, on the features of EfficientNet-Lite0
 (`metaopt.tasks.cached`). There are 20 training images of each class and 50 steps, or 100 images and
-300 steps. L3RS is meta-trained on six classes of CIFAR-10. It is judged on the four others, on
-FashionMNIST and on MNIST, bare and under `race`, beside baselines that are tuned on each of these.
+300 steps. `metaopt specialise` searches and meta-trains on six classes of CIFAR-10. The result is
+judged on the four others, on FashionMNIST and on MNIST, bare and under `race`, beside baselines
+that are tuned on each of these.
 
     metaopt data prepare cifar10 --from DIR     # mnist and fashion_mnist, too; docs/data.md
     python -m experiments.finetuning
@@ -22,12 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from metaopt import datasets, optimizers, tasks
+from metaopt import datasets, tasks
 from metaopt.core.files import write_whole
 from metaopt.core.types import SPLITS, Batch, Split, TaskFamily
-from metaopt.jobs.evaluate import EvaluateJob, evaluate_suite
-from metaopt.jobs.train import TrainJob, meta_train
-from metaopt.meta import NESConfig
+from metaopt.jobs.specialise import SpecialiseJob, specialise
 from metaopt.report import print_summary, report
 from metaopt.tasks import networks
 
@@ -37,32 +36,20 @@ UNSEEN = (6, 7, 8, 9)
 SIZE = 64  # pixels that EfficientNet sees
 PER_CLASS = {"train": 300, "valid": 100, "test": 100}  # images
 
-L3RS = TrainJob(
-    task="experiments.finetuning:seen_20,experiments.finetuning:seen_100",
-    learned=optimizers.L3RS(
-        base=("sgd", "adam", "lion"), variant="none", hidden=(16,), lambda_0=0.1
-    ),
-    method=NESConfig(population=16, tasks=4, min_steps=10, max_steps=300, objective="anytime"),
-    steps=600,
-    validate_on="anytime",
-    validate_every=50,
-    out=OUT / "L3RS",
-)
 JOBS = tuple(
-    EvaluateJob(
-        checkpoints=(L3RS.out,),
-        task=",".join(
+    SpecialiseJob(
+        task=f"experiments.finetuning:seen_{shots}",
+        held_out=",".join(
             f"experiments.finetuning:{name}_{shots}" for name in ("unseen", "fashion", "digits")
         ),
         num_steps=num_steps,
+        minutes=minutes,
         baselines="adam,adamw,lion,muon",
-        guards="race",
-        fallback="adam",
-        seeds=10,
+        seeds=20,
         workers=2,
         out=OUT / f"{num_steps}-steps",
     )
-    for shots, num_steps in ((20, 50), (100, 300))
+    for shots, num_steps, minutes in ((20, 50, 3), (100, 300, 5))
 )
 
 
@@ -125,10 +112,8 @@ def main() -> int:
     start = time.perf_counter()
     for name in ("cifar10", "fashion_mnist", "mnist"):
         console.print(f"features of {name}: {len(features(name).splits['train']['y'])} images")
-    meta_train(L3RS)
     for job in JOBS:
-        evaluate_suite(job)
-        print_summary(report(job.out), console)
+        print_summary(report(specialise(job, console)), console)
     console.print(f"took {time.perf_counter() - start:.0f} s")
     return 0
 

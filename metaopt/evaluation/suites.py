@@ -76,14 +76,21 @@ OWN_STEPS = 1000  # of a run on a task that is in no suite, unless given
 def suite_of(tasks: Sequence[str], num_steps: int | None = None) -> Suite:
     """A suite of single tasks, guarded with tuned Adam as the fallback.
 
+    The title of a user's task is the name of its function, where the functions' names differ.
+
     Args:
       tasks: names of tasks, see `metaopt.tasks.catalog.build`.
       num_steps: optimizer steps per run; None: `OWN_STEPS`.
     """
     steps = OWN_STEPS if num_steps is None else num_steps
+    names = [task.rpartition(":")[2] for task in tasks]
+    titles = names if len(set(names)) == len(names) else tasks
     return Suite(
         "single tasks",
-        tuple(SuiteTask(f"{task} ({steps} steps)", task, steps) for task in tasks),
+        tuple(
+            SuiteTask(f"{title} ({steps} steps)", task, steps)
+            for title, task in zip(titles, tasks, strict=True)
+        ),
         baselines="adam,muon",
         guards="race",
         fallback="adam",

@@ -16,7 +16,7 @@ from metaopt.core.trees import leaf_names
 from metaopt.core.types import TaskFamily
 from metaopt.jobs.evaluate import EvaluateJob, evaluate_suite
 from metaopt.jobs.train import LARGEST_SEED, TrainJob, meta_train
-from metaopt.meta import NESConfig, search
+from metaopt.meta import NESConfig, devices, search
 from metaopt.optimizers import L3RS
 from metaopt.tasks import catalog
 from metaopt.zoo import exports
@@ -37,6 +37,9 @@ class SpecialiseJob:
       num_steps: steps of a run.
       minutes: time of the meta-training; the search before it and the evaluation come on top.
       points: optimizers that the search tries: base, learning rate (by layer) and schedule.
+      any_network: make an optimizer for networks of any structure, which gains less on the tasks
+        that it is trained on; otherwise it fits other networks only where all tasks do not have the
+        same layers.
       baselines: tuned optimizers that it is compared with; see metaopt evaluate.
       seeds: runs per optimizer and task of the evaluation.
       workers: processes that share the tasks of the evaluation.
@@ -50,6 +53,7 @@ class SpecialiseJob:
     num_steps: int = 100
     minutes: float = 10.0
     points: int = 64
+    any_network: bool = False
     baselines: str = "adam,adamw,muon"
     seeds: int = 10
     workers: int = 1
@@ -126,21 +130,40 @@ def specialise(job: SpecialiseJob, console: Console | None = None) -> Path:
       console: where it says what it does; by default stderr.
     """
     console = console or Console(stderr=True)
-    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
-    families = [catalog.family(name) for name in job.training(L3RS()).tasks]
-    learned = choose(families)
-    say(_plan(job, learned, families))
-    found = _searched(job, learned, families)
-    say(f"search: {_point_text(found.trained['search'])}")
-    meta_train(job.training(learned))
+    search_and_train(job, console)
+    tasks = job.held_out or job.task
+    _say(console, f"evaluation: {tasks}, {job.seeds} runs beside tuned {job.baselines}")
     return evaluate_suite(job.evaluation())
 
 
-def choose(families: list[TaskFamily]) -> L3RS:
-    """The settings of L3RS for these tasks: layers are told apart if all tasks have the same."""
+def search_and_train(job: SpecialiseJob, console: Console | None = None) -> Path:
+    """The first two parts of a `SpecialiseJob`; returns the folder of the exported optimizer.
+
+    Args:
+      job: the job.
+      console: where it says what it does; by default stderr.
+    """
+    devices.initialise()  # before the first use of JAX
+    console = console or Console(stderr=True)
+    families = [catalog.family(name) for name in job.training(L3RS()).tasks]
+    learned = choose(families, job.any_network)
+    _say(console, _plan(job, learned, families))
+    found = _searched(job, learned, families)
+    _say(console, f"search: {_point_text(found.trained['search'])}")
+    return meta_train(job.training(learned))
+
+
+def choose(families: list[TaskFamily], any_network: bool = False) -> L3RS:
+    """The settings of L3RS for these tasks.
+
+    Args:
+      families: the tasks; L3RS tells their layers apart if all of them have the same ones.
+      any_network: let it fit networks of any structure, and tell no layers apart.
+    """
     names = [leaf_names(_params(family)) for family in families]
-    same = all(other == names[0] for other in names)
-    return L3RS(base=BASES, variant="embedding" if same else "none", hidden=(16,), lambda_0=0.1)
+    apart = not any_network and all(other == names[0] for other in names)
+    variant = "embedding" if apart else "none"
+    return L3RS(base=BASES, variant=variant, hidden=(16,), lambda_0=0.1)
 
 
 def _params(family: TaskFamily) -> Any:
@@ -166,15 +189,18 @@ def _plan(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> str:
         f"task {job.task}: {sizes}\n"
         f"optimizer: L3RS of {', '.join(learned.base)}; it {apart}\n"
         f"search: {job.points} points; then {job.minutes:g} minutes of NES on runs of {lengths} "
-        f"steps, {method.population} candidates x {method.tasks * len(families)} runs at a time\n"
-        f"then: {job.seeds} held-out runs beside tuned {job.baselines}"
+        f"steps, {method.population} candidates x {method.tasks * len(families)} runs at a time"
     )
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _searched(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> exports.Exported:
     """The result of the search; that of an earlier part of this job, if there is one."""
     identity = {"task": job.task, "num_steps": job.num_steps, "points": job.points}
-    identity |= {"seed": job.seed, "learned": learned.name}
+    identity |= {"seed": job.seed}
     if not job.overwrite and (job.start / exports.SPEC).exists():
         export = exports.load(job.start)
         known = export.trained.get("search", {})
@@ -187,7 +213,9 @@ def _searched(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> 
     started = time.perf_counter()
     lopt, (k_theta, k_search) = learned.build(), jax.random.split(jax.random.key(job.seed))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _params(families[0]))
-    validate = meta.validation(lopt, families, job.num_steps, on="anytime", runs=RUNS)
+    mesh = job.training(learned).method.mesh()
+    validate = meta.validation(lopt, families, job.num_steps, on="anytime", runs=RUNS, mesh=mesh)
+    validate = devices.replicated(validate, mesh)
     found = search(learned, lopt.init(k_theta, params), validate, k_search, points=job.points)
     runs = RUNS * len(families) * len(found.losses)
     cost = {

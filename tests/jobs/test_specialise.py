@@ -71,6 +71,7 @@ def test_layers_are_told_apart_where_all_tasks_have_the_same():
     families = {name: catalog.family(name) for name in ("digits", "digits-linear", "spirals")}
     assert choose([families["digits"], families["spirals"]]).variant == "embedding"
     assert choose([families["digits"], families["digits-linear"]]).variant == "none"
+    assert choose([families["digits"]], any_network=True).variant == "none"
 
 
 @pytest.mark.parametrize(

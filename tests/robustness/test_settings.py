@@ -136,6 +136,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "num_steps": [0, -1, 2.5, None],
         "minutes": [0.0, -1.0, NAN, INF, "5", None],
         "points": [0, -1, 2.5, None],
+        "any_network": [1, "yes", None],
         "baselines": ["", "sgdd", "adam,sgdd", 3, None],
         "seeds": [0, -1, 2.5, None],
         "workers": [0, -1, 2.5, None],
