@@ -49,7 +49,7 @@ JOBS = tuple(
         workers=2,
         out=OUT / f"{num_steps}-steps",
     )
-    for shots, num_steps, minutes in ((20, 50, 3), (100, 300, 5))
+    for shots, num_steps, minutes in ((20, 50, 1.5), (100, 300, 3))
 )
 
 

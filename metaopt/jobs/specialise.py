@@ -77,6 +77,12 @@ class SpecialiseJob:
         """Folder of the export that the search ends with."""
         return self.out / "searched"
 
+    @property
+    def window(self) -> int:
+        """Mini-batches of a window in the evaluation: at least 10 windows, if the steps allow."""
+        largest = max(min(10, self.num_steps // 10), 1)
+        return max(n for n in range(1, largest + 1) if self.num_steps % n == 0)
+
     def training(self, learned: L3RS) -> TrainJob:
         """The meta-training, which starts where the search ended."""
         shortest = self.num_steps if self.num_steps <= FIXED else max(FIXED, self.num_steps // 4)
@@ -104,7 +110,7 @@ class SpecialiseJob:
             checkpoints=(self.start, self.out / "L3RS"),
             task=self.held_out or self.task,
             num_steps=self.num_steps,
-            window=min(10, self.num_steps),
+            window=self.window,
             baselines=self.baselines,
             guards="race",
             fallback=self.baselines.split(",")[0].strip(),

@@ -87,3 +87,11 @@ def test_layers_are_told_apart_where_all_tasks_have_the_same():
 def test_errors(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(JOB, **changes)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "window"), [(1, 1), (7, 1), (50, 5), (57, 3), (59, 1), (100, 10), (1000, 10)]
+)
+def test_windows_of_the_evaluation_divide_the_run(num_steps, window):
+    job = dataclasses.replace(JOB, num_steps=num_steps)
+    assert job.window == job.evaluation().window == window
