@@ -17,15 +17,27 @@ from pathlib import Path
 
 from rich.console import Console
 
+from metaopt import optimizers
 from metaopt.jobs.evaluate import EvaluateJob, evaluate_suite
-from metaopt.jobs.specialise import SpecialiseJob, search_and_train
+from metaopt.jobs.train import TrainJob, meta_train
+from metaopt.meta import NESConfig
 from metaopt.report import print_summary, report
 
 OUT = Path("runs/digits")
 
-SPECIALISED = SpecialiseJob(task="digits", num_steps=100, minutes=1.5, any_network=True, out=OUT)
+L3RS = TrainJob(
+    task="digits",
+    learned=optimizers.L3RS(
+        base=("sgd", "adam", "lion"), variant="none", hidden=(16,), lambda_0=0.3
+    ),
+    method=NESConfig(population=16, tasks=2, min_steps=30, max_steps=1000, objective="anytime"),
+    steps=500,
+    validate_every=50,
+    validate_on="trajectory",
+    out=OUT / "L3RS",
+)
 EVALUATION = EvaluateJob(
-    checkpoints=(OUT / "L3RS",), suite="digits", seeds=8, workers=2, out=OUT / "evaluation"
+    checkpoints=(L3RS.out,), suite="digits", seeds=8, workers=2, out=OUT / "evaluation"
 )
 
 
@@ -33,8 +45,8 @@ def main() -> int:
     """Runs all three parts."""
     console = Console()
     start = time.perf_counter()
-    console.print(f"[bold]1/3[/] search and meta-train: {OUT / 'L3RS'}")
-    search_and_train(SPECIALISED, console)
+    console.print(f"[bold]1/3[/] meta-train {L3RS.out}")
+    meta_train(L3RS)
     console.print(f"[bold]2/3[/] tune the baselines and evaluate: {EVALUATION.out}")
     with console.status("evaluating"):
         evaluate_suite(EVALUATION)

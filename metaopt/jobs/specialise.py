@@ -23,7 +23,7 @@ from metaopt.zoo import exports
 
 BASES = ("sgd", "adam", "lion")
 RUNS = 8  # of each task, that a point of the search is judged on
-FIXED = 300  # steps: runs up to this length are trained at their whole length alone
+FIXED = 300  # steps: longer runs are trained on shorter ones too, since these cost less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class SpecialiseJob:
         metaopt.Task or TaskFamily); several, separated by commas.
       held_out: tasks that the result is judged on; empty: new runs of the same tasks.
       num_steps: steps of a run.
+      min_steps: steps of the shortest run, where your runs differ in length; 0: all are alike.
       minutes: time of the meta-training; the search before it and the evaluation come on top.
       points: optimizers that the search tries: base, learning rate (by layer) and schedule.
       any_network: make an optimizer for networks of any structure, which gains less on the tasks
@@ -51,6 +52,7 @@ class SpecialiseJob:
     task: tyro.conf.Positional[str] = "digits"
     held_out: str = ""
     num_steps: int = 100
+    min_steps: int = 0
     minutes: float = 10.0
     points: int = 64
     any_network: bool = False
@@ -65,6 +67,7 @@ class SpecialiseJob:
         check_fields(self)
         for name in ("num_steps", "points", "seeds", "workers"):
             check_integer(f"SpecialiseJob.{name}", getattr(self, name), 1)
+        check_number("SpecialiseJob.min_steps", self.min_steps, least=0, most=self.num_steps)
         check_number("SpecialiseJob.minutes", self.minutes, above=0)
         check_number("SpecialiseJob.seed", self.seed, least=0, most=LARGEST_SEED)
         for name in ("task", "baselines"):
@@ -85,14 +88,14 @@ class SpecialiseJob:
 
     def training(self, learned: L3RS) -> TrainJob:
         """The meta-training, which starts where the search ended."""
-        shortest = self.num_steps if self.num_steps <= FIXED else max(FIXED, self.num_steps // 4)
+        alike = self.num_steps if self.num_steps <= FIXED else max(FIXED, self.num_steps // 4)
         return TrainJob(
             task=self.task,
             learned=learned,
             method=NESConfig(
                 population=16,
                 tasks=4,
-                min_steps=shortest,
+                min_steps=self.min_steps or alike,
                 max_steps=self.num_steps,
                 objective="anytime",
             ),

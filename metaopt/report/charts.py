@@ -342,7 +342,7 @@ def training_chart(name: str, metrics: Mapping[str, np.ndarray]) -> Chart:
     low, high, logarithmic = meta_loss_bounds(metrics)
     x_range = [0, float(metrics["step"][-1])]
     plot = _new_plot(x_range, [low, high], height=260, logarithmic=logarithmic)
-    plot.xaxis.axis_label, plot.yaxis.axis_label = "meta-updates", "loss of the inner run"
+    plot.xaxis.axis_label, plot.yaxis.axis_label = "meta-updates", "objective of the inner run"
     keep = _thinned(len(metrics["step"]), 4 * POINTS)
     line = _add_lines(
         plot,

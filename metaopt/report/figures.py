@@ -285,7 +285,7 @@ def meta_training_figure(runs: Mapping[str, Mapping[str, np.ndarray]]) -> Figure
                 held_out = metrics["validation_loss"]
                 axes.plot(step, held_out, "o", ms=3, color=COLOURS[4], label="held-out loss")
             low, high, logarithmic = meta_loss_bounds(metrics)
-            axes.set(title=_plain(name), xlabel="meta-updates", ylabel="loss of the inner run")
+            axes.set(title=_plain(name), xlabel="meta-updates", ylabel="objective of the inner run")
             axes.set(yscale="log" if logarithmic else "linear", ylim=(low, high))
             axes.legend()
     return figure

@@ -134,6 +134,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "task": ["", " , ", 3, None],
         "held_out": [None, 3],
         "num_steps": [0, -1, 2.5, None],
+        "min_steps": [-1, 101, 2.5, None],
         "minutes": [0.0, -1.0, NAN, INF, "5", None],
         "points": [0, -1, 2.5, None],
         "any_network": [1, "yes", None],

@@ -373,3 +373,20 @@ def test_readers_beside_writers_never_fail(tmp_path):
     reader.join()
     assert not failures
     assert sorted(os.listdir(folder)) == [SPEC, WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        ({"inner_steps": 10.0, "seconds": 2}, {"inner_steps": 10.0, "seconds": 2}),
+        ({"inner_steps": 10.0}, None),
+        ({"inner_steps": "many", "seconds": 2.0}, None),
+        (3, None),
+        (None, None),
+    ],
+)
+def test_the_cost_is_told_where_it_is_known(tmp_path, cost, expected):
+    settings = LSTM(hidden=2)
+    theta = settings.build().init(jax.random.key(0), {})
+    folder = exports.save(tmp_path / "export", settings, theta, {"cost": cost})
+    assert exports.load(folder).cost == expected
