@@ -2,9 +2,10 @@
 
     python -m experiments.readme_figures
 
-Takes some seconds. Reads docs/results/digits (of `experiments.digits`), docs/results/l3rs (A,
-A-500, B) and docs/results/lgl2o (fig03-start, fig03), which `experiments.l3rs` and
-`experiments.lgl2o` write. Writes digits-comparison, l3rs-finetuning and lgl2o-start to docs/images.
+Takes some seconds. Reads docs/results/digits (of `experiments.digits`), docs/results/specialised
+(of `metaopt specialise digits` and `experiments.finetuning`), docs/results/l3rs (A, A-500, B) and
+docs/results/lgl2o (fig03-start, fig03), which `experiments.l3rs` and `experiments.lgl2o` write.
+Writes digits-comparison, specialised, l3rs-finetuning and lgl2o-start to docs/images.
 """
 
 from collections.abc import Mapping
@@ -67,21 +68,44 @@ class Picture(NamedTuple):
 
 L3RS_RECORDS, LGL2O_RECORDS = l3rs.PAPER.out, lgl2o.PAPER.out
 RACE_VELO, RACE_L3RS = f"RACE({l3rs.VELO}, Adam)", f"RACE({l3rs.L3RS}, Adam)"
-DIGITS_RECORDS = Path("docs/results/digits")
+DIGITS_RECORDS, SPECIALISED = Path("docs/results/digits"), Path("docs/results/specialised")
+FOUR_LINES = {
+    "Adam": LineStyle(COLOURS[1], "-", "Adam, tuned"),
+    "Muon": LineStyle(COLOURS[0], "-", "Muon, tuned"),
+    "L3RS": LineStyle(COLOURS[2], "-", "L3RS, meta-trained"),
+    "RACE(L3RS, Adam)": LineStyle(COLOURS[3], "--", "race(L3RS, Adam)"),
+}
 PICTURES = (
     Picture(
         name="digits-comparison",
-        styles={
-            "Adam": LineStyle(COLOURS[1], "-", "Adam, tuned"),
-            "Muon": LineStyle(COLOURS[0], "-", "Muon, tuned"),
-            "L3RS": LineStyle(COLOURS[2], "-", "L3RS, meta-trained"),
-            "RACE(L3RS, Adam)": LineStyle(COLOURS[3], "--", "race(L3RS, Adam)"),
-        },
+        styles=FOUR_LINES,
         subplots=(
             Subplot(DIGITS_RECORDS / "00-digits-100", "digits, 100 steps"),
             Subplot(DIGITS_RECORDS / "01-digits-1000", "digits, 1000 steps"),
             Subplot(DIGITS_RECORDS / "02-spirals-1000", "spirals, not seen"),
             Subplot(DIGITS_RECORDS / "03-digits-deep-1000", "deeper network: L3RS fails"),
+        ),
+        legend_axis=0,
+        legend_location="upper right",
+    ),
+    Picture(
+        name="specialised",
+        styles=FOUR_LINES,
+        subplots=(
+            Subplot(SPECIALISED / "digits-100" / "00-digits-100", "MLP on digits"),
+            *(
+                Subplot(
+                    SPECIALISED
+                    / "finetuning-100"
+                    / f"{number}-experiments.finetuning-{name}_100-50",
+                    f"new head, {title}",
+                )
+                for number, name, title in (
+                    ("00", "unseen", "unseen classes"),
+                    ("01", "fashion", "clothes"),
+                    ("02", "digits", "digits"),
+                )
+            ),
         ),
         legend_axis=0,
         legend_location="upper right",

@@ -186,19 +186,14 @@ def _params(family: TaskFamily) -> Any:
 
 
 def _plan(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> str:
-    training = job.training(learned)
-    method = training.method
-    assert isinstance(method, NESConfig)
     shapes = [jax.tree.leaves(_params(family)) for family in families]
     sizes = ", ".join(f"{sum(x.size for x in s):,} numbers in {len(s)} leaves" for s in shapes)
     apart = "tells the leaves apart" if learned.variant == "embedding" else "fits all networks"
-    low, high = method.horizon
-    lengths = f"{high}" if low == high else f"{low} to {high}"
+    work = job.training(learned).method.work(len(families))
     return (
         f"task {job.task}: {sizes}\n"
         f"optimizer: L3RS of {', '.join(learned.base)}; it {apart}\n"
-        f"search: {job.points} points; then {job.minutes:g} minutes of NES on runs of {lengths} "
-        f"steps, {method.population} candidates x {method.tasks * len(families)} runs at a time"
+        f"search: {job.points} points; then {job.minutes:g} minutes of NES, {work} at a time"
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -138,7 +139,10 @@ class TrainJob:
 
 
 def run(job: TrainJob) -> None:
-    """Runs a `TrainJob` and prints the folder of the exported optimizer."""
+    """Runs a `TrainJob`; says before what it will do, and after what to do with the result."""
+    end = f"{job.minutes:g} minutes of" if job.minutes else f"{job.max_steps}"
+    work = job.method.work(len(job.tasks))
+    print(f"{job.learned.name} on {job.task}: {end} meta-updates, each {work}", file=sys.stderr)
     folder = meta_train(job)
     if jax.process_index() > 0:  # process 0 exports; the others do not wait for it
         return
@@ -148,6 +152,12 @@ def run(job: TrainJob) -> None:
     elif not trained["improved"]:
         note = ", the theta that it began with: no update was better on held-out runs"
     print(f"exported {folder}{note}")
+    steps = job.method.horizon[1]
+    print(
+        "compare it with tuned baselines: "
+        f"metaopt evaluate {job.out} --task {job.task} --num-steps {steps}",
+        file=sys.stderr,
+    )
 
 
 def meta_train(job: TrainJob) -> Path:

@@ -102,6 +102,12 @@ class NESConfig:
         """Steps of the shortest and of the longest inner run."""
         return self.min_steps, self.max_steps
 
+    def work(self, groups: int) -> str:
+        """What a generation does, in words, for tasks of `groups` groups."""
+        low, high = self.horizon
+        lengths = f"{high}" if low == high else f"{low} to {high}"
+        return f"{self.population} candidates x {self.tasks * groups} runs of {lengths} steps"
+
     def mesh(self) -> Mesh | None:
         """The devices that share a generation; their shares need not be even."""
         return mesh_for(self.population, self.tasks) if jax.device_count() > 1 else None

@@ -65,6 +65,10 @@ class PESConfig(WindowsConfig):
         for name in ("half_life", "weight_decay", "clip", "clip_difference"):
             check_number(f"PESConfig.{name}", getattr(self, name), least=0)
 
+    def work(self, groups: int) -> str:
+        """What a meta-update does, in words, for tasks of `groups` groups."""
+        return self.windows(self.population * self.tasks * groups)
+
     def mesh(self) -> Mesh | None:
         """The devices that share the antithetic pairs evenly; None for a single device."""
         return even_mesh("PESConfig.population", self.population, unit=2)

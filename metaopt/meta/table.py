@@ -28,6 +28,10 @@ class Method(Protocol):
         """Steps of the shortest and of the longest inner run."""
         ...
 
+    def work(self, groups: int) -> str:
+        """What a meta-update does, in words, for tasks of `groups` groups."""
+        ...
+
     def mesh(self) -> Mesh | None:
         """The devices that share the inner runs; None for a single device."""
         ...

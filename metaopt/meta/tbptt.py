@@ -54,6 +54,10 @@ class TBPTTConfig(WindowsConfig):
             check_number(f"TBPTTConfig.{name}", getattr(self, name), least=0)
         check_number("TBPTTConfig.average", self.average, least=0, below=1)
 
+    def work(self, groups: int) -> str:
+        """What a meta-update does, in words, for tasks of `groups` groups."""
+        return self.windows(self.tasks * groups)
+
     def mesh(self) -> Mesh | None:
         """The devices that share the inner runs evenly; None for a single device."""
         return even_mesh("TBPTTConfig.tasks", self.tasks)

@@ -63,6 +63,12 @@ class WindowsConfig:
         shortest = self.rollout if self.lengths == "fixed" else self.min_rollout
         return shortest, self.rollout
 
+    def windows(self, side_by_side: int) -> str:
+        """What a meta-update does, in words, for so many runs side by side."""
+        low, high = self.horizon
+        lengths = f"{high}" if low == high else f"{low} to {high}"
+        return f"windows of {self.truncation} steps of {side_by_side} runs of {lengths} steps"
+
 
 class InnerRun(NamedTuple):
     """An inner run between two windows.

@@ -31,7 +31,7 @@ def test_says_what_it_does(job):
     said = (job.out.parent / "said").read_text()
     assert "650 numbers in 2 leaves" in said
     assert "L3RS of sgd, adam, lion; it tells the leaves apart" in said
-    assert "12 points; then 0.02 minutes of NES on runs of 10 steps" in said
+    assert "12 points; then 0.02 minutes of NES, 16 candidates x 4 runs of 10 steps" in said
     assert "search: " in said and "learning rate" in said
 
 
