@@ -139,10 +139,7 @@ class TrainJob:
 
 
 def run(job: TrainJob) -> None:
-    """Runs a `TrainJob`; says before what it will do, and after what to do with the result."""
-    end = f"{job.minutes:g} minutes of" if job.minutes else f"{job.max_steps}"
-    work = job.method.work(len(job.tasks))
-    print(f"{job.learned.name} on {job.task}: {end} meta-updates, each {work}", file=sys.stderr)
+    """Runs a `TrainJob`, and prints the folder of the exported optimizer and how to judge it."""
     folder = meta_train(job)
     if jax.process_index() > 0:  # process 0 exports; the others do not wait for it
         return
@@ -190,6 +187,7 @@ def meta_train(job: TrainJob) -> Path:
         validate_every=job.validate_every,
         checkpoint_every=job.checkpoint_every,
         label=f"{job.learned.name} by {job.method.name} on {job.task}",
+        about=f"a meta-update: {job.method.work(len(families))}",
         overwrite=job.overwrite,
         resume_changed=job.resume_changed,
         tensorboard=job.tensorboard,

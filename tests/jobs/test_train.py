@@ -127,10 +127,9 @@ def test_whatever_a_run_ends_with_is_exported_and_said(
     assert trained["validation_loss"] == (loss if np.isfinite(loss) else None)
     shown = capsys.readouterr()
     assert shown.out.strip().endswith(f"the theta {said}" if said else "export")
-    before, after = shown.err.strip().splitlines()
-    work = "2 candidates x 1 runs of 20 steps"
-    assert before == f"lstm on quadratic: 300 meta-updates, each {work}"
-    assert after.endswith(f"metaopt evaluate {tmp_path} --task quadratic --num-steps 20")
+    assert shown.err.strip().endswith(
+        f"metaopt evaluate {tmp_path} --task quadratic --num-steps 20"
+    )
 
 
 def test_a_theta_that_is_not_finite_is_not_exported(tmp_path, monkeypatch):

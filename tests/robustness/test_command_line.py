@@ -130,7 +130,7 @@ def task(name):
 
 
 COMMANDS = {
-    "nothing": ([], "give a command: train, evaluate"),
+    "nothing": ([], "give a command: train, specialise, evaluate"),
     "an empty word": ([""], "unknown command ''; known: train"),
     "an unknown command": (["tune"], "unknown command 'tune'"),
     "an unknown option": (train("--stepz", "3"), "--stepz"),

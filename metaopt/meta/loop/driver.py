@@ -83,6 +83,7 @@ def train(
     validate_every: int = 25,
     checkpoint_every: int = 25,
     label: str = "meta-training",
+    about: str = "",
     overwrite: bool = False,
     resume_changed: bool = False,
     tensorboard: bool = False,
@@ -107,6 +108,7 @@ def train(
       validate_every: steps between two validations.
       checkpoint_every: steps between two checkpoints.
       label: shown by the progress bar.
+      about: shown above the progress bar.
       overwrite: start afresh where `out` holds a run.
       resume_changed: go on with a run of another configuration, with a warning that names what
         differs.
@@ -153,7 +155,7 @@ def train(
                     saved = saved._replace(config=config)
                 _check_memory(programs, saved, mesh)
                 claim.begin()
-            with log(folder, saved.step, steps, label, tensorboard) as write:
+            with log(folder, saved.step, steps, label, about, tensorboard) as write:
                 saved, terminated = _loop(saved, programs, plan, checkpoints, write, signals)
     if terminated:
         raise Terminated(folder, saved.step)

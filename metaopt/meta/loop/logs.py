@@ -23,7 +23,7 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
 @contextlib.contextmanager
-def log(folder: Path, done: int, steps: int, label: str, tensorboard: bool):
+def log(folder: Path, done: int, steps: int, label: str, about: str, tensorboard: bool):
     """Opens the logs of a run.
 
     Args:
@@ -31,6 +31,7 @@ def log(folder: Path, done: int, steps: int, label: str, tensorboard: bool):
       done: steps already taken. Lines of later steps are dropped: these are taken again.
       steps: of the whole run.
       label: of the progress bar.
+      about: a line above the progress bar.
       tensorboard: write event files as well.
 
     Yields:
@@ -49,7 +50,7 @@ def log(folder: Path, done: int, steps: int, label: str, tensorboard: bool):
                 file.write(json.dumps(record) + "\n")
                 file.flush()
 
-            writers = [write_line, stack.enter_context(_progress(label, done, steps))]
+            writers = [write_line, stack.enter_context(_progress(label, about, done, steps))]
             if tensorboard:
                 writers.append(stack.enter_context(_events(folder / TENSORBOARD, done)))
 
@@ -114,7 +115,7 @@ def _writer(folder: Path, done: int):
 
 
 @contextlib.contextmanager
-def _progress(label: str, done: int, steps: int):
+def _progress(label: str, about: str, done: int, steps: int):
     """Yields a function that advances a progress bar; it is shown only on a terminal.
 
     Worker processes show none.
@@ -136,6 +137,8 @@ def _progress(label: str, done: int, steps: int):
         bar.update(task, completed=record["step"] + 1, loss=loss, rate=rate)
 
     with bar:
+        if about and not bar.disable:
+            bar.console.print(about, highlight=False, markup=False)
         yield write
 
 
