@@ -144,7 +144,9 @@ def break_even_cells(entry: BreakEven) -> list[str]:
     def cost(value: float) -> str:
         if not np.isfinite(value):
             return NONE
-        return f"{value:,.0f} gradients" if entry.charge == "inner_steps" else f"{value:,.3g} s"
+        if entry.charge == "seconds":
+            return f"{value:,.3g} s"
+        return f"{value:,.0f} gradient{'' if round(value) == 1 else 's'}"
 
     jobs = f"{np.ceil(entry.jobs):,.0f} jobs" if np.isfinite(entry.jobs) else "never"
     return [
