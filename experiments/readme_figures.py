@@ -69,16 +69,22 @@ class Picture(NamedTuple):
 L3RS_RECORDS, LGL2O_RECORDS = l3rs.PAPER.out, lgl2o.PAPER.out
 RACE_VELO, RACE_L3RS = f"RACE({l3rs.VELO}, Adam)", f"RACE({l3rs.L3RS}, Adam)"
 DIGITS_RECORDS, SPECIALISED = Path("docs/results/digits"), Path("docs/results/specialised")
-FOUR_LINES = {
-    "Adam": LineStyle(COLOURS[1], "-", "Adam, tuned"),
-    "Muon": LineStyle(COLOURS[0], "-", "Muon, tuned"),
-    "L3RS": LineStyle(COLOURS[2], "-", "L3RS, meta-trained"),
-    "RACE(L3RS, Adam)": LineStyle(COLOURS[3], "--", "race(L3RS, Adam)"),
-}
+
+
+def four_lines(fallback: str) -> dict[str, LineStyle]:
+    """Two tuned baselines, L3RS, and race with `fallback`."""
+    return {
+        "Adam": LineStyle(COLOURS[1], "-", "Adam, tuned"),
+        "Muon": LineStyle(COLOURS[0], "-", "Muon, tuned"),
+        "L3RS": LineStyle(COLOURS[2], "-", "L3RS, meta-trained"),
+        f"RACE(L3RS, {fallback})": LineStyle(COLOURS[3], "--", f"race(L3RS, {fallback})"),
+    }
+
+
 PICTURES = (
     Picture(
         name="digits-comparison",
-        styles=FOUR_LINES,
+        styles=four_lines("Muon"),
         subplots=(
             Subplot(DIGITS_RECORDS / "00-digits-100", "digits, 100 steps"),
             Subplot(DIGITS_RECORDS / "01-digits-1000", "digits, 1000 steps"),
@@ -90,7 +96,7 @@ PICTURES = (
     ),
     Picture(
         name="specialised",
-        styles=FOUR_LINES,
+        styles=four_lines("Adam"),
         subplots=(
             Subplot(SPECIALISED / "digits-100" / "00-digits-100", "MLP on digits"),
             *(

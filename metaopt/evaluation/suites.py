@@ -120,7 +120,7 @@ SUITES: dict[str, Suite] = {
         ),
         baselines="adam,muon",
         guards="race",
-        fallback="adam",
+        fallback="muon",
     ),
     "small": Suite(
         "12 diverse tasks, below 3 minutes on 2 cores",
