@@ -47,7 +47,7 @@ class Spec(NamedTuple):
         return " or ".join(READER_FILES[reader] for reader in self.readers) or "embedded"
 
 
-CLASS_FOLDERS = "class folders train/CLASS/*.png, optional val/, test/"
+CLASS_FOLDERS = "class folders train/CLASS/*.png or *.jpg, optional val/, test/"
 IDX_FILES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-... of both, also as .gz"
 
 SPECS: dict[str, Spec] = {
