@@ -1,5 +1,6 @@
 """`metaopt specialise`: a search, a meta-training and an evaluation, with settings of its own."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,8 @@ class SpecialiseJob:
       min_steps: steps of the shortest run, where your runs differ in length; 0: all are alike.
       minutes: time of the meta-training; the search before it and the evaluation come on top.
       points: optimizers that the search tries: base, learning rate (by layer) and schedule.
-      any_network: make an optimizer for networks of any structure, which gains less on the tasks
-        that it is trained on; otherwise it fits other networks only where all tasks do not have the
-        same layers.
+      any_network: make an optimizer for networks of any structure; it gains less on those that it
+        is trained on. By default it tells layers apart, if all tasks have the same ones.
       baselines: tuned optimizers that it is compared with; see metaopt evaluate.
       seeds: runs per optimizer and task of the evaluation.
       workers: processes that share the tasks of the evaluation.
@@ -221,6 +221,12 @@ def _searched(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> 
     validate = meta.validation(lopt, families, job.num_steps, on="anytime", runs=RUNS, mesh=mesh)
     validate = devices.replicated(validate, mesh)
     found = search(learned, lopt.init(k_theta, params), validate, k_search, points=job.points)
+    if not math.isfinite(found.loss):
+        raise ValueError(
+            f"specialise: task {job.task}: none of {len(found.losses)} optimizers had a finite "
+            "score, the mean logarithm of held-out losses. If your loss can be negative, add a "
+            "constant to it, or use metaopt train with --method.objective final."
+        )
     runs = RUNS * len(families) * len(found.losses)
     cost = {
         "inner_steps": float(runs * job.num_steps),

@@ -4,10 +4,13 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
+import metaopt
 from metaopt.evaluation.records import read_index
 from metaopt.jobs.specialise import SpecialiseJob, choose, specialise
 from metaopt.meta.loop import read_metrics
@@ -65,6 +68,23 @@ def test_given_again_it_changes_nothing(job):
 def test_another_job_in_its_folder_is_refused(job):
     with pytest.raises(ValueError, match="holds the search of another job"):
         specialise(dataclasses.replace(job, points=13), Console(quiet=True))
+
+
+def negative_task():
+    """Its loss has no logarithm."""
+    return metaopt.Task(
+        init=lambda key: {"w": jax.random.normal(key, (2, 3)), "b": jax.random.normal(key, (3,))},
+        loss=lambda params, batch: batch * optax.tree.norm(params, squared=True) - 100.0,
+        sample=lambda key, shape, split="train": jax.random.uniform(key, shape),
+        whole=lambda split="test": jnp.ones([]),
+    )
+
+
+def test_a_loss_without_a_logarithm_is_refused(tmp_path):
+    job = dataclasses.replace(JOB, task=f"{__name__}:negative_task", out=tmp_path)
+    with pytest.raises(ValueError, match="none of 7 optimizers had a finite score"):
+        specialise(job, Console(quiet=True))
+    assert not (tmp_path / "searched").exists()
 
 
 def test_layers_are_told_apart_where_all_tasks_have_the_same():
