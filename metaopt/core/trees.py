@@ -1,6 +1,6 @@
 """What `optax.tree` lacks: finiteness, leaf names, sizes, and checks of a tree's structure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -197,6 +197,40 @@ def cast_like(example: Any, tree: Any) -> Any:
 def outermost(tree: Any, is_wanted: Callable[[Any], bool]) -> Any:
     """The first node that `is_wanted` accepts and that is not within another, or None."""
     return next(filter(is_wanted, jax.tree.leaves(tree, is_leaf=is_wanted)), None)
+
+
+def with_nodes_of(make_example: Callable[[], Any], tree: Any) -> Any:
+    """The tree with the nodes of an example, where a library has made mappings of them.
+
+    `flax.nnx.Optimizer` keeps a named tuple within a state's tree of params as a mapping of its
+    fields, without those that are None.
+
+    Args:
+      make_example: ``() -> example``; only traced, and only if the tree contains a mapping that is
+        no dict.
+      tree: with the leaves of the example.
+    """
+    is_foreign = lambda node: isinstance(node, Mapping) and not isinstance(node, dict)
+    if outermost(tree, is_foreign) is None:
+        return tree
+    example = jax.eval_shape(make_example)
+    same = jax.tree.structure(example) == jax.tree.structure(tree)
+    return tree if same else _with_nodes_of(example, tree)
+
+
+def _with_nodes_of(example: Any, node: Any) -> Any:
+    if isinstance(example, tuple) and hasattr(example, "_fields"):
+        get = node.get if isinstance(node, Mapping) else lambda name: getattr(node, name)
+        kind: Any = type(example)
+        return kind(**{f: _with_nodes_of(getattr(example, f), get(f)) for f in kind._fields})
+    if isinstance(example, list | tuple):
+        keys = range(len(example))
+        parts = [_with_nodes_of(part, node[key]) for part, key in zip(example, keys, strict=True)]
+        return type(example)(parts)
+    if isinstance(example, Mapping) and isinstance(node, Mapping):
+        make: Any = type(node)
+        return make({key: _with_nodes_of(example[key], node[key]) for key in example})
+    return node
 
 
 def nbytes(tree: Any) -> int:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 
 from metaopt.core.checks import show
 from metaopt.core.rollouts import check_window_call, checked_loss, scalar, windowed
-from metaopt.core.trees import cast_like, outermost
+from metaopt.core.trees import cast_like, outermost, with_nodes_of
 from metaopt.core.types import (
     Batch,
     HoldsModelState,
@@ -127,13 +127,15 @@ class _Stream:
         **extra_args: Any,
     ) -> tuple[Any, GuardState]:
         del updates, extra_args  # gradients at the caller's params; see `Guard`
-        process, memory = self.process, state.memory
+        process = self.process
         if params is None or value_fn is None:
             missing = "params" if params is None else "value_fn"
             raise ValueError(
                 f"{process.name}: update is missing {missing}; call "
                 "update(grads, state, params, value_fn=value_fn) with the loss on this mini-batch."
             )
+        state = with_nodes_of(lambda: self.init(params, state.model_state), state)
+        memory = state.memory
         assert state.work is not None
         losses = losses_of(process.name, value_fn, eval_fn, state.model_state)
         started = process.start(memory, state.work.value, params)

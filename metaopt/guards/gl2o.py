@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_choice, check_integer, check_number
 from metaopt.core.rollouts import value_and_grad
-from metaopt.core.trees import add_to_count, all_finite
+from metaopt.core.trees import add_to_count, all_finite, with_nodes_of
 from metaopt.guards.core import (
     GuardInfo,
     check_whole,
@@ -165,6 +165,7 @@ def gl2o(
                 f"gl2o: update is missing {missing}; call "
                 "update(grads, state, params, value_fn=value_fn) with the loss on this mini-batch."
             )
+        state = with_nodes_of(lambda: init_fn(params, state.model_state), state)
         losses = losses_of("gl2o", value_fn, None, state.model_state)
         probe_fn = value_fn if residual_value_fn is None else residual_value_fn
         probe = losses_of("gl2o", probe_fn, None, state.model_state)

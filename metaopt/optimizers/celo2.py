@@ -17,6 +17,7 @@ from metaopt.core.trees import (
     check_float_tree,
     check_same_structure,
     path_name,
+    with_nodes_of,
 )
 from metaopt.core.types import LearnedOptimizer, Params, Theta, transformation
 from metaopt.optimizers import velo_rule as rule
@@ -279,6 +280,7 @@ def celo2_adamw(
             del extra_args
             check_params("celo2_adamw", params)
             check_same_structure("celo2_adamw: updates", params, updates)
+            state = with_nodes_of(lambda: init_fn(params), state)
             is_finite = all_finite(updates, params)
             grads = jax.tree.map(lambda g: jnp.where(is_finite, g, 0.0).astype(g.dtype), updates)
             deltas, moved = inner.update(grads, state.inner, params)

@@ -1,10 +1,13 @@
 """Trees: finiteness, names of leaves, and whether two trees fit."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.core import FrozenDict
 
 from metaopt.core import trees
 
@@ -87,3 +90,25 @@ def test_bytes_of_a_tree_are_those_of_its_arrays():
     shapes = {"x": jax.ShapeDtypeStruct((10,), jnp.bfloat16), "n": np.zeros(3, np.int64)}
     assert trees.nbytes(TREE) == 4 * (6 + 3 + 1)
     assert trees.nbytes(shapes) == 2 * 10 + 8 * 3
+
+
+class Pair(NamedTuple):
+    row: Any
+    col: Any
+
+
+def test_named_tuples_come_back_where_a_library_made_mappings_of_them():
+    make = lambda: {"state": (Pair(jnp.zeros(2), None), Pair(jnp.zeros(3), jnp.zeros(1)))}
+    kept = nnx.State(
+        {"state": {0: {"row": jnp.ones(2)}, 1: {"row": jnp.ones(3), "col": jnp.ones(1)}}}
+    )
+    back = trees.with_nodes_of(make, kept)["state"]
+    assert isinstance(back, tuple) and all(isinstance(pair, Pair) for pair in back)
+    assert back[0].col is None and back[0].row.sum() == 2
+    assert back[1].row.sum() == 3 and back[1].col.sum() == 1
+
+
+@pytest.mark.parametrize("kind", [dict, FrozenDict])
+def test_trees_with_the_nodes_that_they_began_with_stay(kind):
+    tree = kind({"a": Pair(jnp.ones(2), None)})
+    assert trees.with_nodes_of(lambda: tree, tree) is tree

@@ -161,7 +161,7 @@ def test_train_state_trains_a_flax_model_and_compiles_its_step_once(lopt):
     assert optax.tree.norm(optax.tree.sub(state.params, params)) > 0
 
 
-@pytest.mark.parametrize("name", ["lstm", "velo", "celo_adam"])  # l3rs: test_l3rs.py
+@pytest.mark.parametrize("name", ["lstm", "velo", "celo_adam", "celo2"])  # l3rs: test_l3rs.py
 def test_nnx_optimizer_takes_the_steps_of_the_transformation(name):
     """It keeps a state's nodes as mappings of its own kind."""
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
@@ -175,6 +175,30 @@ def test_nnx_optimizer_takes_the_steps_of_the_transformation(name):
         nnx_grads = nnx.state(model, nnx.Param)
         nnx.replace_by_pure_dict(nnx_grads, grads)
         optimizer.update(model, nnx_grads, value=jnp.float32(1.0))
+    same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), plain)
+
+
+GUARDS = {
+    "race": lambda learned: metaopt.guards.race(learned, optax.adam(0.1), n_t=2),
+    "lgl2o": lambda learned: metaopt.guards.lgl2o(learned, optax.adam(0.1), n_t=1, n_c=1),
+    "gl2o": lambda learned: metaopt.guards.gl2o(learned, optax.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("guard", list(GUARDS))
+@pytest.mark.parametrize("name", ["velo", "celo2"])
+def test_nnx_optimizer_takes_the_steps_of_a_guard(name, guard):
+    """It makes mappings of named tuples in trees of params, as VeLO has them."""
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    plain = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    tx = GUARDS[guard](transformation(built(name)))
+    optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(plain)
+    value_fn = lambda params: optax.tree.norm(params, squared=True)
+    for _ in range(4):
+        updates, state = tx.update(None, state, plain, value_fn=value_fn)
+        plain = optax.apply_updates(plain, updates)
+        grads = jax.tree.map(lambda x: 2 * x, nnx.state(model, nnx.Param))
+        optimizer.update(model, grads, value_fn=value_fn)
     same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), plain)
 
 

@@ -155,7 +155,7 @@ def train(
                     saved = saved._replace(config=config)
                 _check_memory(programs, saved, mesh)
                 claim.begin()
-            with log(folder, saved.step, steps, label, about, tensorboard) as write:
+            with log(folder, saved.step, steps, label, tensorboard, about) as write:
                 saved, terminated = _loop(saved, programs, plan, checkpoints, write, signals)
     if terminated:
         raise Terminated(folder, saved.step)

@@ -23,7 +23,7 @@ METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
 @contextlib.contextmanager
-def log(folder: Path, done: int, steps: int, label: str, about: str, tensorboard: bool):
+def log(folder: Path, done: int, steps: int, label: str, tensorboard: bool, about: str = ""):
     """Opens the logs of a run.
 
     Args:
@@ -31,8 +31,8 @@ def log(folder: Path, done: int, steps: int, label: str, about: str, tensorboard
       done: steps already taken. Lines of later steps are dropped: these are taken again.
       steps: of the whole run.
       label: of the progress bar.
-      about: a line above the progress bar.
       tensorboard: write event files as well.
+      about: a line above the progress bar.
 
     Yields:
       A function that logs the record of one step, ``{"step": ..., "meta_loss": ..., ...}``. Only

@@ -73,7 +73,7 @@ def test_event_files_hold_the_metrics(tmp_path):
 def test_steps_taken_again_are_purged(tmp_path):
     pytest.importorskip("tensorboardX", reason="needs metaopt-jax[tensorboard]")
     for done, last in ((0, 5), (3, 4)):
-        with log(tmp_path, done, 5, "run", "", tensorboard=True) as write:
+        with log(tmp_path, done, 5, "run", tensorboard=True) as write:
             for step in range(done, last):
                 write({"step": step, "meta_loss": 10.0 * done, "inner_steps_per_second": 1.0})
     purged = [event for event in events(tmp_path / TENSORBOARD) if event.session_log.status]
@@ -84,7 +84,7 @@ def test_steps_taken_again_are_purged(tmp_path):
 def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"metaopt-jax\[tensorboard\]"):
-        with log(tmp_path, 0, 5, "run", "", tensorboard=True):
+        with log(tmp_path, 0, 5, "run", tensorboard=True):
             pass
 
 
@@ -93,6 +93,6 @@ def test_what_a_meta_update_does_is_said_on_terminals(tmp_path, monkeypatch, cap
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     work = NESConfig(population=2, tasks=3, min_steps=5, max_steps=9).work(groups=2)
     assert work == "2 candidates x 6 runs of 5 to 9 steps"
-    with log(tmp_path, 0, 5, "run", work, tensorboard=False) as write:
+    with log(tmp_path, 0, 5, "run", False, work) as write:
         write({"step": 0, "meta_loss": 1.0, "inner_steps_per_second": 1.0})
     assert (work in capsys.readouterr().err) == terminal
