@@ -2,8 +2,8 @@
 
 Claim: L3RS, meta-trained for some minutes on runs of 30 to 1000 steps, needs fewer steps than tuned
 Adam on held-out runs of its task, short and long. `race` beside tuned Muon, the best baseline, is
-faster than both: it takes L3RS's gain where there is one, and holds Muon's run elsewhere, also on a
-deeper network, where L3RS fails.
+not above Muon's own run, also on a deeper network, where L3RS fails. It is level with Muon: L3RS
+gains over Adam here, not over Muon.
 
     make run      # or: python -m experiments.digits
 

@@ -144,28 +144,12 @@ def iqm_interval(
     Raises:
       ValueError: when there is no task, a task has no score, or a score is NaN.
     """
-    tasks = [np.asarray(task, np.float64) for task in scores]
-    if not tasks or any(task.size == 0 or np.isnan(task).any() for task in tasks):
-        raise ValueError(
-            "iqm_interval: scores must hold at least one task, and at least one score and no NaN "
-            "per task."
-        )
-    # Infinite scores are replaced by a huge one while they are averaged and interpolated. Its
-    # square is still finite, and a thousandth of it is still recognized.
-    huge = 1e100
-    tasks = [np.clip(task, -huge, huge) for task in tasks]
-
-    def interquartile_mean(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
-        return trim_mean(np.concatenate(columns, axis=axis), 0.25, axis=axis)
-
-    def restore_inf(value: np.ndarray) -> np.ndarray:
-        return np.where(np.abs(value) > 1e90, np.copysign(np.inf, value), value)
-
-    mean = low = high = interquartile_mean(*tasks)
+    tasks = _clipped(scores)
+    mean = low = high = _interquartile_mean(*tasks)
     if min(map(len, tasks)) > 1:
         result = bootstrap(
             tasks,
-            interquartile_mean,
+            _interquartile_mean,
             n_resamples=resamples,
             method="percentile",
             vectorized=True,
@@ -173,7 +157,35 @@ def iqm_interval(
             batch=500,
         )
         low, high = result.confidence_interval
-    return Interval(mean=restore_inf(mean), low=restore_inf(low), high=restore_inf(high))
+    return Interval(mean=_with_inf(mean), low=_with_inf(low), high=_with_inf(high))
+
+
+def iqm(scores: Sequence[Real[np.ndarray, " _"]]) -> Float[np.ndarray, ""]:
+    """The mean of `iqm_interval` alone."""
+    return _with_inf(_interquartile_mean(*_clipped(scores)))
+
+
+# Infinite scores are replaced by a huge one while they are averaged and interpolated. Its square is
+# still finite, and a thousandth of it is still recognized.
+_HUGE = 1e100
+
+
+def _clipped(scores: Sequence[np.ndarray]) -> list[np.ndarray]:
+    tasks = [np.asarray(task, np.float64) for task in scores]
+    if not tasks or any(task.size == 0 or np.isnan(task).any() for task in tasks):
+        raise ValueError(
+            "iqm_interval: scores must hold at least one task, and at least one score and no NaN "
+            "per task."
+        )
+    return [np.clip(task, -_HUGE, _HUGE) for task in tasks]
+
+
+def _interquartile_mean(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
+    return trim_mean(np.concatenate(columns, axis=axis), 0.25, axis=axis)
+
+
+def _with_inf(value: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(value) > 1e-10 * _HUGE, np.copysign(np.inf, value), value)
 
 
 def steps_to_reach(

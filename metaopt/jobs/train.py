@@ -212,6 +212,9 @@ def _cost(job: TrainJob) -> dict[str, float] | None:
     if not (job.out / METRICS).exists():
         return None
     metrics = read_metrics(job.out)
+    steps = metrics.get("step", np.zeros(0))
+    if not len(steps) or not np.array_equal(steps, np.arange(len(steps))):
+        return None  # lines are missing
     cost = {name: float(np.nansum(metrics[name])) for name in ("inner_steps", "seconds")}
     if not job.warm_start:
         return cost

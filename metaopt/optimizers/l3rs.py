@@ -380,6 +380,7 @@ def _check_settings(where: str, *, hidden: Any, embedding_dim: Any, lambda_0: An
 
 
 def ema_decays(ema: str | Sequence[float]) -> tuple[float, ...]:
+    """The decays of the averages that the argument `ema` of `l3rs` names."""
     if isinstance(ema, str) and ema not in EMA_SETS:
         raise ValueError(f"l3rs: ema must be decays or one of {', '.join(EMA_SETS)}, got {ema!r}.")
     decays = EMA_SETS[ema] if isinstance(ema, str) else tuple(ema)

@@ -14,7 +14,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from metaopt.core.trees import check_float_tree, check_same_structure, stacks_of
+from metaopt.core.trees import (
+    check_float_tree,
+    check_same_structure,
+    stacks_of,
+    with_nodes_of,
+)
 from metaopt.core.types import Params
 from metaopt.optimizers import velo_features as features
 from metaopt.optimizers.velo_features import Decays, Tensor
@@ -105,7 +110,9 @@ def stack(name: str, updates: Any, state: Any, params: Params) -> list[Stack]:
     grads = [g.astype(jnp.float32) for g in treedef.flatten_up_to(updates)]
     momenta = zip(*[treedef.flatten_up_to(tree) for tree in state.momenta], strict=True)
     v = treedef.flatten_up_to(state.v)
-    factored = map(_as_factored, treedef.flatten_up_to(state.factored))
+    # `flax.nnx.Optimizer` makes mappings of its named tuples.
+    made = with_nodes_of(lambda: init_accumulators(name, params)["factored"], state.factored)
+    factored = treedef.flatten_up_to(made)
     tensors = [Tensor(*fields) for fields in zip(leaves, momenta, v, factored, strict=True)]
     nonempty = [index for index, g in enumerate(grads) if g.size]
     stacks = stacks_of([(tensors[index], grads[index]) for index in nonempty])
@@ -114,13 +121,6 @@ def stack(name: str, updates: Any, state: Any, params: Params) -> list[Stack]:
         Stack(tuple(nonempty[row] for row in rows), *jax.lax.optimization_barrier(fields))
         for rows, fields in stacks
     ]
-
-
-def _as_factored(node: Any) -> features.Factored:
-    """A `Factored`, which `flax.nnx.Optimizer` keeps as a mapping of its fields."""
-    if isinstance(node, features.Factored):
-        return node
-    return features.Factored(row=node["row"], col=node.get("col"))
 
 
 def unstack(

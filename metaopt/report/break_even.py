@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metaopt.evaluation.statistics import cost_to_reach, final_mean, iqm_interval, speedups
+from metaopt.evaluation.statistics import cost_to_reach, final_mean, iqm, speedups
 from metaopt.report.summary import Evaluation, TaskData
 
 CHARGES = {"inner_steps": "grad_evals", "seconds": "seconds"}  # of a meta-training -> of a run
@@ -22,7 +22,7 @@ class BreakEven(NamedTuple):
       rival: what it is compared with.
       tuned: whether the rival is tuned anew for each job, and this search is charged.
       charge: "inner_steps": gradients of mini-batches; "seconds": wall-clock time.
-      spent: cost of the meta-training, beyond that of the rival.
+      spent: cost of the meta-training, beyond that of the rival; positive.
       saved: mean saving per job; negative if the optimizer costs more than its rival.
     """
 
@@ -36,7 +36,7 @@ class BreakEven(NamedTuple):
     @property
     def jobs(self) -> float:
         """Number of jobs after which the meta-training has paid; inf if it never does."""
-        return max(self.spent, 0.0) / self.saved if self.saved > 0 else np.inf
+        return self.spent / self.saved if self.saved > 0 else np.inf
 
 
 def break_evens(evaluation: Evaluation) -> list[BreakEven]:
@@ -52,15 +52,17 @@ def break_evens(evaluation: Evaluation) -> list[BreakEven]:
         for name, entry in task.record.curves.items()
         if entry.kind == "learned" and name in spent
     }
-    found = []
+    best, found = _best_baseline(evaluation.tasks), []
     for name in sorted(learned):
-        rivals = [(best, True)] if (best := _best_baseline(evaluation.tasks)) else []
+        rivals = [(best, True)] if best else []
         rivals += [(other, False) for other in sorted(learned - {name})]
         for rival, tuned in rivals:
             for charge, field in CHARGES.items():
                 difference = spent[name][charge] - (0 if tuned else spent[rival][charge])
+                if difference <= 0:
+                    continue
                 saved = _saved(evaluation.tasks, name, rival, tuned, field)
-                if saved is not None and difference > 0:
+                if saved is not None:
                     found.append(BreakEven(name, rival, tuned, charge, difference, saved))
     return found
 
@@ -81,7 +83,7 @@ def _best_baseline(tasks: list[TaskData]) -> str | None:
 
 
 def _saved(tasks: list[TaskData], name: str, rival: str, tuned: bool, field: str) -> float | None:
-    """Mean saving per job in one currency; None where the two have no task in common."""
+    """Mean saving per job, in the cost `field` of curves; None without a common task."""
     needed, factors, searches = [], [], []
     for task in tasks:
         if name not in task.curves or rival not in task.curves:
@@ -100,7 +102,7 @@ def _saved(tasks: list[TaskData], name: str, rival: str, tuned: bool, field: str
             searches.append(float(task.record.tuned[rival][field]))
     if not factors:
         return None
-    factor = float(iqm_interval(factors).mean)
+    factor = float(iqm(factors))
     without = float(np.mean(needed))
     with_it = without / factor if factor > 0 else np.inf
     return without - with_it + (float(np.mean(searches)) if searches else 0.0)

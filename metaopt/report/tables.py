@@ -61,8 +61,9 @@ EXPLANATION = (
 BREAK_EVEN_EXPLANATION = (
     "A job is one run on one of these tasks. A meta-trained optimizer saves what its rival needs "
     "to reach its own final loss, less what the optimizer needs for it (by the speed-up over this "
-    "rival), plus the grid search of a rival that is tuned for each job. Seconds are those of "
-    "this machine, without compilation of the runs."
+    "rival), plus the grid search of a rival that is tuned for each job. No guard is charged. "
+    "Seconds are those of this machine; they count the compilation of searches and of the "
+    "meta-training, but not that of single runs."
 )
 
 

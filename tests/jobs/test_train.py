@@ -152,6 +152,16 @@ def test_the_metrics_of_a_warm_start_are_kept_with_the_run(tmp_path, monkeypatch
         assert training_curves(out, WARM_START) == {"step": [0.0], "meta_loss": [42.0]}
 
 
+@pytest.mark.parametrize("steps", [[], [1], [0, 2], [0, 1]])
+def test_a_cost_is_told_only_if_no_line_of_the_metrics_is_missing(tmp_path, monkeypatch, steps):
+    line = '{{"step": {}, "inner_steps": 40, "seconds": 0.5}}\n'
+    (tmp_path / "metrics.jsonl").write_text("".join(line.format(step) for step in steps))
+    monkeypatch.setattr(train_job, "train", lambda trainer, theta, **settings: (theta, 1.0))
+    job = TrainJob(task="quadratic", learned=LSTM(hidden=2), method=SHORT, out=tmp_path)
+    cost = metaopt.load(meta_train(job)).cost
+    assert cost == ({"inner_steps": 80.0, "seconds": 1.0} if steps == [0, 1] else None)
+
+
 def test_more_steps_than_can_be_counted_are_refused():
     TrainJob(steps=2**31 - 1)
     with pytest.raises(ValueError, match=r"TrainJob\.steps must be .*2147483647.*got 2147483648"):
