@@ -150,11 +150,25 @@ def test_a_command_that_is_ended_by_sys_exit_says_so(monkeypatch, capsys, status
     assert f"sys.exit({status!r})" in line
 
 
-def test_too_little_memory_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "available", lambda device: 1000)
-    assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("metaopt: a meta-update needs about")
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (TRAIN, "a meta-update"),
+        (
+            ["evaluate", "--task", "quadratic", "--num-steps", "10", "--baselines", "adam"],
+            "a measurement on the valid split of all seeds",
+        ),
+    ],
+    ids=["train", "evaluate"],
+)
+def test_too_little_memory_is_one_line_and_exit_code_2(
+    tmp_path, monkeypatch, capsys, command, what
+):
+    monkeypatch.setattr(memory, "available", lambda device: 10)
+    assert main([*command, "--out", str(tmp_path / "run")]) == 2
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"metaopt: {what} needs about")
+    assert "Traceback" not in "".join(progress)
 
 
 def test_a_run_that_was_terminated_keeps_its_status(monkeypatch):

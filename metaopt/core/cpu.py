@@ -64,7 +64,7 @@ def jit(fn: Callable[..., Any], *, quick: bool = False, **settings: Any) -> Call
     return call
 
 
-def memory_of(call: Any, *args: Any) -> int | None:
+def memory_of(call: Any, *args: Any, **static: Any) -> int | None:
     """Bytes that a function of `jit` needs on each device: arguments, results and temporaries.
 
     The program is compiled for it, and not again when the function is called with such arguments.
@@ -72,11 +72,12 @@ def memory_of(call: Any, *args: Any) -> int | None:
     Args:
       call: a function of `jit`.
       *args: its arguments.
+      **static: its static arguments.
 
     Returns:
       The bytes, or None where XLA does not tell.
     """
-    used = call.program().lower(*args).compile().memory_analysis()
+    used = call.program().lower(*args, **static).compile().memory_analysis()
     if used is None:
         return None
     sizes = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes

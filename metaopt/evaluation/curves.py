@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from metaopt import guards
-from metaopt.core import cpu
+from metaopt.core import cpu, memory
 from metaopt.core.rollouts import held_model_state, init_state, mean_loss, windowed
 from metaopt.core.types import (
     Batch,
@@ -31,6 +32,7 @@ from metaopt.guards import Guard
 
 TRAIN_SAMPLE = 20  # mini-batches of the training split on which `train_loss` is measured
 EVALS = "gradient_evals"  # the field in which guards count gradient evaluations
+ADVICE = "give fewer seeds, which run side by side, or a smaller task"  # where memory is too small
 LONG = 10_000_000  # steps x parameters of all runs, above which compilation is the smaller cost
 
 
@@ -99,6 +101,10 @@ def evaluate(
 
     Returns:
       The curves of all seeds.
+
+    Raises:
+      ValueError: `num_steps` is not a multiple of ``window * measure_every``.
+      MemoryError: a measurement or a window needs more memory than there is.
     """
     recorder = Recorder(
         split=split,
@@ -152,9 +158,16 @@ def begin(task: Task | TaskFamily, keys: Keys) -> Starts:
 
 def start_losses(starts: Starts, split: Split) -> np.ndarray:
     """The losses of the initial params on a split, ``[S]``."""
-    first = loss_arguments(starts.params, starts.model_state)
-    loss, _, _ = _measure(starts.family, starts.task_params, first, None, split=split)
+    loss, _, _ = _measure_first(starts, None, split)
     return np.asarray(loss)
+
+
+def _measure_first(starts: Starts, sample: Batch | None, split: Split) -> Any:
+    """What `_measure` returns of the initial params, if there is enough memory for it."""
+    arguments = loss_arguments(starts.params, starts.model_state)
+    args = (starts.family, starts.task_params, arguments, sample)
+    _check_memory(f"a measurement on the {split} split", _measure, *args, split=split)
+    return _measure(*args, split=split)
 
 
 def run(
@@ -187,6 +200,7 @@ def run(
 
     Raises:
       ValueError: `num_steps` is not a multiple of the steps between two measurements.
+      MemoryError: a measurement or a window needs more memory than there is.
     """
     unit = window * recorder.every
     if num_steps < 1 or num_steps % unit:
@@ -205,8 +219,8 @@ def run(
     params = [starts.params] * len(points)
     states = [init(point, starts.params, starts.model_state) for point in points]
     sample = _draw_all(starts, TRAIN_SAMPLE, starts.keys) if recorder.train else None
-    first = loss_arguments(starts.params, starts.model_state)
-    measured = [[measure(family, task_params, first, sample)] * len(points)]
+    first = _measure_first(starts, sample, recorder.split)
+    measured = [[first] * len(points)]
     fields, seconds = [], [0.0]
     for done, (train_batches, eval_batches) in enumerate(batches, start=1):
         given = (task_params, train_batches, eval_batches)
@@ -216,6 +230,7 @@ def run(
         position = None if period is None else jnp.int32((done - 1) * window % period)
         if done == 1:  # compile before the clock starts
             shared = (family, points[0], position)
+            _check_memory("a window", advance, shared, params[0], states[0], *given)
             jax.block_until_ready(advance(shared, params[0], states[0], *given))
         started = time.perf_counter()
         results = [
@@ -235,6 +250,14 @@ def run(
         if progress:
             progress(done)
     return _curves(measured, fields, np.cumsum(seconds), recorder, window)
+
+
+def _check_memory(what: str, program: Any, *args: Any, **static: Any) -> None:
+    """Raises `MemoryError` if a program needs more memory than there is; compiles it."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
+        return
+    needed = cpu.memory_of(program, *args, **static)
+    memory.check(f"{what} of all seeds", needed, memory.available(jax.devices()[0]), ADVICE)
 
 
 def _mini_batches(

@@ -21,7 +21,7 @@ from metaopt.core.trees import (
 )
 from metaopt.core.types import LearnedOptimizer, Params, Theta, transformation
 from metaopt.optimizers import velo_rule as rule
-from metaopt.optimizers.features import check_params
+from metaopt.optimizers.features import check_params, warn_of_frozen_leaves
 from metaopt.optimizers.layouts import celo2_shapes, check_theta, init_theta
 from metaopt.optimizers.velo_features import Decays
 from metaopt.optimizers.velo_networks import mlp_layers
@@ -38,19 +38,21 @@ class Celo2State(NamedTuple):
     """State of Celo2's direction, float32 unless said otherwise.
 
     Attributes:
-      skipped: int32 ``[]``, number of updates skipped because an input was not finite.
+      t: int32 ``[]``, number of updates.
+      skipped: int32 ``[]``, number of them skipped because an input was not finite.
       momenta: mean gradients for the decays (0.9, 0.99, 0.999), each like params.
       v: mean squared gradient, decay 0.95, like params.
       factored: like params, with a `velo_features.Factored` in place of each leaf.
     """
 
+    t: Int[Array, ""]
     skipped: Int[Array, ""]
     momenta: tuple[Any, ...]
     v: Any
     factored: Any
 
 
-def celo2(orthogonalize: bool = True) -> LearnedOptimizer:
+def celo2(orthogonalize: bool = True, *, warn_frozen: bool = True) -> LearnedOptimizer:
     r"""Celo2: a small MLP gives a direction of root mean square 1 for each matrix.
 
     .. math:: u_t = \mathrm{orth}(\mathrm{MLP}(z_t)), \qquad
@@ -75,6 +77,9 @@ def celo2(orthogonalize: bool = True) -> LearnedOptimizer:
 
     Args:
       orthogonalize: whether to orthogonalize matrices. False is Celo2-base.
+      warn_frozen: warn once of leaves whose gradient has been zero since the start, by a host
+        callback in the compiled program. Use False to export or cache the program, which a
+        callback prevents.
 
     Returns:
       A `LearnedOptimizer` without a horizon. Its `update` needs `params`, and ignores all extra
@@ -103,14 +108,22 @@ def celo2(orthogonalize: bool = True) -> LearnedOptimizer:
         layers = mlp_layers(optax.tree.cast(theta, jnp.float32))
 
         def init_fn(params):
-            return Celo2State(
-                skipped=jnp.zeros((), jnp.int32), **rule.init_accumulators("celo2", params)
-            )
+            zero = jnp.zeros((), jnp.int32)
+            return Celo2State(t=zero, skipped=zero, **rule.init_accumulators("celo2", params))
 
         def update_fn(updates, state: Celo2State, params=None, **extra_args):
             del extra_args
             check_params("celo2", params)
             stacks = rule.stack("celo2", updates, state, params)
+            if warn_frozen:
+                warn_of_frozen_leaves(
+                    "celo2",
+                    theta,
+                    state.t,
+                    state.skipped,
+                    params,
+                    lambda: rule.are_frozen(state),
+                )
             is_finite = jax.lax.optimization_barrier(rule.are_finite(_RULE, stacks))
 
             def step_fn(tensor, g):
@@ -118,7 +131,8 @@ def celo2(orthogonalize: bool = True) -> LearnedOptimizer:
 
             steps, stacks = rule.step_stacks(_RULE, step_fn, stacks, is_finite)
             deltas, state = rule.unstack(steps, stacks, updates, state, params)
-            return deltas, state._replace(skipped=add_to_count(state.skipped, ~is_finite))
+            skipped = add_to_count(state.skipped, ~is_finite)
+            return deltas, state._replace(t=add_to_count(state.t), skipped=skipped)
 
         return transformation(init_fn, update_fn)
 
@@ -171,6 +185,7 @@ class Celo2:
       lr: learning rate.
       weight_decay: decay of all parameters, in units of the learning rate.
       adam_factor: learning rate of AdamW, as a multiple of `lr`.
+      warn_frozen: warn once of leaves whose gradient has been zero since the start.
     """
 
     name: ClassVar[str] = "celo2"
@@ -178,6 +193,7 @@ class Celo2:
     lr: float = 1e-3
     weight_decay: float = 0.0
     adam_factor: float = 20.0
+    warn_frozen: bool = True
 
     def __post_init__(self):
         check_fields(self)
@@ -190,6 +206,7 @@ class Celo2:
             orthogonalize=self.orthogonalize,
             weight_decay=self.weight_decay,
             adam_factor=self.adam_factor,
+            warn_frozen=self.warn_frozen,
         )
 
 
@@ -228,6 +245,7 @@ def celo2_adamw(
     weight_decay: float = 0.0,
     adam_factor: float = 20.0,
     labels: Callable[[Params], Any] = celo2_labels,
+    warn_frozen: bool = True,
 ) -> LearnedOptimizer:
     """Celo2 as its authors use it: the direction of `celo2` for matrices, AdamW for all else.
 
@@ -240,6 +258,7 @@ def celo2_adamw(
       weight_decay: decay of all parameters, in units of the learning rate.
       adam_factor: learning rate of AdamW (decays 0.9 and 0.95), as a multiple of `lr`.
       labels: function of params that returns a tree with "celo2" or "adam" for each leaf.
+      warn_frozen: see `celo2`. AdamW does not move a leaf without a gradient, but for its decay.
 
     Returns:
       A `LearnedOptimizer` with the theta of `celo2`. Its `update` needs `params`.
@@ -253,7 +272,7 @@ def celo2_adamw(
       docs/optimizers/celo2.md
     """
     _check_settings("celo2_adamw: ", lr, weight_decay, adam_factor)
-    direction = celo2(orthogonalize)
+    direction = celo2(orthogonalize, warn_frozen=warn_frozen)
 
     def adam_lr(count):
         return adam_factor * (lr(count) if callable(lr) else lr)

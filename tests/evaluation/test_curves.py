@@ -8,6 +8,7 @@ import pytest
 import stateful
 
 from metaopt import datasets, guards, tasks
+from metaopt.core import cpu, memory
 from metaopt.evaluation import curves as curves_module
 from metaopt.evaluation.curves import begin, evaluate
 from metaopt.tasks import quadratic
@@ -39,6 +40,21 @@ def test_curves_are_those_of_the_loop_that_users_write(monkeypatch, long):
     np.testing.assert_allclose(curves.loss, expected, rtol=1e-4)
     assert np.isnan(curves.accuracy).all() and np.isnan(curves.train_loss).all()
     assert curves.seconds[0] == 0 and (np.diff(curves.seconds) > 0).all()
+
+
+@pytest.mark.parametrize("part", ["a measurement on the test split", "a window"])
+def test_what_needs_more_memory_than_there_is_is_told_before_it_runs(monkeypatch, part):
+    starts = begin(TASK, KEYS)
+    measurement = cpu.memory_of(
+        *(curves_module._measure, starts.family, starts.task_params, (starts.params,), None),
+        split="test",
+    )
+    there = measurement - 1 if "split" in part else measurement
+    monkeypatch.setattr(memory, "available", lambda device: there)
+    ticks = []
+    with pytest.raises(MemoryError, match=f"^{part} of all seeds needs about .*give fewer seeds"):
+        evaluate(lambda n: optax.adam(0.2), TASK, num_steps=20, keys=KEYS, progress=ticks.append)
+    assert ticks == []
 
 
 def test_measuring_less_often_changes_nothing_else():

@@ -21,12 +21,14 @@ QUIET = {
     "lstm": lambda: optimizers.lstm(hidden=2, layers=1, warn_frozen=False),
     "velo": contenders.LEARNED["velo"],
     "celo": contenders.LEARNED["celo"],
+    "celo2": lambda: optimizers.celo2_adamw(warn_frozen=False),
     "adafac_mlp": lambda: optimizers.adafac_mlp(warn_frozen=False),
 }
 WARNING = {
     "lstm": lambda: optimizers.lstm(hidden=2, layers=1),
     "velo": lambda: optimizers.velo(hidden=4, bank=2),
     "celo": lambda: optimizers.celo(hidden=4),
+    "celo2": optimizers.celo2_adamw,
     "adafac_mlp": optimizers.adafac_mlp,
 }
 

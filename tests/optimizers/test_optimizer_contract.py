@@ -202,6 +202,26 @@ def test_nnx_optimizer_takes_the_steps_of_a_guard(name, guard):
     same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), plain)
 
 
+@pytest.mark.parametrize("guard", [metaopt.guards.smg, metaopt.guards.amg])
+def test_nnx_optimizer_takes_the_steps_of_a_meta_guard(guard):
+    """Its state holds theta, and params of several runs."""
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    plain = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    learned = built("l3rs-none")
+    theta = learned.init(jax.random.key(0), plain)
+    tx = guard(learned, theta, n_t=1, n_c=1, num_steps=20, lr_params=0.1)
+    optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(plain)
+    value_fn = lambda params: optax.tree.norm(params, squared=True)
+    start = value_fn(plain)
+    for _ in range(2 * tx.period):
+        updates, state = tx.update(None, state, plain, value_fn=value_fn)
+        plain = optax.apply_updates(plain, updates)
+        grads = jax.tree.map(lambda x: 2 * x, nnx.state(model, nnx.Param))
+        optimizer.update(model, grads, value_fn=value_fn)
+    assert value_fn(plain) < start
+    same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), plain)
+
+
 @pytest.mark.parametrize("name", ["lstm", "sgd", "adam"])
 def test_flaxs_own_train_state_suffices_where_the_loss_is_not_needed(name):
     tx = transformation(built(name))

@@ -67,6 +67,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "lr": [-1.0, NAN, "1"],
         "weight_decay": [-0.1, INF],
         "adam_factor": [-1.0, None],
+        "warn_frozen": [1],
     },
     NESConfig: {
         **ESTIMATE,
