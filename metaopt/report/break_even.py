@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metaopt.evaluation.statistics import cost_to_reach, final_mean, iqm, speedups
-from metaopt.report.summary import Evaluation, TaskData
+from metaopt.report.summary import Evaluation, TaskData, best_baseline
 
 CHARGES = {"inner_steps": "grad_evals", "seconds": "seconds"}  # of a meta-training -> of a run
 
@@ -42,7 +42,7 @@ class BreakEven(NamedTuple):
 def break_evens(evaluation: Evaluation) -> list[BreakEven]:
     """All meta-trained optimizers of known cost, beside the best baseline and cheaper ones.
 
-    The best baseline is the one with the lowest final loss on most tasks. A meta-trained optimizer
+    The best baseline is that of `metaopt.report.summary.best_baseline`. A meta-trained optimizer
     of lower cost, for example a mere search for learning rates, is a rival without a search.
     """
     spent = evaluation.index.get("training_cost", {})
@@ -52,7 +52,7 @@ def break_evens(evaluation: Evaluation) -> list[BreakEven]:
         for name, entry in task.record.curves.items()
         if entry.kind == "learned" and name in spent
     }
-    best, found = _best_baseline(evaluation.tasks), []
+    best, found = best_baseline(evaluation.tasks), []
     for name in sorted(learned):
         rivals = [(best, True)] if best else []
         rivals += [(other, False) for other in sorted(learned - {name})]
@@ -67,26 +67,13 @@ def break_evens(evaluation: Evaluation) -> list[BreakEven]:
     return found
 
 
-def _best_baseline(tasks: list[TaskData]) -> str | None:
-    """Label of the tuned baseline with the lowest mean final loss on most tasks."""
-    winners = []
-    for task in tasks:
-        losses = {
-            name: float(np.mean(final_mean(task.curves[name].loss)))
-            for name in task.record.tuned
-            if name in task.curves
-        }
-        losses = {name: loss for name, loss in losses.items() if np.isfinite(loss)}
-        if losses:
-            winners.append(min(losses, key=lambda name: losses[name]))
-    return max(dict.fromkeys(winners), key=winners.count) if winners else None
-
-
 def _saved(tasks: list[TaskData], name: str, rival: str, tuned: bool, field: str) -> float | None:
     """Mean saving per job, in the cost `field` of curves; None without a common task."""
     needed, factors, searches = [], [], []
     for task in tasks:
         if name not in task.curves or rival not in task.curves:
+            continue
+        if tuned and rival not in task.record.tuned:
             continue
         own, theirs = task.curves[name], task.curves[rival]
         scores = speedups(getattr(theirs, field), theirs.loss, getattr(own, field), own.loss)

@@ -115,6 +115,8 @@ class Standing(NamedTuple):
         reference is useless (see `metaopt.evaluation.statistics.speedups`).
       speedup_grads: the same in gradient evaluations.
       ratio: final loss divided by the reference's.
+      over_best: speed-up over the `stronger_baseline`, in optimizer steps, on the tasks on which
+        both ran; None for this baseline itself, and where there is none.
       wins: number of tasks that it wins by final loss.
       ties: number of tasks that are tied.
       losses: number of tasks that it loses.
@@ -126,6 +128,7 @@ class Standing(NamedTuple):
     speedup: Interval | None
     speedup_grads: Interval | None
     ratio: Interval | None
+    over_best: Interval | None
     wins: int
     ties: int
     losses: int
@@ -270,19 +273,53 @@ def _row(task: TaskData, name: str) -> Row:
 
 def standings(evaluation: Evaluation) -> list[Standing]:
     """One entry per optimizer, the highest speed-up first; empty without the reference."""
-    unsorted = [_standing(evaluation, name) for name in optimizers(evaluation)]
+    best = stronger_baseline(evaluation)
+    unsorted = [_standing(evaluation, name, best) for name in optimizers(evaluation)]
     return sorted(
         (standing for standing in unsorted if standing.tasks),
         key=lambda standing: -float(standing.speedup.mean) if standing.speedup else np.inf,
     )
 
 
-def _standing(evaluation: Evaluation, name: str) -> Standing:
-    pairs = [
-        (task.curves[REFERENCE], task.curves[name])
+def best_baseline(tasks: list[TaskData]) -> str | None:
+    """The tuned baseline with the lowest mean final loss on most tasks, or None."""
+    winners = []
+    for task in tasks:
+        losses = {
+            name: float(np.mean(final_mean(curves.loss)))
+            for name, curves in task.curves.items()
+            if task.record.curves[name].kind == "baseline"
+        }
+        losses = {name: loss for name, loss in losses.items() if np.isfinite(loss)}
+        if losses:
+            winners.append(min(losses, key=lambda name: losses[name]))
+    return max(dict.fromkeys(winners), key=winners.count) if winners else None
+
+
+def stronger_baseline(evaluation: Evaluation) -> str | None:
+    """The best baseline, if by final loss it wins more tasks than it loses to the reference."""
+    best = best_baseline(evaluation.tasks)
+    if best is None or best == REFERENCE:
+        return None
+    pairs = _pairs(evaluation, REFERENCE, best)
+    outcomes = [outcome(reference.loss, curves.loss) for reference, curves in pairs]
+    return best if outcomes.count("win") > outcomes.count("loss") else None
+
+
+def _pairs(evaluation: Evaluation, rival: str, name: str) -> list[tuple[Curves, Curves]]:
+    """Curves of two optimizers on the tasks on which both ran."""
+    return [
+        (task.curves[rival], task.curves[name])
         for task in evaluation.tasks
-        if REFERENCE in task.curves and name in task.curves
+        if rival in task.curves and name in task.curves
     ]
+
+
+def _standing(evaluation: Evaluation, name: str, best: str | None) -> Standing:
+    pairs = _pairs(evaluation, REFERENCE, name)
+    against_best = []
+    if best not in (None, name):
+        against_best = _pairs(evaluation, best, name)
     outcomes = [outcome(reference.loss, curves.loss) for reference, curves in pairs]
     losses = [task.curves[name].loss for task in evaluation.tasks if name in task.curves]
     return Standing(
@@ -293,6 +330,7 @@ def _standing(evaluation: Evaluation, name: str) -> Standing:
             [speedups(r.grad_evals, r.loss, c.grad_evals, c.loss) for r, c in pairs]
         ),
         ratio=_iqm([loss_ratios(r.loss, c.loss) for r, c in pairs]),
+        over_best=_iqm([speedups(r.steps, r.loss, c.steps, c.loss) for r, c in against_best]),
         wins=outcomes.count("win"),
         ties=outcomes.count("tie"),
         losses=outcomes.count("loss"),
@@ -326,11 +364,16 @@ def headline(evaluation: Evaluation, ranking: list[Standing]) -> tuple[str, str]
     best, safe = rivals[0], next((s for s in rivals if not s.diverged), None)
     assert best.speedup is not None  # for the type checker; rivals have a speed-up
     mean, interval = factor(best.speedup.mean), f"95% interval {span(best.speedup)}"
+    beside = stronger_baseline(evaluation)
     if best.speedup.low > 1:
+        is_level = best.over_best is not None and best.over_best.low <= 1
+        title = "" if is_level else " is the fastest: it"
         first = (
-            f"{best.optimizer} is the fastest: it needs {mean} times fewer steps than tuned "
-            f"{REFERENCE} for the same loss ({interval})"
+            f"{best.optimizer}{title} needs {mean} times fewer steps than tuned {REFERENCE} for "
+            f"the same loss ({interval})"
         )
+        if best.over_best is not None:
+            first += _beside_the_best(str(beside), best.over_best)
     elif best.speedup.high < 1:
         first = (
             f"Tuned {REFERENCE} is the fastest; {best.optimizer} comes next, with a speed-up of "
@@ -342,10 +385,12 @@ def headline(evaluation: Evaluation, ranking: list[Standing]) -> tuple[str, str]
             f"{best.optimizer}, has a speed-up of {mean} ({interval})"
         )
     first += f", but {best.diverged:.0%} of its runs diverged." if best.diverged else "."
-    details = [
-        f"By final loss it wins {best.wins}, ties {best.ties} and loses {best.losses} of "
-        f"{_count_tasks(best.tasks)}."
-    ]
+    details = [f"By final loss it {_outcomes_text(best.wins, best.ties, best.losses)}."]
+    if best.over_best is not None:
+        pairs = _pairs(evaluation, str(beside), best.optimizer)
+        outcomes = [outcome(rival.loss, curves.loss) for rival, curves in pairs]
+        counts = (outcomes.count(kind) for kind in ("win", "tie", "loss"))
+        details.append(f"Against {beside} it {_outcomes_text(*counts)}.")
     if best.speedup_grads and abs(best.speedup_grads.mean - best.speedup.mean) > 0.005:
         details.append(
             f"Counted in gradient evaluations, its speed-up is {factor(best.speedup_grads.mean)} "
@@ -359,6 +404,20 @@ def headline(evaluation: Evaluation, ranking: list[Standing]) -> tuple[str, str]
             f"speed-up of {factor(safe.speedup.mean)} ({span(safe.speedup)})."
         )
     return first, " ".join(details)
+
+
+def _beside_the_best(baseline: str, over_best: Interval) -> str:
+    """How an optimizer that beats the reference stands beside a better baseline."""
+    mean, interval = factor(over_best.mean), span(over_best)
+    if over_best.low > 1:
+        return f", and {mean} times fewer than tuned {baseline}, the best baseline ({interval})"
+    if over_best.high < 1:
+        return f", but tuned {baseline} is faster: the speed-up over it is {mean} ({interval})"
+    return f", and is level with tuned {baseline}: the speed-up over it is {mean} ({interval})"
+
+
+def _outcomes_text(wins: int, ties: int, losses: int) -> str:
+    return f"wins {wins}, ties {ties} and loses {losses} of {_count_tasks(wins + ties + losses)}"
 
 
 def _count_tasks(number: int) -> str:

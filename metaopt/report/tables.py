@@ -23,17 +23,10 @@ from metaopt.report.summary import (
     headline,
     rows,
     standings,
+    stronger_baseline,
 )
 
 NONE = "–"
-STANDING_COLUMNS = (
-    "optimizer",
-    "speed-up (steps)",
-    "speed-up (gradients)",
-    "final loss ratio",
-    "wins / ties / losses",
-    "diverged",
-)
 # Columns that are left out on the terminal, since 80 characters have no room for them.
 WIDE = {
     "meta-training",
@@ -50,7 +43,9 @@ EXPLANATION = (
     f"times fewer steps (or gradient evaluations) than tuned {REFERENCE} an optimizer needs to "
     f"reach {REFERENCE}'s final loss, seed by seed. If it never reaches that loss, the speed-up is "
     f"the cost at which {REFERENCE} reaches the optimizer's lowest loss, divided by the "
-    "optimizer's whole cost. If it diverges, the speed-up is 0. Final loss ratio: its final test "
+    'optimizer\'s whole cost. If it diverges, the speed-up is 0. A column "over ...": the '
+    "speed-up in steps over the baseline with the lowest final loss on most tasks, if it wins more "
+    f"tasks than it loses to {REFERENCE}. Final loss ratio: its final test "
     f"loss divided by {REFERENCE}'s. Speed-ups and ratios are interquartile means over all runs of "
     "all tasks, with 95% stratified-bootstrap intervals. A task is a tie if the 95% bootstrap "
     "interval of the paired difference of final losses contains 0, or if its mean is below "
@@ -121,22 +116,38 @@ def row_cells(row: Row, columns: Sequence[str]) -> list[str]:
     return [cells[column] for column in columns]
 
 
-def standing_cells(standing: Standing, tasks: int) -> list[str]:
-    """Cells of one optimizer under `STANDING_COLUMNS`; `tasks` is the number of all tasks."""
+def standing_columns(evaluation: Evaluation) -> dict[str, str]:
+    """Fields of `Standing` -> headers of the table over all tasks."""
+    best = stronger_baseline(evaluation)
+    return {
+        "optimizer": "optimizer",
+        "speedup": "speed-up (steps)",
+        **({"over_best": f"over {best}"} if best else {}),
+        "speedup_grads": "speed-up (gradients)",
+        "ratio": "final loss ratio",
+        "wins": "wins / ties / losses",
+        "diverged": "diverged",
+    }
+
+
+def standing_cells(evaluation: Evaluation, standing: Standing) -> list[str]:
+    """Cells of one optimizer under `standing_columns`."""
+    tasks, best = len(evaluation.tasks), stronger_baseline(evaluation)
     name = standing.optimizer
     if standing.tasks < tasks:
         name += f" ({standing.tasks} of {tasks} tasks)"
-    diverged = f"{standing.diverged:.0%}"
+    over_best = "1" if standing.optimizer == best else with_interval(standing.over_best, factor)
+    cells = {"optimizer": name, "over_best": over_best, "diverged": f"{standing.diverged:.0%}"}
     if standing.optimizer == REFERENCE:
-        return [name, "1", "1", "1", NONE, diverged]
-    return [
-        name,
-        with_interval(standing.speedup, factor),
-        with_interval(standing.speedup_grads, factor),
-        with_interval(standing.ratio, factor),
-        f"{standing.wins} / {standing.ties} / {standing.losses}",
-        diverged,
-    ]
+        cells |= {"speedup": "1", "speedup_grads": "1", "ratio": "1", "wins": NONE}
+    else:
+        cells |= {
+            "speedup": with_interval(standing.speedup, factor),
+            "speedup_grads": with_interval(standing.speedup_grads, factor),
+            "ratio": with_interval(standing.ratio, factor),
+            "wins": f"{standing.wins}/{standing.ties}/{standing.losses}",
+        }
+    return [cells[field] for field in standing_columns(evaluation)]
 
 
 def break_even_cells(entry: BreakEven) -> list[str]:
@@ -217,9 +228,9 @@ def markdown(evaluation: Evaluation) -> str:
     lines += [f"{kind.title()} `{name}`, {_plain(str(job.get('seeds', '')))} seeds.", ""]
     lines += [f"Note: {_plain(note)}\n" for note in caveats(evaluation)]
     if ranking:
-        number = len(evaluation.tasks)
-        lines += ["## All tasks", "", *_header_lines(STANDING_COLUMNS)]
-        lines += [_table_line(standing_cells(standing, number)) for standing in ranking]
+        columns = list(standing_columns(evaluation).values())
+        lines += ["## All tasks", "", *_header_lines(columns)]
+        lines += [_table_line(standing_cells(evaluation, standing)) for standing in ranking]
         lines += ["", EXPLANATION, ""]
     if entries := break_evens(evaluation):
         lines += ["## When the meta-training pays", "", *_header_lines(BREAK_EVEN_COLUMNS)]
@@ -282,9 +293,10 @@ def print_summary(result: dict[str, Any], console: Console | None = None) -> Non
         cells = [row_cells(row, columns) for row in table]
         _print_table(console, task.record.title, columns, cells)
     if ranking:
-        number = len(evaluation.tasks)
-        cells = [standing_cells(standing, number) for standing in ranking]
-        _print_table(console, f"all tasks ({number})", STANDING_COLUMNS, cells)
+        title = f"all tasks ({len(evaluation.tasks)})"
+        columns = list(standing_columns(evaluation).values())
+        cells = [standing_cells(evaluation, standing) for standing in ranking]
+        _print_table(console, title, columns, cells)
     if entries := break_evens(evaluation):
         cells = list(map(break_even_cells, entries))
         _print_table(console, "when the meta-training pays", BREAK_EVEN_COLUMNS, cells)
@@ -313,9 +325,12 @@ def _print_table(
         pad_edge=False,
     )
     printed = [i for i, column in enumerate(columns) if column not in WIDE]
-    for i in printed:
-        table.add_column(columns[i], justify="right" if i else "left", no_wrap=i < 2)
-    for line in cells:
-        brief = (line[i] if i == 1 else line[i].split(" [")[0] for i in printed)
-        table.add_row(*map(_shown, brief))
+    brief = [[line[i] if i == 1 else line[i].split(" [")[0] for i in printed] for line in cells]
+    for place, i in enumerate(printed):
+        # Headers break between words, and cells not at all, but for long names.
+        widths = [*map(len, columns[i].split()), *(len(line[place]) for line in brief if i)]
+        justify = "right" if i else "left"
+        table.add_column(columns[i], justify=justify, no_wrap=i < 2, min_width=max(widths))
+    for line in brief:
+        table.add_row(*map(_shown, line))
     console.print(table)

@@ -107,6 +107,39 @@ def test_the_headline_when_nothing_beats_the_reference(tmp_path, rate, words):
     assert words in summary.headline(evaluation, summary.standings(evaluation))[0]
 
 
+@pytest.mark.parametrize(
+    "rate, noise, words, against",
+    [
+        (1.2, 0.0, "fewer than tuned Muon, the best baseline (", "wins 1, ties 0 and loses 0"),
+        (0.81, -0.3, "level with tuned Muon: the speed-up over it is 1.0", "wins 0, ties 1"),
+    ],
+)
+def test_the_fastest_is_compared_with_the_best_baseline_itself(
+    tmp_path, rate, noise, words, against
+):
+    """Muon is here a baseline that is faster than Adam, descent at a rate of 0.8."""
+    entries = contenders(0)
+    learned, baseline, some = entries[HOSTILE][0], entries["SGD"][0], entries["SGD"][1]
+    signs = np.resize([1.0, -1.0], (len(some.loss), 1))
+    losses = {"Learned": descend(rate) * (1 + noise * signs), "Muon": descend(0.8)}
+    of = lambda name: some._replace(loss=losses[name].astype(np.float32))
+    rivals = {"Learned": (learned, of("Learned")), "Muon": (baseline, of("Muon"))}
+    write_task(tmp_path / "0", "task", {"Adam": entries["Adam"], **rivals})
+    write_index(tmp_path, ["0"])
+    evaluation = summary.load(tmp_path)
+    ranking = summary.standings(evaluation)
+    standing = {s.optimizer: s for s in ranking}
+    expected = iqm(expected_speedups(losses["Learned"], losses["Muon"]))
+    np.testing.assert_allclose(standing["Learned"].over_best.mean, expected, rtol=1e-3)
+    assert standing["Muon"].over_best is None and standing["Adam"].over_best.high < 1
+    headers = tables.standing_columns(evaluation)
+    cells = tables.standing_cells(evaluation, standing["Muon"])
+    assert cells[list(headers.values()).index("over Muon")] == "1"
+    first, details = summary.headline(evaluation, ranking)
+    assert words in first and f"Against Muon it {against}" in details
+    assert first.startswith("Learned") and ("is the fastest" in first) == (not noise)
+
+
 def test_the_headline_says_when_the_fastest_diverges(tmp_path):
     all_contenders = contenders(0)
     entry, fast = all_contenders[HOSTILE]
