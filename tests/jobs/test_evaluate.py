@@ -13,7 +13,7 @@ from refusals import fingerprint
 from metaopt import optimizers, report
 from metaopt.cli import main
 from metaopt.core.files import only_writer
-from metaopt.evaluation import baselines, comparing, suites
+from metaopt.evaluation import baselines, comparing, suites, tuning
 from metaopt.evaluation.contenders import GUARDS, adversary, folder_name, guarded
 from metaopt.evaluation.curves import evaluate
 from metaopt.evaluation.records import read_curves, read_grid, read_index, read_record
@@ -108,7 +108,7 @@ def test_what_is_recorded_is_not_run_again(evaluation, monkeypatch):
     monkeypatch.setattr(
         comparing, "evaluate", lambda make, *a, **k: ran.append(1) or evaluate(make, *a, **k)
     )
-    monkeypatch.setattr(baselines, "tune", lambda *a, **k: pytest.fail("tuned again"))
+    monkeypatch.setattr(tuning, "run", lambda *a, **k: pytest.fail("tuned again"))
     assert main(arguments) == 0
     assert len(ran) == 1
     assert "SGD" in read_record(lost).curves
