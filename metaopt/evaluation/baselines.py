@@ -1,11 +1,7 @@
-"""Hand-crafted optimizers, the grids they are tuned on, and the cached grid search."""
+"""Hand-crafted optimizers, and the grids they are tuned on."""
 
-import hashlib
-import json
-import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,21 +10,40 @@ import numpy as np
 import optax
 
 from metaopt import optimizers
-from metaopt._version import __version__
 from metaopt.core.checks import check_known
-from metaopt.core.files import read_sealed, write_sealed
 from metaopt.core.named import load_named
-from metaopt.core.types import Keys, Task, TaskFamily
-from metaopt.evaluation.curves import Adjustable, Recorder, begin, run, start_losses
-from metaopt.evaluation.records import Grid, npz, parse_grid
+from metaopt.core.trees import path_name
+from metaopt.core.types import Params
+from metaopt.evaluation.curves import Adjustable, EvalParams
 
-Point = Mapping[str, Any]  # {"schedule": name, **arguments of the schedule}
+# {"schedule": name, **arguments of the schedule, **arguments of the transformation}. The rate "lr"
+# may be {group of leaves: rate}, see `groups_of`.
+Point = Mapping[str, Any]
+ARGUMENTS = ("weight_decay",)  # those of a point that the transformation takes, not the schedule
+WARMUP, SHORT_WARMUP = 0.1, 0.05  # shares of the run
+MOST_GROUPS = 8
+
+
+def _warmup_cosine(num_steps: int, lr: float) -> optax.Schedule:
+    steps = _warmup_steps(WARMUP, num_steps)
+    return optax.warmup_cosine_decay_schedule(0.0, lr, steps, num_steps)
+
+
+def _warmup_constant(num_steps: int, lr: float) -> optax.Schedule:
+    return optax.warmup_constant_schedule(0.0, lr, _warmup_steps(SHORT_WARMUP, num_steps))
+
+
+def _warmup_steps(share: float, num_steps: int) -> int:
+    return min(max(round(share * num_steps), 1), num_steps - 1)
+
 
 # Name -> (num_steps, **arguments) -> schedule of the learning rate.
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "constant": lambda num_steps, lr: optax.constant_schedule(lr),
     "cosine": lambda num_steps, lr: optimizers.cosine_decay(lr, num_steps),
     "power": lambda num_steps, lr, tau: optimizers.power_decay(lr, tau),
+    "warmup_cosine": _warmup_cosine,
+    "warmup_constant": _warmup_constant,
 }
 
 
@@ -37,15 +52,26 @@ class Baseline(NamedTuple):
 
     Attributes:
       label: name in tables.
-      make: ``schedule -> transformation``; a schedule maps the step count to a learning rate.
+      make: ``(schedule, **arguments) -> transformation``; a schedule maps the step count to a
+        learning rate. The arguments are those of `ARGUMENTS` that the points of the grid have; they
+        may be traced.
       grid: points of the grid search.
       head_only: whether only the read-out layer is trained (fine-tuning).
+      extends: whether the grid is extended where the best point has its lowest or highest rate (see
+        `metaopt.evaluation.tuning`). The grids of papers are not.
+      draws: number of points, drawn at random around the best point of the grid, that have a rate
+        for each group of leaves; not with `head_only`.
+      eval_params: ``(state, params) -> params`` at which runs are judged, where these are not the
+        params that gradients are taken at; not with `head_only`.
     """
 
     label: str
-    make: Callable[[optax.Schedule], optax.GradientTransformation]
+    make: Callable[..., optax.GradientTransformation]
     grid: tuple[Point, ...]
     head_only: bool = False
+    extends: bool = True
+    draws: int = 0
+    eval_params: EvalParams | None = None
 
 
 def named(name: str) -> Baseline:
@@ -83,6 +109,7 @@ def points(schedules: tuple[str, ...], **arguments: tuple[float, ...]) -> tuple[
 
 _RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _BOTH = ("constant", "cosine")
+_ALL = (*_BOTH, "warmup_cosine")
 _LGL2O_TAU = points(("power",), lr=(3.0,), tau=(2e3, 5e3, 1e4, 2e4, 5e4))  # LGL2O, appendix E
 # Three of the rates are those of LGL2O for SGD on convolutional networks (appendices D and E). The
 # other two lie between them.
@@ -90,6 +117,15 @@ _LGL2O_CONVOLUTIONAL = points(("power",), lr=(1e-4, 1e-2, 1e-1, 3e-1, 3.0), tau=
 _CONSTANT = (3e-2, 1e-1, 3e-1, 1.0, 3.0)  # Meta Guard uses 3.0
 _LGL2O_ADAM = points(("constant",), lr=(1e-4, 1e-3, 1e-2, 1e-1))
 _L3RS_ADAM = points(_BOTH, lr=(1e-5, 1e-4, 1e-3))  # L3RS, section 4
+
+
+def _of_paper(
+    label: str, make: Callable[..., Any], grid: tuple[Point, ...], *, head_only: bool = False
+) -> Baseline:
+    return Baseline(label, make, grid, head_only=head_only, extends=False)
+
+
+_ADAMW = Baseline("AdamW", optax.adamw, points(_ALL, lr=_RATES, weight_decay=(1e-4, 1e-1)))
 
 BASELINES: dict[str, Baseline] = {
     "sgd": Baseline("SGD", optax.sgd, points(_BOTH, lr=(0.03, 0.1, 0.3, 0.6, 1.0, 3.0))),
@@ -99,18 +135,33 @@ BASELINES: dict[str, Baseline] = {
         points(_BOTH, lr=(0.003, 0.01, 0.03, 0.1, 0.3)),
     ),
     "adam": Baseline("Adam", optax.adam, points(_BOTH, lr=_RATES)),
-    "adamw": Baseline("AdamW", optax.adamw, points(_BOTH, lr=_RATES)),
-    "nadamw": Baseline("NAdamW", optax.nadamw, points(_BOTH, lr=_RATES)),
-    "lion": Baseline("Lion", optax.lion, points(_BOTH, lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2))),
+    "adamw": _ADAMW,
+    "adamw-groups": _ADAMW._replace(label="AdamW (groups)", draws=30),
+    "nadamw": Baseline("NAdamW", optax.nadamw, _ADAMW.grid),
+    "lion": Baseline(  # its authors: a rate of a tenth of AdamW's, with ten times its weight decay
+        "Lion",
+        optax.lion,
+        points(_ALL, lr=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), weight_decay=(1e-3, 1.0)),
+    ),
+    "schedule-free-adamw": Baseline(
+        "Schedule-free AdamW",
+        optax.contrib.schedule_free_adamw,
+        points(("constant", "warmup_constant"), lr=_RATES, weight_decay=(0.0, 1e-2, 1e-1)),
+        eval_params=optax.contrib.schedule_free_eval_params,
+    ),
     "muon": Baseline("Muon", optax.contrib.muon, points(_BOTH, lr=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1))),
-    "prodigy": Baseline("Prodigy", optax.contrib.prodigy, points(_BOTH, lr=(0.3, 1.0, 3.0))),
-    "sgd-lgl2o": Baseline("SGD (LGL2O's grid)", optax.sgd, _LGL2O_TAU),
-    "sgd-lgl2o-cnn": Baseline("SGD (LGL2O's grid, CNN)", optax.sgd, _LGL2O_CONVOLUTIONAL),
-    "adam-lgl2o": Baseline("Adam (LGL2O's grid)", optax.adam, _LGL2O_ADAM),
-    "sgd-meta-guard": Baseline("SGD (constant)", optax.sgd, points(("constant",), lr=_CONSTANT)),
-    "sgd-meta-guard-3": Baseline("SGD at 3", optax.sgd, points(("constant",), lr=(3.0,))),
-    "adam-l3rs": Baseline("Adam (L3RS's grid)", optax.adam, _L3RS_ADAM),
-    "adam-l3rs-head": Baseline("Adam (head only)", optax.adam, _L3RS_ADAM, head_only=True),
+    "prodigy": Baseline(
+        "Prodigy",
+        optax.contrib.prodigy,
+        points(_ALL, lr=(0.3, 1.0, 3.0), weight_decay=(0.0, 1e-1)),
+    ),
+    "sgd-lgl2o": _of_paper("SGD (LGL2O's grid)", optax.sgd, _LGL2O_TAU),
+    "sgd-lgl2o-cnn": _of_paper("SGD (LGL2O's grid, CNN)", optax.sgd, _LGL2O_CONVOLUTIONAL),
+    "adam-lgl2o": _of_paper("Adam (LGL2O's grid)", optax.adam, _LGL2O_ADAM),
+    "sgd-meta-guard": _of_paper("SGD (constant)", optax.sgd, points(("constant",), lr=_CONSTANT)),
+    "sgd-meta-guard-3": _of_paper("SGD at 3", optax.sgd, points(("constant",), lr=(3.0,))),
+    "adam-l3rs": _of_paper("Adam (L3RS's grid)", optax.adam, _L3RS_ADAM),
+    "adam-l3rs-head": _of_paper("Adam (head only)", optax.adam, _L3RS_ADAM, head_only=True),
 }
 
 
@@ -124,143 +175,71 @@ def chosen(baseline: Baseline, point: Point, head: str = "") -> Adjustable:
     """
     return Adjustable(
         _transformation(baseline.make, head if baseline.head_only else None),
-        lambda num_steps: jnp.asarray(_rates(point, num_steps)),
+        lambda num_steps: jax.tree.map(jnp.asarray, _arrays(point, num_steps)),
+        baseline.eval_params,
     )
 
 
-def tune(
-    baseline: Baseline,
-    task: Task | TaskFamily,
-    *,
-    num_steps: int,
-    keys: Keys,
-    window: int = 10,
-    measure_every: int = 1,
-    head: str = "",
-    progress: Callable[[int], None] | None = None,
-) -> tuple[dict[str, Any], Grid]:
-    """Grid search on the "valid" split.
+def groups_of(params: Params) -> Params:
+    """The name of each leaf's group, as a tree of the structure of `params`.
 
-    The point with the lowest loss after the last step wins, as a mean over the seeds. This is the
-    one place where a single last measurement counts instead of
-    `metaopt.evaluation.statistics.final_mean`: the committed records were tuned with this rule.
-    With the other one, 10 of their 161 searches choose another point (docs/results).
-
-    The whole grid runs as one program; a point is a table of learning rates.
-
-    Args:
-      baseline: the baseline and its grid.
-      task: a task, or a family of tasks.
-      num_steps: optimizer steps per run.
-      keys: one PRNG key per seed.
-      window: optimizer steps per window.
-      measure_every: windows between two measurements.
-      head: name of the read-out layer in the params, for a baseline that trains only this layer.
-      progress: called with the number of windows done, after each window.
-
-    Returns:
-      A record of the search as plain JSON data, in which inf stands for a point that diverged, and
-      the curves of all runs.
+    Groups are the keys of the outermost level of the tree that has several, if these are 2 to
+    `MOST_GROUPS`, for example the layers of a network, or kernel and bias of a single layer. Else
+    leaves are grouped by their role: "matrices" (two axes and more), "embeddings" (of these, those
+    that the last key of their name calls so), and "vectors" (biases, scales, scalars).
     """
-    seeds, number = len(keys), len(baseline.grid)
-    tunable = [chosen(baseline, point, head) for point in baseline.grid]
-    started = time.perf_counter()
-    curves = run(
-        tunable[0].make,
-        [point.arrays(num_steps) for point in tunable],
-        begin(task, keys),
-        Recorder("valid", measure_every),
-        num_steps=num_steps,
-        window=window,
-        progress=progress,
-    )
-    loss = curves.loss.reshape(number, seeds, -1)
-    grid = Grid(curves.steps, loss, np.asarray(time.perf_counter() - started))
-    return _record(baseline, grid, num_steps), grid
+    leaves, structure = jax.tree.flatten_with_path(params)
+    paths = [path for path, _ in leaves]
+    for depth in range(1, 1 + max(map(len, paths), default=0)):
+        names = [path_name(path[:depth]) for path in paths]
+        if len(set(names)) > 1:
+            if len(set(names)) <= MOST_GROUPS:
+                return jax.tree.unflatten(structure, names)
+            break
+    return jax.tree.unflatten(structure, [_role(path_name(path), leaf) for path, leaf in leaves])
 
 
-def _record(baseline: Baseline, grid: Grid, num_steps: int) -> dict[str, Any]:
-    """The record of a search, from the curves of its runs of `num_steps` steps."""
-    number, seeds, _ = grid.loss.shape
-    end = grid.loss[..., -1]
-    last = np.where(np.isfinite(end), end, np.inf).mean(axis=1)
-    return {
-        "point": dict(baseline.grid[int(np.argmin(last))]),
-        "grid": [dict(point) for point in baseline.grid],
-        "loss": last.astype(float).tolist(),
-        "seeds": seeds,
-        "runs": number * seeds,
-        "grad_evals": number * seeds * num_steps,
-        "seconds": round(float(grid.seconds), 3),
-    }
+def _role(name: str, leaf: Any) -> str:
+    if np.ndim(leaf) < 2:
+        return "vectors"
+    return "embeddings" if "embed" in name.rpartition("/")[2].lower() else "matrices"
 
 
-def tune_cached(
-    folder: Path,
-    task_name: str,
-    baseline: Baseline,
-    task: Task | TaskFamily,
-    *,
-    keys: Keys,
-    progress: Callable[[int], None] | None = None,
-    **settings: Any,
-) -> tuple[dict[str, Any], Grid]:
-    """`tune`, or its cached result for the same task, grid, keys and settings.
-
-    A cached search belongs to the same task if the task's name and the losses before the first step
-    agree. A search on data or on a network that has changed since is therefore not reused. Nor is
-    one whose file is damaged: the file has a checksum, and holds nothing but the curves.
-
-    Args:
-      folder: folder of the cache.
-      task_name: name of the task.
-      baseline: see `tune`.
-      task: see `tune`.
-      keys: see `tune`.
-      progress: see `tune`.
-      **settings: further arguments of `tune`.
-
-    Returns:
-      See `tune`.
-    """
-    first = start_losses(begin(task, keys), "valid")
-    identity = {
-        "metaopt": __version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "task": task_name,
-        "grid": [dict(point) for point in baseline.grid],
-        "baseline": baseline.label,
-        "keys": np.asarray(jax.random.key_data(keys)).tolist(),
-        "settings": settings,
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    file, shape = folder / f"{digest}.grid", (len(baseline.grid), len(keys))
-    if payload := read_sealed(file):
-        grid = parse_grid(file, payload)
-        if grid.loss.shape[:2] == shape and np.allclose(grid.loss[0, :, 0], first, rtol=1e-4):
-            return _record(baseline, grid, settings["num_steps"]), grid
-    record, grid = tune(baseline, task, keys=keys, progress=progress, **settings)
-    write_sealed(file, npz(grid))
-    return record, grid
+def _arrays(point: Point, num_steps: int) -> dict[str, Any]:
+    """The tables of rates of a point, one for each group of leaves if it has groups, and more."""
+    arguments = {name: np.float32(point[name]) for name in ARGUMENTS if name in point}
+    rates = point["lr"]
+    if not isinstance(rates, Mapping):
+        return {"rates": _rates(point, num_steps), **arguments}
+    tables = {group: _rates({**point, "lr": rate}, num_steps) for group, rate in rates.items()}
+    return {"rates": tables, **arguments}
 
 
 def _rates(point: Point, num_steps: int) -> np.ndarray:
     """The learning rate of each step, ``[num_steps]``."""
-    arguments = {name: value for name, value in point.items() if name != "schedule"}
+    arguments = {k: v for k, v in point.items() if k not in ("schedule", *ARGUMENTS)}
     schedule = SCHEDULES[point["schedule"]](num_steps, **arguments)
     counts = np.arange(num_steps, dtype=np.float32)
     return np.broadcast_to(np.asarray(schedule(counts), np.float32), counts.shape)  # type: ignore
 
 
 @lru_cache
-def _transformation(make: Callable[[optax.Schedule], Any], head: str | None):
-    """``table of learning rates -> transformation``, one function per optimizer."""
+def _transformation(make: Callable[..., Any], head: str | None):
+    """``arrays of a point -> transformation``, one function per optimizer."""
 
-    def from_table(table):
-        tx = make(lambda count: table[jnp.minimum(count, len(table) - 1)])
+    def from_arrays(arrays):
+        arrays = dict(arrays)
+        tables = arrays.pop("rates")
+
+        def with_rates(table):
+            return make(lambda count: table[jnp.minimum(count, len(table) - 1)], **arrays)
+
+        if isinstance(tables, Mapping):
+            tx = optax.partition({g: with_rates(t) for g, t in tables.items()}, groups_of)
+        else:
+            tx = with_rates(tables)
         if head is None:
             return tx
         return optimizers.head_only(tx, lambda name: name.startswith(f"{head}/"))
 
-    return from_table
+    return from_arrays

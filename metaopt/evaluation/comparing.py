@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from metaopt.core.files import cache_folder
 from metaopt.core.trees import leaf_names
 from metaopt.core.types import Key, TaskFamily
 from metaopt.evaluation import statistics
-from metaopt.evaluation.baselines import chosen, named, tune_cached
+from metaopt.evaluation.baselines import chosen, named
 from metaopt.evaluation.contenders import Contender
 from metaopt.evaluation.curves import Adjustable, begin, evaluate
 from metaopt.evaluation.progress import Begin, progress
@@ -30,6 +30,7 @@ from metaopt.evaluation.records import (
     write_record,
 )
 from metaopt.evaluation.suites import SuiteTask
+from metaopt.evaluation.tuning import is_reachable, tune_cached
 from metaopt.tasks import catalog
 
 VELODROME = Path("velodrome") / "speedup_over_multiple_baselines.json"
@@ -134,6 +135,7 @@ def _run(place: _Place, contender: Contender, key: Key, tick: Callable[[int], No
             measure_every=suite_task.measure_every,
             diagnostics=contender.fields,
             measure_train=bool(suite_task.velodrome),
+            eval_params=contender.eval_params,
             progress=tick,
         )
     except ValueError as error:  # e.g. L3RS embeddings of another network
@@ -178,8 +180,8 @@ def _tune_all(
             write_arrays(place.folder / file, grid)
             tuned[baseline.label] = {**search, "file": file}
             place.save()
-        point = tuned[baseline.label].get("point")
-        if point not in baseline.grid:
+        point: Any = tuned[baseline.label].get("point")
+        if not is_reachable(baseline, point, place.family):
             raise ValueError(
                 f"{place.folder / RECORD}: the point {show(point)} of {baseline.label} is not in "
                 "its grid; run the evaluation again with --overwrite True."

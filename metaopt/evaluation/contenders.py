@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import optax
+
 from metaopt import guards
-from metaopt.core.types import LearnedOptimizer, Theta
+from metaopt.core.types import LearnedOptimizer, Params, Theta
+from metaopt.evaluation.curves import EvalParams
 from metaopt.evaluation.records import Kind
+from metaopt.guards.race import Standing
 from metaopt.optimizers import ADVERSARIES, L3RS
 from metaopt.zoo.exports import Exported
 
@@ -47,6 +51,7 @@ class Contender(NamedTuple):
       learned: the learned optimizer that it runs, or None.
       guard_name: name of the guard, or empty.
       fallback: name of the guard's fallback in tables, or empty.
+      eval_params: see `metaopt.evaluation.curves.evaluate`.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Contender(NamedTuple):
     learned: Learned | None = None
     guard_name: str = ""
     fallback: str = ""
+    eval_params: EvalParams | None = None
 
 
 # Name -> (learned, fallback transformation, num_steps, window) -> guard.
@@ -127,7 +133,9 @@ def guarded(
         tx = table[guard](learned, make(num_steps), num_steps, window)
         return guards.in_windows(tx) if as_in_papers else tx
 
-    fallback = "" if guard in WITHOUT_FALLBACK else fallback
+    eval_params = getattr(make, "eval_params", None)  # of a tuned baseline
+    if guard in WITHOUT_FALLBACK:
+        fallback, eval_params = "", None
     parts = [learned.name, fallback] if fallback else [learned.name]
     return Contender(
         name=f"{guard.upper()}({', '.join(parts)})",
@@ -137,7 +145,28 @@ def guarded(
         learned=learned,
         guard_name=guard,
         fallback=fallback,
+        eval_params=eval_params and _while_it_leads(eval_params),
     )
+
+
+def _while_it_leads(eval_params: EvalParams) -> EvalParams:
+    """`eval_params` of a guard around a fallback that has one.
+
+    While the guard holds the fallback's point, it is judged where the fallback is; else at its
+    params.
+    """
+
+    def of_guard(state: Any, params: Params) -> Params:
+        memory = getattr(state, "memory", state)  # gl2o has no windows, and one state
+        if isinstance(memory, Standing):  # race: the leader, unless it has broken since
+            work = state.work.value
+            held = (memory.leader > 0) | work.broken
+            fallback = work.runners[1].state
+        else:
+            held, fallback = memory.info.winner == 1, memory.fallback
+        return optax.tree.where(held, eval_params(fallback, params), params)
+
+    return of_guard
 
 
 def from_export(name: str, export: Exported) -> Learned:

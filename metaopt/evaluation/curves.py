@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,13 @@ from jax.core import Tracer
 
 from metaopt import guards
 from metaopt.core import cpu, memory
-from metaopt.core.rollouts import held_model_state, init_state, mean_loss, windowed
+from metaopt.core.rollouts import (
+    WithModelState,
+    held_model_state,
+    init_state,
+    mean_loss,
+    windowed,
+)
 from metaopt.core.types import (
     Batch,
     Key,
@@ -35,6 +41,9 @@ EVALS = "gradient_evals"  # the field in which guards count gradient evaluations
 ADVICE = "give fewer seeds, which run side by side, or a smaller task"  # where memory is too small
 LONG = 10_000_000  # steps x parameters of all runs, above which compilation is the smaller cost
 
+# (state, params) -> params at which an optimizer is judged, where it is not at its params
+EvalParams = Callable[[Any, Params], Params]
+
 
 class Adjustable(NamedTuple):
     """A transformation that is a function of arrays, and is compiled once for all their values.
@@ -42,10 +51,12 @@ class Adjustable(NamedTuple):
     Attributes:
       make: ``arrays -> transformation``.
       arrays: ``num_steps -> arrays``.
+      eval_params: where it is judged, or None: at its params.
     """
 
     make: Callable[[Any], optax.GradientTransformation]
     arrays: Callable[[int], Any]
+    eval_params: EvalParams | None = None
 
     def __call__(self, num_steps: int) -> optax.GradientTransformation:
         return self.make(self.arrays(num_steps))
@@ -78,6 +89,7 @@ def evaluate(
     split: Split = "test",
     diagnostics: Sequence[str] = (),
     measure_train: bool = False,
+    eval_params: EvalParams | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Curves:
     """Runs an optimizer from each key on a stream of mini-batches.
@@ -97,6 +109,8 @@ def evaluate(
       split: where loss and accuracy are measured.
       diagnostics: fields of the optimizer's state to record after each window.
       measure_train: also measure the loss on a fixed sample of the training split.
+      eval_params: where the optimizer is judged. None: where `make` says if it is `Adjustable`, and
+        else at its params.
       progress: called with the number of windows done, after each window.
 
     Returns:
@@ -115,6 +129,7 @@ def evaluate(
     starts, sizes = begin(task, keys), None
     if isinstance(make, Adjustable):
         tx_of, point = make.make, make.arrays(num_steps)
+        eval_params = eval_params or make.eval_params
     else:
         tx: Any = make(num_steps)
         tx_of, point = (lambda _: tx), ()
@@ -128,6 +143,7 @@ def evaluate(
         num_steps=num_steps,
         window=window,
         sizes=sizes,
+        eval_params=eval_params,
         progress=progress,
     )
 
@@ -179,6 +195,7 @@ def run(
     num_steps: int,
     window: int,
     sizes: tuple[int, int] | None = None,
+    eval_params: EvalParams | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Curves:
     """Runs ``tx_of(point)`` from each start, for each of P points (pytrees of arrays).
@@ -193,6 +210,7 @@ def run(
       num_steps: steps per run.
       window: optimizer steps per window.
       sizes: training and additional validation mini-batches of a guard in window form.
+      eval_params: where the optimizer is judged; None: at its params.
       progress: called with the number of windows done, after each window.
 
     Returns:
@@ -243,7 +261,10 @@ def run(
         fields.append(state_fields)
         if done % recorder.every == 0:
             now = [
-                loss_arguments(p, held_model_state(state))
+                loss_arguments(
+                    _at_eval_params(state, p, eval_params=eval_params) if eval_params else p,
+                    held_model_state(state),
+                )
                 for p, state in zip(params, states, strict=True)
             ]
             measured.append([measure(family, task_params, each, sample) for each in now])
@@ -343,6 +364,7 @@ def _index(tree: Any, index: int) -> Any:
 # compiled once per family; the optimizer's own, once for all points of a grid.
 
 
+@lru_cache(maxsize=1)  # an extension of a grid runs the programs of the grid again
 def _optimizer_programs(
     tx_of: Callable[[Any], Any], recorder: Recorder, *, long: bool
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -396,6 +418,13 @@ def _measure(
         return task.eval_loss(*arguments, whole), jnp.asarray(accuracy), jnp.asarray(train)
 
     return jax.vmap(of_run)(task_params, arguments, sample)
+
+
+@partial(cpu.jit, quick=True, static_argnames="eval_params")
+def _at_eval_params(state: Any, params: Params, *, eval_params: EvalParams) -> Params:
+    """`eval_params` of all seeds, ``[S, ...]``."""
+    state = state.state if isinstance(state, WithModelState) else state
+    return jax.vmap(eval_params)(state, params)
 
 
 @cpu.jit

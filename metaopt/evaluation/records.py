@@ -126,7 +126,10 @@ class TaskRecord(NamedTuple):
       window: optimizer steps per window.
       tuned: label of a baseline -> its grid search: ``{"point", "grid": [points], "loss": [mean
         validation loss after the last step, per point], "seeds", "runs", "grad_evals", "seconds",
-        "file"}``.
+        "file"}``. Since grids extend themselves also ``"extended"``, the number of learning rates
+        added to the grid (the points of extensions follow it in "grid", and drawn ones follow
+        these), and ``"edge"``: "lowest" or "highest" where the best rate of the grid is the last
+        one on this side, else "".
       curves: name of an optimizer -> its entry.
       left_out: name of an optimizer, or `ALL` -> the reason why it could not be run on this task.
       velodrome: ``{"name", "speedup": {optimizer: factor}}`` where the task has a published

@@ -44,7 +44,10 @@ _TUNED = {
     "seeds": int,
     "runs": int,
     "grad_evals": int,
+    "extended": int,
+    "edge": str,
 }
+_OLDER: dict[str, Any] = {"extended": 0, "edge": ""}  # of records that lack these
 
 
 class TaskData(NamedTuple):
@@ -184,7 +187,7 @@ def load(folder: Path) -> Evaluation:
 def _read_grid(folder: Path, name: str, tuned: dict[str, Any]) -> Grid:
     """Curves of a baseline's grid search; its points must be those of the record."""
     where = f"{folder / RECORD}: tuned.{name[:80]}"
-    check_json(where, tuned, _TUNED)
+    check_json(where, _OLDER | tuned, _TUNED)
     check_file_name(f"{where}.file", tuned["file"])
     grid = read_grid(folder / tuned["file"])
     numbers = {len(tuned["grid"]), len(tuned["loss"]), len(grid.loss)}
@@ -194,6 +197,16 @@ def _read_grid(folder: Path, name: str, tuned: dict[str, Any]) -> Grid:
             f"{len(tuned['grid'])} points in grid and {len(tuned['loss'])} in loss."
         )
     return grid
+
+
+def at_edges(evaluation: Evaluation) -> list[str]:
+    """The searches whose best learning rate is the lowest or the highest that was tried."""
+    return [
+        f"{name} on {task.record.title} ({tuned['edge']})"
+        for task in evaluation.tasks
+        for name, tuned in task.record.tuned.items()
+        if tuned.get("edge")
+    ]
 
 
 def optimizers(evaluation: Evaluation) -> dict[str, CurveRecord]:

@@ -19,6 +19,7 @@ from metaopt.report.summary import (
     Row,
     Standing,
     TaskData,
+    at_edges,
     factor,
     headline,
     rows,
@@ -37,6 +38,7 @@ WIDE = {
 }
 BREAK_EVEN_COLUMNS = ("optimizer", "instead of", "meta-training", "saved per job", "pays after")
 FEW_SEEDS = 5
+MOST_EDGES = 10  # searches that a note names
 
 EXPLANATION = (
     f"Final loss: the mean over the last {AVERAGED} measurements of a run. Speed-up: how many "
@@ -176,6 +178,8 @@ def point_text(point: dict[str, Any]) -> str:
     def text(value: Any) -> str:
         if isinstance(value, bool):
             return "yes" if value else "no"
+        if isinstance(value, dict):  # of groups of leaves
+            return f"({', '.join(f'{group} {text(rate)}' for group, rate in value.items())})"
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     return ", ".join(
@@ -186,10 +190,13 @@ def point_text(point: dict[str, Any]) -> str:
 
 def tuning_text(name: str, tuned: dict[str, Any]) -> str:
     """The grid of a baseline, the cost of its search and the chosen point."""
+    rates = tuned.get("extended", 0)
+    plural = "" if rates == 1 else "s"
+    extended = f", with {rates} learning rate{plural} beyond the first grid" if rates else ""
     return (
         f"{name} was tuned on the validation split over {len(tuned['grid'])} points x "
         f"{tuned['seeds']} seeds: {tuned['runs']:,} runs, {tuned['grad_evals']:,} gradient "
-        f"evaluations, {tuned['seconds']:.3g} s. Chosen: {point_text(tuned['point'])}."
+        f"evaluations, {tuned['seconds']:.3g} s{extended}. Chosen: {point_text(tuned['point'])}."
     )
 
 
@@ -203,6 +210,13 @@ def caveats(evaluation: Evaluation) -> list[str]:
         notes.append(
             f"Only {seeds} seed{'s' if seeds > 1 else ''} per optimizer: bootstrap intervals from "
             f"fewer than {FEW_SEEDS} seeds are too narrow, and from one seed they have no width."
+        )
+    if edges := at_edges(evaluation):
+        if len(edges) > MOST_EDGES:
+            edges = [*edges[:MOST_EDGES], f"and {len(edges) - MOST_EDGES} more searches"]
+        notes.append(
+            "The best learning rate is the lowest or highest one that was tried, and a better one "
+            f"may lie beyond it: {', '.join(edges)}."
         )
     if unfinished:
         notes.append(f"Not finished and not in this report: {', '.join(unfinished)}.")

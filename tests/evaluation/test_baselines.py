@@ -1,4 +1,4 @@
-"""Tuning against hand-written runs, and its cache."""
+"""Points of baselines against optax, and where they are judged."""
 
 import jax
 import jax.numpy as jnp
@@ -7,72 +7,16 @@ import optax
 import pytest
 import stateful
 
-from metaopt import tasks
+from metaopt import optimizers, tasks
 from metaopt.datasets import moons
-from metaopt.evaluation import baselines
-from metaopt.evaluation.baselines import BASELINES, Baseline, chosen, points, tune, tune_cached
-from metaopt.evaluation.records import npz
+from metaopt.evaluation.baselines import BASELINES, SCHEDULES, chosen, groups_of
+from metaopt.evaluation.contenders import adversary, guarded
+from metaopt.evaluation.curves import evaluate
+from metaopt.evaluation.tuning import tune
 from metaopt.tasks import networks, quadratic
 
 TASK = quadratic(dim=4)
 KEYS = jax.random.split(jax.random.key(0), 3)
-
-
-def by_hand(tx, task, num_steps, window=10):
-    """Validation loss after the last step of a plain optax loop, mean over the seeds."""
-    losses = []
-    gradient = jax.jit(jax.grad(task.loss))
-    for key in KEYS:
-        _, k_init, k_windows = jax.random.split(key, 3)
-        x = task.init(k_init)
-        state, update = tx.init(x), jax.jit(tx.update)
-        for k_train, _ in jax.random.split(k_windows, (num_steps // window, 2)):
-            for batch in task.sample(k_train, (window,)):
-                updates, state = update(gradient(x, batch), state)
-                x = optax.apply_updates(x, updates)
-        losses.append(float(task.loss(x, task.whole("valid"))))
-    return np.mean(losses)
-
-
-def test_the_whole_grid_equals_single_runs():
-    baseline = Baseline("Adam", optax.adam, points(("constant", "cosine"), lr=(0.01, 0.3)))
-    record, grid = tune(baseline, TASK, num_steps=40, keys=KEYS, measure_every=2)
-    expected = [
-        by_hand(optax.adam(0.01), TASK, 40),
-        by_hand(optax.adam(0.3), TASK, 40),
-        by_hand(optax.adam(optax.cosine_decay_schedule(0.01, 40)), TASK, 40),
-        by_hand(optax.adam(optax.cosine_decay_schedule(0.3, 40)), TASK, 40),
-    ]
-    np.testing.assert_allclose(record["loss"], expected, rtol=1e-4)
-    assert record["point"] == record["grid"][int(np.argmin(expected))]
-    np.testing.assert_allclose(grid.loss[:, :, -1].mean(axis=1), expected, rtol=1e-4)
-    np.testing.assert_array_equal(grid.steps, [0, 20, 40])
-    assert grid.loss.shape == (4, 3, 3)
-    assert (record["runs"], record["grad_evals"]) == (12, 480)
-
-
-def test_grids_are_searched_in_evaluation_mode():
-    task = stateful.batchnorm_task(0.3)
-    baseline = Baseline("SGD", optax.sgd, points(("constant",), lr=(0.03, 0.3)))
-    record, _ = tune(baseline, task, num_steps=10, keys=KEYS[:2])
-    expected = []
-    for lr in (0.03, 0.3):
-        losses = []
-        for key in KEYS[:2]:
-            _, k_init, k_windows = jax.random.split(key, 3)
-            batches = task.sample(jax.random.split(k_windows, (1, 2))[0, 0], (10,))
-            params, stats, _ = stateful.plain_loop(
-                optax.sgd(lr), *stateful.first_variables(k_init, 0.3), batches, 0.3
-            )
-            losses.append(stateful.eval_loss(params, stats, task.whole("valid"), 0.3))
-        expected.append(np.mean(losses))
-    np.testing.assert_allclose(record["loss"], expected, rtol=1e-4)
-
-
-def test_a_point_that_diverges_never_wins():
-    baseline = Baseline("SGD", optax.sgd, points(("constant",), lr=(1e20, 1e-3)))
-    record, _ = tune(baseline, TASK, num_steps=40, keys=KEYS)
-    assert record["loss"][0] == np.inf and record["point"]["lr"] == 1e-3
 
 
 def test_a_point_becomes_its_transformation():
@@ -95,6 +39,163 @@ def test_schedules_keep_their_last_rate_beyond_the_horizon():
     np.testing.assert_allclose(rates[3:], last, rtol=1e-6)
 
 
+def trajectory(tx, params, num_steps):
+    """Params after each step on gradients that depend on them."""
+    slope = jax.grad(
+        lambda params: sum(jnp.sum(jnp.cos(x) + x**2) for x in jax.tree.leaves(params))
+    )
+    state, update, path = tx.init(params), jax.jit(tx.update), []
+    for _ in range(num_steps):
+        updates, state = update(slope(params), state, params)
+        params = optax.apply_updates(params, updates)
+        path.append(params)
+    return path
+
+
+PARAMS = {"a": {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)}, "b": jnp.array([0.5, -2.0])}
+
+
+@pytest.mark.parametrize(
+    "name, make",
+    [
+        ("adamw", optax.adamw),
+        ("nadamw", optax.nadamw),
+        ("lion", optax.lion),
+        ("prodigy", optax.contrib.prodigy),
+        ("schedule-free-adamw", optax.contrib.schedule_free_adamw),
+    ],
+)
+def test_a_point_with_weight_decay_is_optax_s_own(name, make):
+    point = {"schedule": "warmup_cosine", "lr": 0.1, "weight_decay": 0.3}
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 3, 30)
+    found = trajectory(chosen(BASELINES[name], point)(30), PARAMS, 30)
+    expected = trajectory(make(schedule, weight_decay=0.3), PARAMS, 30)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), found, expected)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 95])
+def test_warm_ups_are_those_of_optax(num_steps):
+    counts = np.arange(num_steps)
+    table = lambda name: [float(SCHEDULES[name](num_steps, lr=0.3)(count)) for count in counts]
+    for name, make, share in (
+        ("warmup_cosine", optax.warmup_cosine_decay_schedule, 0.1),
+        ("warmup_constant", optax.warmup_constant_schedule, 0.05),
+    ):
+        steps = min(max(round(share * num_steps), 1), num_steps - 1)
+        more = (num_steps,) if "cosine" in name else ()
+        expected = [float(make(0.0, 0.3, steps, *more)(count)) for count in counts]
+        np.testing.assert_allclose(table(name), expected, rtol=1e-6)
+    assert num_steps < 10 or table("warmup_cosine")[0] == 0 == table("warmup_constant")[0]
+
+
+SCHEDULE_FREE = chosen(
+    BASELINES["schedule-free-adamw"],
+    {"schedule": "warmup_constant", "lr": 0.1, "weight_decay": 0.01},
+)
+
+
+def schedule_free_by_hand(key):
+    """Losses at the evaluation point and at the params after every fifth of 20 steps."""
+    tx = optax.contrib.schedule_free_adamw(0.1, warmup_steps=1, weight_decay=0.01)
+    _, k_init, k_windows = jax.random.split(key, 3)
+    params = TASK.init(k_init)
+    state, whole = tx.init(params), TASK.whole("test")
+    judged = [TASK.loss(params, whole)]
+    held = list(judged)
+    update, gradient = jax.jit(tx.update), jax.jit(jax.grad(TASK.loss))
+    for k_train, _ in jax.random.split(k_windows, (4, 2)):
+        for batch in TASK.sample(k_train, (5,)):
+            updates, state = update(gradient(params, batch), state, params)
+            params = optax.apply_updates(params, updates)
+        at = optax.contrib.schedule_free_eval_params(state, params)
+        judged.append(TASK.loss(at, whole))
+        held.append(TASK.loss(params, whole))
+    return judged, held
+
+
+RUN = {"num_steps": 20, "keys": KEYS, "window": 5}
+
+
+def test_schedule_free_is_judged_at_its_evaluation_point():
+    curves = evaluate(SCHEDULE_FREE, TASK, **RUN)
+    judged, held = np.swapaxes([schedule_free_by_hand(key) for key in KEYS], 0, 1)
+    np.testing.assert_allclose(curves.loss, judged, rtol=1e-4)
+    assert np.all(np.abs(held[:, 1:] / judged[:, 1:] - 1) > 1e-3)
+    record, grid = tune(BASELINES["schedule-free-adamw"], TASK, **RUN)
+    index = record["grid"].index({"schedule": "warmup_constant", "lr": 0.1, "weight_decay": 0.01})
+    ends = evaluate(SCHEDULE_FREE, TASK, split="valid", **RUN).loss
+    np.testing.assert_allclose(grid.loss[index], ends, rtol=1e-4)
+
+
+@pytest.mark.parametrize("guard", ["race", "lgl2o", "gl2o"])
+def test_a_guard_that_keeps_schedule_free_is_judged_where_that_is(guard):
+    contender = guarded(
+        adversary("nan"), guard, "Schedule-free AdamW", SCHEDULE_FREE, 5, as_in_papers=True
+    )
+    found = evaluate(contender.make, TASK, eval_params=contender.eval_params, **RUN)
+    np.testing.assert_allclose(found.loss, evaluate(SCHEDULE_FREE, TASK, **RUN).loss, rtol=1e-4)
+
+
+def test_a_guard_whose_learned_optimizer_leads_is_judged_at_its_params():
+    still = chosen(
+        BASELINES["schedule-free-adamw"], {"schedule": "constant", "lr": 0.0, "weight_decay": 0.0}
+    )
+    learned = adversary("nan")._replace(optimizer=optimizers.sgd(0.3, tau=None))
+    contender = guarded(learned, "race", "Schedule-free AdamW", still, 5)
+    found = evaluate(
+        contender.make, TASK, eval_params=contender.eval_params, diagnostics=("leader",), **RUN
+    )
+    ahead = found.state["leader"] == 0
+    sgd = evaluate(lambda n: optax.sgd(0.3), TASK, **RUN)
+    assert ahead[:, -1].all()
+    np.testing.assert_allclose(found.loss[:, 1:][ahead], sgd.loss[:, 1:][ahead], rtol=1e-4)
+
+
+def test_schedule_free_on_a_task_with_running_statistics():
+    curves = evaluate(SCHEDULE_FREE, stateful.batchnorm_task(), **RUN)
+    assert np.isfinite(curves.loss).all() and curves.loss[:, -1].mean() < curves.loss[:, 0].mean()
+
+
+def test_every_leaf_takes_the_rate_of_its_group():
+    point = {"schedule": "cosine", "lr": {"a": 0.3, "b": 0.01}, "weight_decay": 0.2}
+    found = trajectory(chosen(BASELINES["adamw-groups"], point)(20), PARAMS, 20)
+    for group, lr in point["lr"].items():
+        tx = optax.adamw(optax.cosine_decay_schedule(lr, 20), weight_decay=0.2)
+        expected = trajectory(tx, PARAMS[group], 20)
+        for step, params in enumerate(expected):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+                found[step][group],
+                params,
+            )
+
+
+@pytest.mark.parametrize(
+    "params, groups",
+    [
+        (PARAMS, {"a": {"w": "a"}, "b": "b"}),
+        ({"params": PARAMS}, {"params": {"a": {"w": "params/a"}, "b": "params/b"}}),
+        (
+            {"head": {"kernel": 0, "bias": 0}},
+            {"head": {"kernel": "head/kernel", "bias": "head/bias"}},
+        ),
+        (jnp.zeros(3), "vectors"),
+        ((jnp.zeros((2, 2)),), ("matrices",)),
+        (
+            {f"layer_{i}": {"w": np.zeros((2, 2)), "b": 0} for i in range(9)},
+            {f"layer_{i}": {"w": "matrices", "b": "vectors"} for i in range(9)},
+        ),
+        (
+            {**{str(i): 0 for i in range(8)}, "token": {"embedding": np.zeros((3, 2))}},
+            {**{str(i): "vectors" for i in range(8)}, "token": {"embedding": "embeddings"}},
+        ),
+    ],
+    ids=["layers", "one key", "one layer", "an array", "a matrix", "many layers", "embeddings"],
+)
+def test_groups_of_leaves(params, groups):
+    assert groups_of(params) == groups
+
+
 def test_head_only_baselines_train_the_head_only():
     task = tasks.classification(networks.MLP((8, 2)), moons(), batch_size=32)
     params = jax.jit(task.init)(jax.random.key(0))
@@ -109,52 +210,7 @@ def test_head_only_baselines_train_the_head_only():
 @pytest.mark.parametrize("name", [n for n in BASELINES if not BASELINES[n].head_only])
 def test_built_in_baselines_can_be_tuned(name):
     record, grid = tune(BASELINES[name], TASK, num_steps=10, keys=KEYS[:1])
-    assert len(record["loss"]) == len(grid.loss) == len(BASELINES[name].grid)
-
-
-SEARCHED = Baseline("SGD", optax.sgd, points(("constant",), lr=(0.1, 0.3)))
-SETTINGS = {"num_steps": 10, "keys": KEYS, "window": 5}
-
-
-class TestCache:
-    @pytest.mark.parametrize("task", [TASK, stateful.batchnorm_task()], ids=["plain", "stateful"])
-    def test_a_search_runs_once(self, tmp_path, monkeypatch, task):
-        first, grid = tune_cached(tmp_path, "q", SEARCHED, task, **SETTINGS)
-        monkeypatch.setattr(baselines, "tune", lambda *a, **k: pytest.fail("searched again"))
-        second, again = tune_cached(tmp_path, "q", SEARCHED, task, **SETTINGS)
-        assert first == second
-        np.testing.assert_array_equal(grid.loss, again.loss)
-
-    @pytest.mark.parametrize("changed", ["grid", "steps", "keys", "task", "lost"])
-    def test_another_search_is_not_reused(self, tmp_path, monkeypatch, changed):
-        tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)
-        baseline, task, settings = SEARCHED, TASK, dict(SETTINGS)
-        if changed == "grid":
-            baseline = baseline._replace(grid=points(("constant",), lr=(0.1, 0.2)))
-        elif changed == "steps":
-            settings["num_steps"] = 15
-        elif changed == "keys":
-            settings["keys"] = jax.random.split(jax.random.key(1), 3)
-        elif changed == "task":  # of the same name
-            task = quadratic(dim=4, condition=20.0)
-        else:
-            (file,) = tmp_path.iterdir()
-            file.unlink()
-        searched = []
-        monkeypatch.setattr(baselines, "tune", lambda *a, **k: searched.append(1) or tune(*a, **k))
-        tune_cached(tmp_path, "q", baseline, task, **settings)
-        assert searched
-
-    def test_a_damaged_search_is_run_again(self, tmp_path, monkeypatch):
-        """One cut in half, one with another learning rate's curves, one of another format."""
-        record, grid = tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)
-        searched = []
-        monkeypatch.setattr(baselines, "tune", lambda *a, **k: searched.append(1) or (record, grid))
-        (file,) = tmp_path.iterdir()
-        whole = file.read_bytes()
-        swapped = npz(grid._replace(loss=grid.loss[::-1]))
-        for damaged in (whole[: len(whole) // 2], whole[:65] + swapped, b"", b"{}", swapped):
-            file.write_bytes(damaged)
-            assert tune_cached(tmp_path, "q", SEARCHED, TASK, **SETTINGS)[0] == record
-            assert file.read_bytes() == whole
-        assert len(searched) == 5
+    baseline = BASELINES[name]
+    assert len(baseline.grid) <= 30 and record["grid"][: len(baseline.grid)] == list(baseline.grid)
+    assert len(record["loss"]) == len(grid.loss) == len(record["grid"])
+    assert len(record["grid"]) >= len(baseline.grid) + baseline.draws

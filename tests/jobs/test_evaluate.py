@@ -13,7 +13,7 @@ from refusals import fingerprint
 from metaopt import optimizers, report
 from metaopt.cli import main
 from metaopt.core.files import only_writer
-from metaopt.evaluation import baselines, comparing, suites
+from metaopt.evaluation import baselines, comparing, suites, tuning
 from metaopt.evaluation.contenders import GUARDS, adversary, folder_name, guarded
 from metaopt.evaluation.curves import evaluate
 from metaopt.evaluation.records import read_curves, read_grid, read_index, read_record
@@ -108,7 +108,7 @@ def test_what_is_recorded_is_not_run_again(evaluation, monkeypatch):
     monkeypatch.setattr(
         comparing, "evaluate", lambda make, *a, **k: ran.append(1) or evaluate(make, *a, **k)
     )
-    monkeypatch.setattr(baselines, "tune", lambda *a, **k: pytest.fail("tuned again"))
+    monkeypatch.setattr(tuning, "run", lambda *a, **k: pytest.fail("tuned again"))
     assert main(arguments) == 0
     assert len(ran) == 1
     assert "SGD" in read_record(lost).curves
@@ -162,8 +162,10 @@ def lost_statistics():
     return task.replace(loss=lambda *arguments: task.loss_fn(*arguments)[0])
 
 make_task = lambda: tasks.quadratic(dim=4)
+mlp = lambda: tasks.classification(tasks.networks.MLP((4, 2)), datasets.moons(), batch_size=8)
 momentum = lambda schedule: optax.sgd(schedule, momentum=0.9)
 adam = Baseline("My Adam", optax.adam, points(("constant",), lr=(0.1,)))
+groups = Baseline("Groups", optax.adamw, points(("constant",), lr=(0.01, 0.1)), draws=3)
 """
 
 
@@ -223,6 +225,37 @@ def test_tasks_with_running_statistics_in_several_processes(own_module):
         assert ("takes no model state" in record.left_out.get("SMG(mine)", "")) != stateless
         for entry in record.curves.values():
             assert np.isfinite(read_curves(out / task / entry.file).loss).all()
+
+
+def test_a_guard_around_rates_per_group_and_a_resume_with_them(own_module, monkeypatch, capsys):
+    monkeypatch.setattr(report, "report", lambda folder: None)
+    monkeypatch.setattr(report, "print_summary", lambda drawn: None)
+    settings = optimizers.LSTM(hidden=2, layers=1, scale=1e4)
+    theta = settings.build().init(jax.random.key(0), {})
+    exports.save(own_module / "mine", settings, theta)
+    out = own_module / "records"
+    command = f"evaluate {own_module / 'mine'} --task own_job:mlp --num-steps 20 --seeds 2"
+    command += " --tuning-seeds 1 --guards race --fallback own_job:groups --baselines "
+    command = [*command.split(), "own_job:groups", "--out", str(out)]
+    assert main(command) == 0
+    folder = out / "00-own_job-mlp-20"
+    record = read_record(folder)
+    loss = {n: read_curves(folder / entry.file).loss for n, entry in record.curves.items()}
+    np.testing.assert_allclose(loss["RACE(mine, Groups)"], loss["Groups"], rtol=1e-4)
+    point = record.tuned["Groups"]["grid"][-1]
+    assert point["lr"].keys() == {"Dense_0", "Dense_1"}
+    (folder / "record.json").write_text(json.dumps(edited_point(folder, point)))
+    assert main(command) == 0
+    point["lr"]["Dense_0"] *= 1.01
+    (folder / "record.json").write_text(json.dumps(edited_point(folder, point)))
+    assert main(command) == 2
+    assert "of Groups is not in its grid" in capsys.readouterr().err
+
+
+def edited_point(folder, point):
+    record = json.loads((folder / "record.json").read_text())
+    record["tuned"]["Groups"]["point"] = point
+    return record
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Rows, standings, headline and tables against independent computations on the same curves."""
 
+import json
+
 import numpy as np
 import pytest
 from evaluations import (
@@ -179,6 +181,26 @@ def test_caveats_name_few_seeds_and_unfinished_tasks(folder, evaluation, tmp_pat
     write_task(tmp_path / "0", "task", {"Adam": (entry, few)})
     write_index(tmp_path, ["0"])
     assert "Only 2 seeds" in tables.caveats(summary.load(tmp_path))[0]
+
+
+def test_searches_that_end_at_an_edge_are_named(tmp_path):
+    grid = np.stack([descend(rate) for rate in (0.1, 0.3)])
+    write_task(tmp_path / "0-first", "first", contenders(0), {"SGD": ([0.1, 0.3], grid)})
+    write_index(tmp_path, ["0-first"])
+    path = tmp_path / "0-first" / records.RECORD
+    record = json.loads(path.read_text())
+    tuned = record["tuned"]["SGD"]
+    assert not summary.at_edges(summary.load(tmp_path))  # of older records nothing is known
+    lr = {"Dense_0": 0.25, "Dense_1": 1.0}
+    tuned |= {"extended": 2, "edge": "highest", "point": {"schedule": "cosine", "lr": lr}}
+    record["tuned"] = {"SGD": tuned} | {f"SGD {i}": tuned | {"extended": 1} for i in range(11)}
+    path.write_text(json.dumps(record))
+    text = tables.markdown(summary.load(tmp_path))
+    assert text.count("may lie beyond it: SGD on first (highest), SGD 0 on first") == 1
+    assert "SGD 8 on first (highest), and 2 more searches." in text
+    assert "1.5 s, with 2 learning rates beyond the first grid. Chosen: cosine, lr " in text
+    assert "1.5 s, with 1 learning rate beyond" in text
+    assert "Chosen: cosine, lr (Dense_0 0.25, Dense_1 1)." in text
 
 
 def test_an_optimizer_left_out_of_a_task_is_marked(tmp_path):

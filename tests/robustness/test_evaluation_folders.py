@@ -186,6 +186,8 @@ BAD = {
     "tuned a list": (record("tuned", [1]), f"{RECORD}: .*tuned"),
     "tuned without a grid": (record("tuned", "SGD", "grid", DROP), f"{RECORD}: .*grid"),
     "tuned's loss a word": (record("tuned", "SGD", "loss", ["a", "b"]), f"{RECORD}: .*loss"),
+    "tuned's edge a number": (record("tuned", "SGD", "edge", 1), f"{RECORD}: .*edge"),
+    "tuned's extensions a word": (record("tuned", "SGD", "extended", "x"), f"{RECORD}: .*extended"),
     "left_out a list": (record("left_out", ["SGD"]), f"{RECORD}: .*left_out"),
     "velodrome a string": (record("velodrome", "x"), f"{RECORD}: .*velodrome"),
     "velodrome's speedup a list": (record("velodrome", {"speedup": [1]}), f"{RECORD}: .*velodrome"),
