@@ -9,7 +9,7 @@ from rich.console import Console
 
 from metaopt.evaluation.records import write_json
 
-BENCHMARKS = ("step", "guards", "windows", "meta")
+BENCHMARKS = ("step", "depth", "guards", "windows", "meta")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

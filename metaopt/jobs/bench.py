@@ -12,13 +12,13 @@ class BenchJob:
     """Measure speed as ratios within one run; needs a clone of the repository.
 
     Attributes:
-      what: step (optimizer updates against Adam's), guards (a guarded training step against one
-        without a guard), windows (of guards against their parts), meta (meta-training against bare
-        SGD runs, and two processes against one).
+      what: step (optimizer updates against Adam's), depth (compilation and time for 110 tensors),
+        guards (a guarded training step against one without a guard), windows (of guards against
+        their parts), meta (meta-training against bare SGD runs, and two processes against one).
       out: where to write the record as JSON; empty: nowhere.
     """
 
-    what: tyro.conf.Positional[Literal["step", "guards", "windows", "meta"]] = "step"
+    what: tyro.conf.Positional[Literal["step", "depth", "guards", "windows", "meta"]] = "step"
     out: str = ""
 
 
