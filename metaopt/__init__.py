@@ -4,10 +4,10 @@ Names are imported when they are first used, so that ``import metaopt`` is quick
 package that needs no JAX, such as `metaopt.report`, loads none.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metaopt._version import __version__ as __version__
+from metaopt.core.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from metaopt import datasets as datasets
@@ -53,16 +53,8 @@ _NAMES = {
     "save": "zoo.exports",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"metaopt.{name}")
-    if name in _NAMES:
-        value = getattr(importlib.import_module(f"metaopt.{_NAMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'metaopt' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_NAMES})
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {module: (module, "") for module in _MODULES}
+    | {name: (module, name) for name, module in _NAMES.items()},
+)

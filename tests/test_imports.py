@@ -73,6 +73,12 @@ def test_records_are_read_and_drawn_without_jax():
     assert not modules_after(code) & {"jax", "flax", "optax", "orbax"}
 
 
+def test_data_sets_are_listed_without_jax():
+    found = modules_after("from metaopt.jobs.data import DataJob, run; run(DataJob('list'))")
+    assert "spirals" in found  # a row of the table
+    assert not found & {"jax", "flax", "optax"}
+
+
 def test_the_package_imports_where_there_is_no_fcntl():
     """As on Windows, where `msvcrt` locks files instead."""
     hide = "import sys, types, jax, orbax.checkpoint; sys.modules['fcntl'] = None; "

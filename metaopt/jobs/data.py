@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from metaopt import datasets
-from metaopt.datasets.pictures import contact_sheet, encode_png
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ def _list(console: Console) -> None:
 
 
 def _show(job: DataJob, console: Console) -> None:
+    from metaopt.datasets.pictures import contact_sheet, encode_png  # loads JAX
+
     data = datasets.load(job.name)
     if job.out:
         Path(job.out).write_bytes(encode_png(contact_sheet(data)))
