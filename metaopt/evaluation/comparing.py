@@ -134,6 +134,7 @@ def _run(place: _Place, contender: Contender, key: Key, tick: Callable[[int], No
             measure_every=suite_task.measure_every,
             diagnostics=contender.fields,
             measure_train=bool(suite_task.velodrome),
+            held_out=contender.held_out,
             progress=tick,
         )
     except ValueError as error:  # e.g. L3RS embeddings of another network
