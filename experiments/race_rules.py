@@ -3,7 +3,8 @@
 Claim: where data are enough, `race` at its defaults is at every tenth of a run within 2% of the
 better of its two sides, without knowing which that is. A useless challenger costs less than a tenth
 of the fallback's gradients. Where a small training set is repeated,
-training losses do not tell which side generalises: fine-tuning and the ResNet show what is lost.
+training losses do not tell which side generalises: fine-tuning and the ResNet show what is lost,
+and what held-out losses save ("held-out"; `experiments.held_out_rules` looks closer).
 
     python -m experiments.race_rules [--only TRIAL ...] [--rules RULE ...] [--draw]
 
@@ -13,7 +14,9 @@ docs/guards/race.md shows them.
 
 Every contender of a trial takes the same mini-batches from the same initial params, 10 seeds. The
 record holds, for each trial and contender, the mean test loss over the seeds at every tenth of the
-run (the last one: the mean of the last three measurements), and gradients per step.
+run (the last one: the mean of the last three measurements), gradients per step, and where held-out
+losses are computed their number per step, in losses on a mini-batch. What has run with the same
+settings is kept.
 """
 
 import argparse
@@ -53,6 +56,7 @@ LOOKS = {
     FALLBACK: ("tab:blue", "--", "fallback alone"),
     "old form": ("tab:gray", ":", "race, old form"),
     "default": ("black", "-", "race"),
+    "held-out": ("tab:green", "-.", "race, held-out"),
 }
 
 Make = Callable[[int], Any]  # num_steps -> transformation
@@ -312,18 +316,20 @@ def table(record: dict[str, Any]) -> str:
 
 
 def draw(record: dict[str, Any]) -> None:
-    """One panel per trial: both sides alone and the default race."""
+    """One panel per trial: both sides alone, and the race by training and held-out losses."""
     with plt.rc_context(style()):
         columns = 3
         rows = -(-len(record["trials"]) // columns)
         figure, axes = plt.subplots(rows, columns, figsize=(9, 2.4 * rows), squeeze=False)
         for axis, trial in zip(axes.flat, record["trials"].values(), strict=False):
             steps = trial["steps"] * np.arange(1, 11) / 10
-            for name, (colour, dash, label) in LOOKS.items():
+            shown = [name for name in LOOKS if name in trial["contenders"]]
+            for name in shown:
+                colour, dash, label = LOOKS[name]
                 loss = np.asarray(trial["contenders"][name]["loss"])
                 axis.plot(steps, loss, color=colour, linestyle=dash, label=label)
             fallback = trial["contenders"][FALLBACK]["loss"]
-            low = min(min(trial["contenders"][name]["loss"]) for name in LOOKS)
+            low = min(min(trial["contenders"][name]["loss"]) for name in shown)
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("{x:.1g}")

@@ -389,17 +389,10 @@ def windowed(tx: optax.GradientTransformation) -> WindowForm:
         del extra_args
         check_window_call("windowed", updates, params)
 
-        def judge_fn(*point):
-            return jax.vmap(lambda batch: eval_fn(*point, batch))(eval_batches)
-
-        new_params, state, _ = unroll(
-            tx,
-            params,
-            state,
-            loss_fn,
-            train_batches,
-            eval_fn=None if eval_fn is None else judge_fn,
-        )
+        judge_fn = None
+        if eval_fn is not None:
+            judge_fn = lambda *point: jax.vmap(lambda batch: eval_fn(*point, batch))(eval_batches)
+        new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches, eval_fn=judge_fn)
         return optax.tree.sub(new_params, params), state
 
     return window_form(init_fn, update_fn)
