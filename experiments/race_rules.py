@@ -345,7 +345,8 @@ def draw(record: dict[str, Any]) -> None:
         for axis in axes[-1]:
             axis.set_xlabel("mini-batches")
         figure.tight_layout()
-        axes[0, 0].legend()
+        lines, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="lower right", bbox_to_anchor=(0.97, 0.1))
         save(figure, FIGURE)
 
 
