@@ -436,5 +436,6 @@ def _draw_held_out(family: TaskFamily, task_params: Any, key: Key, *, number: in
     if not is_list or optax.tree.size(whole) > optax.tree.size(drawn):
         return drawn
     each = length // number
-    cut = lambda leaf: leaf[: each * number].reshape(number, each, *leaf.shape[1:])
-    return jax.tree.map(lambda leaf: cut(jnp.asarray(leaf)), whole)
+    # Part i has the examples i, i + number, ...: a split may be sorted by class.
+    cut = lambda leaf: leaf[: each * number].reshape(each, number, *leaf.shape[1:])
+    return jax.tree.map(lambda leaf: jnp.swapaxes(cut(jnp.asarray(leaf)), 0, 1), whole)

@@ -120,10 +120,8 @@ def held_out_batches(task, key, number):
     whole, batch_size = task.whole("valid"), len(task.sample(key, (), "valid")["y"])
     if len(whole["y"]) > number * batch_size:
         return task.sample(key, (number,), "valid")
-    each = len(whole["y"]) // number
-    parts = [
-        jax.tree.map(lambda a, i=i: a[i * each : (i + 1) * each], whole) for i in range(number)
-    ]
+    last = len(whole["y"]) // number * number
+    parts = [jax.tree.map(lambda a, i=i: a[i:last:number], whole) for i in range(number)]
     return jax.tree.map(lambda *a: jnp.stack(a), *parts)
 
 
