@@ -1,7 +1,7 @@
 """Compares rules of the race with held-out data, where a small training set is repeated.
 
-Claim: on the two trials of `experiments.race_rules` with repeated data, the worst tenth of `race` is
-nearer to the better side if held-out losses overrule training losses at one standard error
+Claim: on the two trials of `experiments.race_rules` with repeated data, the worst tenth of `race`
+is nearer to the better side if held-out losses overrule training losses at one standard error
 (``overrule=1``) than if either decides alone. A validation split of a few hundred examples cannot
 tell the sides apart at the end of a run: the standard error of their difference is above half of
 the loss.
@@ -52,7 +52,9 @@ def losses(trial: Trial, family: TaskFamily, seed: int) -> dict[str, np.ndarray]
         parts = jax.tree.map(lambda leaf: cut(leaf).swapaxes(0, 1), task.whole("valid"))
 
         def body(carry, key):
-            params, state, train = unroll(tx, *carry, task.loss, task.sample(key, (EVERY,)))
+            params, state = carry
+            batches = task.sample(key, (EVERY,))
+            params, state, train = unroll(tx, params, state, task.loss, batches)
             point = loss_arguments(params, held_model_state(state))
             valid = jax.vmap(lambda part: task.eval_loss(*point, part))(parts)
             test = task.eval_loss(*point, task.whole("test"))
