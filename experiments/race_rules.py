@@ -3,7 +3,8 @@
 Claim: where data are enough, `race` at its defaults is at every tenth of a run within 2% of the
 better of its two sides, without knowing which that is. A useless challenger costs less than a tenth
 of the fallback's gradients. Where a small training set is repeated,
-training losses do not tell which side generalises: fine-tuning and the ResNet show what is lost.
+training losses do not tell which side generalises: fine-tuning and the ResNet show what is lost,
+and what held-out losses save ("held-out"; `experiments.held_out_rules` looks closer).
 
     python -m experiments.race_rules [--only TRIAL ...] [--rules RULE ...] [--draw]
 
@@ -13,7 +14,9 @@ docs/guards/race.md shows them.
 
 Every contender of a trial takes the same mini-batches from the same initial params, 10 seeds. The
 record holds, for each trial and contender, the mean test loss over the seeds at every tenth of the
-run (the last one: the mean of the last three measurements), and gradients per step.
+run (the last one: the mean of the last three measurements), gradients per step, and where held-out
+losses are computed their number per step, in losses on a mini-batch. What has run with the same
+settings is kept.
 """
 
 import argparse
@@ -53,11 +56,13 @@ LOOKS = {
     FALLBACK: ("tab:blue", "--", "fallback alone"),
     "old form": ("tab:gray", ":", "race, old form"),
     "default": ("black", "-", "race"),
+    "held-out": ("tab:green", "-.", "race, held-out"),
 }
 
 Make = Callable[[int], Any]  # num_steps -> transformation
 
-# One setting is varied at a time. The first rule is the default of `guards.race`.
+# One setting is varied at a time. The first rule is the default of `guards.race`. `held_out` is an
+# argument of `evaluate`.
 RULES: dict[str, dict[str, Any]] = {
     "default": {},
     "smoothing 0": {"smoothing": 0.0},
@@ -78,6 +83,14 @@ RULES: dict[str, dict[str, Any]] = {
     "decide at each step": {"n_t": 1, "smoothing": 0.93, "patience": 120, "trial": 200},
     "2 of 10 held out": {"n_t": 8, "n_c": 2},
     "old form": {"n_t": 10, "n_c": 10, **PAPER_RACE},
+    "held-out": {"held_out": True, "n_t": 10, "eval_every": 10, "overrule": 1.0},
+    "held-out alone": {
+        "held_out": True,
+        "n_t": 10,
+        "eval_every": 10,
+        "smoothing": 0.0,
+        "margin": 0.0,
+    },
 }
 
 
@@ -199,54 +212,76 @@ TRIALS = {
 }
 
 
-def contenders(trial: Trial) -> dict[str, Make]:
-    """Both sides alone, and the race by every rule."""
-
-    def raced(settings: dict[str, Any]) -> Make:
-        return lambda n: guards.race(trial.challenger(n), trial.fallback(n), **settings)
-
+def run_contender(trial: Trial, family: TaskFamily, contender: str) -> dict[str, Any]:
+    """The entry in the record of a side alone, or of the race by a rule."""
     alone = {CHALLENGER: trial.challenger, FALLBACK: trial.fallback}
-    return {**alone, **{name: raced(settings) for name, settings in RULES.items()}}
+    settings = dict(RULES.get(contender, {}))
+    held_out = settings.pop("held_out", False)
 
+    def race(num_steps: int) -> Any:
+        return guards.race(trial.challenger(num_steps), trial.fallback(num_steps), **settings)
 
-def run_contender(trial: Trial, family: TaskFamily, make: Make) -> dict[str, Any]:
-    """The entry of a contender in the record."""
-    window = trial.steps // MEASUREMENTS
     started = time.perf_counter()
     curves = evaluate(
-        make,
+        alone.get(contender, race),
         family,
         num_steps=trial.steps,
         keys=jax.random.split(jax.random.key(11), SEEDS),
-        window=window,
+        window=trial.steps // MEASUREMENTS,
+        held_out=held_out,
+        diagnostics=("loss_evals",) if held_out else (),
     )
     loss = np.asarray(curves.loss.mean(axis=0), float)
     tenths = [float(value) for value in loss[2::2]]
     tenths[-1] = float(loss[-3:].mean())
-    return {
+    entry = {
         "loss": tenths,
         "gradients_per_step": float(curves.grad_evals[-1]) / trial.steps,
         "seconds": time.perf_counter() - started,
     }
+    if held_out:
+        calls = float(curves.state["loss_evals"][:, -1].max()) / trial.steps
+        entry["held_out_losses_per_step"] = calls * held_out_size(family, settings["n_t"])
+    return entry
+
+
+def held_out_size(family: TaskFamily, n_t: int) -> float:
+    """Examples of a held-out loss of `evaluate`, in mini-batches."""
+    key = jax.random.key(0)
+    task = family.task(family.sample(key))
+    whole, one = (optax.tree.size(b) for b in (task.whole("valid"), task.sample(key, (), "valid")))
+    return min(whole / one, n_t)
+
+
+def recorded() -> dict[str, Any]:
+    """The record, without what was run with other settings."""
+    record: dict[str, Any] = {"seeds": SEEDS, "rules": RULES, "trials": {}}
+    if not RESULT.exists():
+        return record
+    old = json.loads(RESULT.read_text())
+    if old["seeds"] != SEEDS:
+        return record
+    rules = [name for name, settings in RULES.items() if old["rules"].get(name) == settings]
+    for name, trial in old["trials"].items():
+        if name in TRIALS and trial["steps"] == TRIALS[name].steps:
+            entries = trial["contenders"]
+            kept = {c: entries[c] for c in (CHALLENGER, FALLBACK, *rules) if c in entries}
+            record["trials"][name] = {**trial, "contenders": kept}
+    return record
 
 
 def run(names: list[str], rules: list[str]) -> dict[str, Any]:
     """Runs what the record lacks, and returns the record."""
-    record: dict[str, Any] = {"seeds": SEEDS, "rules": RULES, "trials": {}}
-    if RESULT.exists():
-        old = json.loads(RESULT.read_text())
-        if old.get("rules") == RULES:
-            record = old
+    record = recorded()
     for name in names:
         trial = TRIALS[name]
         family = trial.task()
         entries = record["trials"].setdefault(
             name, {"title": trial.title, "steps": trial.steps, "contenders": {}}
         )["contenders"]
-        for contender, make in contenders(trial).items():
-            is_wanted = contender not in RULES or contender in rules
-            if is_wanted and contender not in entries:
-                entries[contender] = run_contender(trial, family, make)
+        for contender in (CHALLENGER, FALLBACK, *rules):
+            if contender not in entries:
+                entries[contender] = run_contender(trial, family, contender)
                 write_json(RESULT, record)
                 print(name, contender, entries[contender], flush=True)
     return record
@@ -281,18 +316,20 @@ def table(record: dict[str, Any]) -> str:
 
 
 def draw(record: dict[str, Any]) -> None:
-    """One panel per trial: both sides alone and the default race."""
+    """One panel per trial: both sides alone, and the race by training and held-out losses."""
     with plt.rc_context(style()):
         columns = 3
         rows = -(-len(record["trials"]) // columns)
         figure, axes = plt.subplots(rows, columns, figsize=(9, 2.4 * rows), squeeze=False)
         for axis, trial in zip(axes.flat, record["trials"].values(), strict=False):
             steps = trial["steps"] * np.arange(1, 11) / 10
-            for name, (colour, dash, label) in LOOKS.items():
+            shown = [name for name in LOOKS if name in trial["contenders"]]
+            for name in shown:
+                colour, dash, label = LOOKS[name]
                 loss = np.asarray(trial["contenders"][name]["loss"])
                 axis.plot(steps, loss, color=colour, linestyle=dash, label=label)
             fallback = trial["contenders"][FALLBACK]["loss"]
-            low = min(min(trial["contenders"][name]["loss"]) for name in LOOKS)
+            low = min(min(trial["contenders"][name]["loss"]) for name in shown)
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_formatter("{x:.1g}")
@@ -308,7 +345,8 @@ def draw(record: dict[str, Any]) -> None:
         for axis in axes[-1]:
             axis.set_xlabel("mini-batches")
         figure.tight_layout()
-        axes[0, 0].legend()
+        lines, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="lower right", bbox_to_anchor=(0.97, 0.1))
         save(figure, FIGURE)
 
 

@@ -96,6 +96,7 @@ def step(
     state: Any,
     value_fn: Callable[..., Any],
     *,
+    eval_fn: Callable[..., jax.Array] | None = None,
     second_order: bool = True,
 ) -> tuple[Params, Any, tuple[jax.Array, Params]]:
     """One step of `tx` on one mini-batch.
@@ -106,23 +107,25 @@ def step(
       state: state of `tx` before the step.
       value_fn: ``params -> loss`` on the mini-batch; where the state holds a model state,
         ``(params, model_state) -> (loss, model_state)``.
+      eval_fn: see `unroll`.
       second_order: see `unroll`.
 
     Returns:
       params and state after the step, and the loss and its gradient before the step.
     """
     held = held_model_state(state)
+    given = {} if eval_fn is None else {"eval_fn": eval_fn}
     loss_fn = checked_loss("unroll", value_fn, held)
     if held is None or isinstance(state, WithModelState):
         inner = state if held is None else state.state
         params, inner, held, before = step_with_model_state(
-            tx, params, inner, held, loss_fn, second_order=second_order
+            tx, params, inner, held, loss_fn, second_order=second_order, **given
         )
         return params, inner if held is None else WithModelState(inner, held), before
     # A guard: each of its optimizers has a model state of its own.
     (value, _), grad = value_and_grad(loss_fn, params, held)
     updates, state = with_extra_args(tx).update(
-        grad, state, params, value=value, grad=grad, value_fn=loss_fn
+        grad, state, params, value=value, grad=grad, value_fn=loss_fn, **given
     )
     return optax.apply_updates(params, updates), state, (value, grad)
 
@@ -135,6 +138,7 @@ def step_with_model_state(
     loss_fn: Callable[[Params, Any], tuple[jax.Array, Any]],
     *,
     second_order: bool = True,
+    **extra_args: Any,
 ) -> tuple[Params, Any, Any, tuple[jax.Array, Params]]:
     """`step` of a loss with a model state, such as the running statistics of BatchNorm.
 
@@ -145,6 +149,7 @@ def step_with_model_state(
       model_state: model state before the step.
       loss_fn: ``(params, model_state) -> (loss, model_state)`` on the mini-batch.
       second_order: see `unroll`.
+      **extra_args: further ones for `tx`.
 
     Returns:
       params, state and model state after the step, and the loss and its gradient before it.
@@ -158,6 +163,7 @@ def step_with_model_state(
         value=seen[0],
         grad=seen[1],
         value_fn=lambda params: loss_fn(params, model_state)[0],
+        **extra_args,
     )
     return optax.apply_updates(params, updates), state, new_model_state, (value, grad)
 
@@ -179,6 +185,7 @@ def unroll(
     loss_fn: Callable[..., Any],
     batches: Batch,
     *,
+    eval_fn: Callable[..., jax.Array] | None = None,
     second_order: bool = True,
     remat: bool = False,
 ) -> tuple[Params, Any, jax.Array]:
@@ -192,6 +199,8 @@ def unroll(
       loss_fn: ``(params, batch) -> scalar``; where the state holds a model state,
         ``(params, model_state, batch) -> (scalar, model_state)``.
       batches: mini-batches with a leading axis ``[T, ...]``.
+      eval_fn: the held-out loss that a guard may decide by, as in `metaopt.guards.Guard`:
+        ``params -> loss``, or ``(params, model_state) -> loss``. Plain transformations ignore it.
       second_order: False stops gradients at the loss value and the loss gradient that `tx`
         receives. This is the first-order rule of learned-optimizer training, which drops second
         derivatives of the loss. It has an effect only under differentiation.
@@ -202,7 +211,7 @@ def unroll(
       params and state after T steps, and the losses ``[T]`` before each step. The model state after
       the steps is ``model_state(state)``.
     """
-    body = _step(tx, loss_fn, second_order)
+    body = _step(tx, loss_fn, second_order, eval_fn)
     if remat:  # in a scan nothing else could merge the two computations
         body = jax.checkpoint(body, prevent_cse=False)
     (params, state), losses = jax.lax.scan(body, (params, state), batches)
@@ -245,13 +254,20 @@ def unroll_sampled(
     return params, state, total / jnp.maximum(num_steps, 1)
 
 
-def _step(tx: optax.GradientTransformation, loss_fn: Callable[..., Any], second_order: bool):
+def _step(
+    tx: optax.GradientTransformation,
+    loss_fn: Callable[..., Any],
+    second_order: bool,
+    eval_fn: Callable[..., jax.Array] | None = None,
+):
     """The body of every loop: ``((params, state), batch) -> ((params, state), loss)``."""
 
     def body(carry, batch):
         params, state = carry
         value_fn = lambda *point: loss_fn(*point, batch)
-        params, state, (value, _) = step(tx, params, state, value_fn, second_order=second_order)
+        params, state, (value, _) = step(
+            tx, params, state, value_fn, eval_fn=eval_fn, second_order=second_order
+        )
         return (params, state), value
 
     return body
@@ -351,16 +367,32 @@ def windowed(tx: optax.GradientTransformation) -> WindowForm:
       A transformation whose ``update(None, state, params, *, loss_fn, train_batches)``, with
       ``train_batches [T, ...]``, takes T steps and returns their sum. After
       ``init(params, model_state)`` the loss is that of `unroll` with a model state, and
-      ``metaopt.model_state(state)`` returns the new one.
+      ``metaopt.model_state(state)`` returns the new one. With `eval_fn`, which takes the
+      arguments of that of `guards.in_windows`, its losses ``[C]`` on ``eval_batches [C, ...]`` are
+      the `eval_fn` of `unroll`. Without it, `eval_batches` are ignored.
     """
 
     def init_fn(params, model_state=None):
         return init_state(tx, params, model_state)
 
-    def update_fn(updates, state, params=None, *, loss_fn, train_batches, **extra_args):
+    def update_fn(
+        updates,
+        state,
+        params=None,
+        *,
+        loss_fn,
+        train_batches,
+        eval_batches=None,
+        eval_fn=None,
+        **extra_args,
+    ):
         del extra_args
         check_window_call("windowed", updates, params)
-        new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches)
+
+        judge_fn = None
+        if eval_fn is not None:
+            judge_fn = lambda *point: jax.vmap(lambda batch: eval_fn(*point, batch))(eval_batches)
+        new_params, state, _ = unroll(tx, params, state, loss_fn, train_batches, eval_fn=judge_fn)
         return optax.tree.sub(new_params, params), state
 
     return window_form(init_fn, update_fn)

@@ -136,6 +136,7 @@ def _run(place: _Place, contender: Contender, key: Key, tick: Callable[[int], No
             diagnostics=contender.fields,
             measure_train=bool(suite_task.velodrome),
             eval_params=contender.eval_params,
+            held_out=contender.held_out,
             progress=tick,
         )
     except ValueError as error:  # e.g. L3RS embeddings of another network

@@ -52,6 +52,7 @@ class Contender(NamedTuple):
       guard_name: name of the guard, or empty.
       fallback: name of the guard's fallback in tables, or empty.
       eval_params: see `metaopt.evaluation.curves.evaluate`.
+      held_out: whether the guard decides on the validation split (see `curves.evaluate`).
     """
 
     name: str
@@ -62,6 +63,7 @@ class Contender(NamedTuple):
     guard_name: str = ""
     fallback: str = ""
     eval_params: EvalParams | None = None
+    held_out: bool = False
 
 
 # Name -> (learned, fallback transformation, num_steps, window) -> guard.
@@ -69,6 +71,9 @@ GUARDS: dict[str, Callable[[Learned, Any, int, int], guards.Guard]] = {
     "gl2o": lambda learned, fallback, k, n: guards.gl2o(learned.make(k), fallback),
     "lgl2o": lambda learned, fallback, k, n: guards.lgl2o(learned.make(k), fallback, n_t=n, n_c=n),
     "race": lambda learned, fallback, k, n: guards.race(learned.make(k), fallback, n_t=n),
+    "race-held-out": lambda learned, fallback, k, n: guards.race(
+        learned.make(k), fallback, n_t=n, eval_every=n, overrule=1
+    ),
     "smg": lambda learned, fallback, k, n: guards.smg(
         learned.optimizer, learned.theta, n_t=n, n_c=n, num_steps=k
     ),
@@ -87,6 +92,7 @@ PAPER_GUARDS = {
         learned.make(k), fallback, n_t=n, n_c=n, **PAPER_RACE
     ),
 }
+HELD_OUT = ("race-held-out",)  # given the validation split to decide on
 WITHOUT_FALLBACK = ("smg", "amg")  # their fallback is a descent step in params and theta
 
 
@@ -127,6 +133,7 @@ def guarded(
       as_in_papers: the guard is given additional mini-batches to validate on, and it is
         made as in `PAPER_GUARDS`. Otherwise it takes the stream as users run it.
     """
+    held_out = guard in HELD_OUT
 
     def make_guard(num_steps: int) -> Any:
         table = PAPER_GUARDS if as_in_papers else GUARDS
@@ -141,11 +148,12 @@ def guarded(
         name=f"{guard.upper()}({', '.join(parts)})",
         kind="guarded",
         make=make_guard,
-        fields=("accepted",),
+        fields=("accepted", "loss_evals") if held_out else ("accepted",),
         learned=learned,
         guard_name=guard,
         fallback=fallback,
         eval_params=eval_params and _while_it_leads(eval_params),
+        held_out=held_out,
     )
 
 

@@ -90,6 +90,7 @@ def evaluate(
     diagnostics: Sequence[str] = (),
     measure_train: bool = False,
     eval_params: EvalParams | None = None,
+    held_out: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Curves:
     """Runs an optimizer from each key on a stream of mini-batches.
@@ -111,13 +112,16 @@ def evaluate(
       measure_train: also measure the loss on a fixed sample of the training split.
       eval_params: where the optimizer is judged. None: where `make` says if it is `Adjustable`, and
         else at its params.
+      held_out: give a guard an `eval_fn`, the task's `eval_loss` on the validation split: with
+        windows of n mini-batches, on the whole split in n parts, or on n mini-batches of it, drawn
+        anew for each `window`, if these are fewer data. No guard sees the test split.
       progress: called with the number of windows done, after each window.
 
     Returns:
       The curves of all seeds.
 
     Raises:
-      ValueError: `num_steps` is not a multiple of ``window * measure_every``.
+      ValueError: `num_steps` is no multiple as above, or `held_out` with a guard in window form.
       MemoryError: a measurement or a window needs more memory than there is.
     """
     recorder = Recorder(
@@ -134,6 +138,8 @@ def evaluate(
         tx: Any = make(num_steps)
         tx_of, point = (lambda _: tx), ()
         if isinstance(tx, WindowForm):
+            if held_out:
+                raise ValueError("evaluate: held_out takes a guard, not its window form.")
             sizes = getattr(tx, "window", (window, window))
     return run(
         tx_of,
@@ -144,6 +150,7 @@ def evaluate(
         window=window,
         sizes=sizes,
         eval_params=eval_params,
+        held_out=held_out,
         progress=progress,
     )
 
@@ -196,6 +203,7 @@ def run(
     window: int,
     sizes: tuple[int, int] | None = None,
     eval_params: EvalParams | None = None,
+    held_out: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Curves:
     """Runs ``tx_of(point)`` from each start, for each of P points (pytrees of arrays).
@@ -211,6 +219,7 @@ def run(
       window: optimizer steps per window.
       sizes: training and additional validation mini-batches of a guard in window form.
       eval_params: where the optimizer is judged; None: at its params.
+      held_out: see `evaluate`.
       progress: called with the number of windows done, after each window.
 
     Returns:
@@ -228,11 +237,12 @@ def run(
         )
     family, task_params = starts.family, starts.task_params
     long = num_steps * len(points) * optax.tree.size(starts.params) > LONG
-    init, advance = _optimizer_programs(tx_of, recorder, long=long)
+    init, advance = _optimizer_programs(tx_of, recorder, long=long, held_out=held_out)
     measure = partial(_measure, split=recorder.split)
-    batches = _mini_batches(starts, num_steps // window, window, sizes)
     tx = tx_of(points[0])
     period = tx.period if isinstance(tx, Guard) else None
+    num_held_out = (period or window) if held_out else 0
+    batches = _mini_batches(starts, num_steps // window, window, sizes, num_held_out)
 
     params = [starts.params] * len(points)
     states = [init(point, starts.params, starts.model_state) for point in points]
@@ -282,9 +292,16 @@ def _check_memory(what: str, program: Any, *args: Any, **static: Any) -> None:
 
 
 def _mini_batches(
-    starts: Starts, num_windows: int, window: int, sizes: tuple[int, int] | None
+    starts: Starts,
+    num_windows: int,
+    window: int,
+    sizes: tuple[int, int] | None,
+    num_held_out: int,
 ) -> Iterator[tuple[Batch, Batch]]:
-    """Training mini-batches ``[S, n, ...]`` of each window, and additional validation ones."""
+    """Training mini-batches ``[S, n, ...]`` of each window, and those that only decide.
+
+    The latter are `num_held_out` of the validation split, or those of `sizes`.
+    """
     keys = jax.vmap(lambda key: jax.random.split(key, (num_windows, 2)))(starts.keys)
     for index in range(num_windows):
         k_train, k_eval = keys[:, index, 0], keys[:, index, 1]
@@ -295,14 +312,22 @@ def _mini_batches(
             more = jax.vmap(lambda k: jax.random.fold_in(k, 1))(k_train)
             more = _draw_all(starts, sizes[0] - window, more)
             train = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), train, more)
-        yield train, _draw_all(starts, sizes[1], k_eval) if sizes and sizes[1] else None
+        decide = None
+        if num_held_out:
+            decide = _draw_all(starts, num_held_out, k_eval, draw=_draw_held_out)
+        elif sizes and sizes[1]:
+            decide = _draw_all(starts, sizes[1], k_eval)
+        yield train, decide
 
 
-def _draw_all(starts: Starts, number: int, keys: Keys) -> Batch:
-    """`number` training mini-batches for each run, ``[S, number, ...]``."""
+def _draw_all(
+    starts: Starts, number: int, keys: Keys, draw: Callable[..., Batch] | None = None
+) -> Batch:
+    """`number` mini-batches for each run, ``[S, number, ...]``; for training, or by `draw`."""
+    draw = draw or _draw
     return _stack(
         [
-            _draw(starts.family, _index(starts.task_params, run), key, number=number)
+            draw(starts.family, _index(starts.task_params, run), key, number=number)
             for run, key in enumerate(keys)
         ]
     )
@@ -366,7 +391,7 @@ def _index(tree: Any, index: int) -> Any:
 
 @lru_cache(maxsize=1)  # an extension of a grid runs the programs of the grid again
 def _optimizer_programs(
-    tx_of: Callable[[Any], Any], recorder: Recorder, *, long: bool
+    tx_of: Callable[[Any], Any], recorder: Recorder, *, long: bool, held_out: bool
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """First states, and one window, of all seeds: `init` and `advance`."""
 
@@ -377,13 +402,15 @@ def _optimizer_programs(
         family, point, position = shared
         if position is not None:
             state = state._replace(position=position)
+        task = family.task(task_params)
         updates, state = _on_windows(tx_of(point)).update(
             None,
             state,
             params,
-            loss_fn=family.task(task_params).loss,
+            loss_fn=task.loss,
             train_batches=train_batches,
             eval_batches=eval_batches,
+            eval_fn=task.eval_loss if held_out else None,
         )
         params = optax.apply_updates(params, updates)
         recorded = {name: optax.tree.get(state, name) for name in recorder.fields}
@@ -440,3 +467,24 @@ def _start(family: TaskFamily, key: Key) -> tuple[Any, Params, Any, Key]:
 def _draw(family: TaskFamily, task_params: Any, key: Key, *, number: int) -> Batch:
     """Training mini-batches ``[number, ...]``."""
     return family.task(task_params).sample(key, (number,))
+
+
+@partial(cpu.jit, static_argnames="number")
+def _draw_held_out(family: TaskFamily, task_params: Any, key: Key, *, number: int) -> Batch:
+    """The whole validation split in `number` parts; `number` mini-batches if these are fewer data.
+
+    The whole split is better than as many examples of it, drawn with replacement. A remainder of
+    less than `number` examples is left out.
+    """
+    task = family.task(task_params)
+    whole, drawn = task.whole("valid"), task.sample(key, (number,), "valid")
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(whole)}
+    length = min(lengths)[0] if len(lengths) == 1 and () not in lengths else 0
+    # Where a split is no larger than a mini-batch, it is no list of examples.
+    is_list = length >= number and optax.tree.size(whole) * number > optax.tree.size(drawn)
+    if not is_list or optax.tree.size(whole) > optax.tree.size(drawn):
+        return drawn
+    each = length // number
+    # Part i has the examples i, i + number, ...: a split may be sorted by class.
+    cut = lambda leaf: leaf[: each * number].reshape(each, number, *leaf.shape[1:])
+    return jax.tree.map(lambda leaf: jnp.swapaxes(cut(jnp.asarray(leaf)), 0, 1), whole)

@@ -22,7 +22,8 @@ class Losses(NamedTuple):
 
     Attributes:
       train: ``(params, model_state) -> (loss, model_state)``, the loss to descend.
-      judge: ``(params, model_state) -> loss``, the loss that decides in validation phases.
+      judge: ``(params, model_state) -> losses [m]``, those that decide in validation phases; m is 1
+        unless `eval_fn` returns several.
       held_out: whether `judge` is a loss of its own, that of `eval_fn`.
     """
 
@@ -153,8 +154,8 @@ class GuardInfo(NamedTuple):
       n_c: int32 ``[]``, validation mini-batches of the next window.
       gradient_evals: int32 ``[]``, gradients of the loss on one mini-batch that the guard has
         computed so far.
-      loss_evals: int32 ``[]``, losses on one mini-batch, without gradient, that the guard has
-        computed so far.
+      loss_evals: int32 ``[]``, losses without gradient that the guard has computed so far: on one
+        mini-batch, or calls of `eval_fn`.
     """
 
     accepted: Bool[Array, ""]

@@ -68,8 +68,9 @@ class Guard(HoldsModelState):
         called once per mini-batch. ``value_fn(params)`` is the loss on it, as for `optax.lbfgs`
         and optax's line searches; with a model state ``value_fn(params, model_state)`` returns
         ``(loss, new_model_state)``. In validation phases, `eval_fn` (with the arguments of
-        `value_fn`) returns the loss that decides, and nothing else; None: that of `value_fn`.
-        `race` without validation phases (``n_c=0``) then decides by `eval_fn` after each step.
+        `value_fn`) returns the loss that decides, or several, ``[m]``, of which the mean decides,
+        and nothing else; None: that of `value_fn`. `race` takes an `eval_fn` without validation
+        phases (``n_c=0``) too.
         A guard computes its own gradients at its own points and ignores `grads`, which XLA then
         does not compute.
     """
@@ -298,8 +299,11 @@ def losses_of(name: str, value_fn: Callable, eval_fn: Callable | None, model_sta
 
     def judge(params, model_state):
         if eval_fn is None:
-            return train(params, model_state)[0]
-        return scalar(eval_fn)(*loss_arguments(params, model_state))
+            return train(params, model_state)[0][None]
+        losses = eval_fn(*loss_arguments(params, model_state))
+        if jnp.ndim(losses) == 1 and jnp.size(losses):
+            return jax.vmap(scalar(lambda loss: loss))(jnp.asarray(losses))
+        return scalar(lambda: losses)()[None]
 
     return Losses(train, judge, held_out=eval_fn is not None)
 

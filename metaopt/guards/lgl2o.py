@@ -301,7 +301,9 @@ def lgl2o(
 
     def validate(accepted: Accepted, work: Candidates, index, losses: Losses):
         del accepted
-        values = [losses.judge(runner.params, runner.model_state) for runner in work.runners]
+        values = [
+            jnp.mean(losses.judge(runner.params, runner.model_state)) for runner in work.runners
+        ]
         return put_losses(work, index, values)
 
     def put_losses(work: Candidates, index, values):

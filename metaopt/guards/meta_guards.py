@@ -516,7 +516,7 @@ def _process(setup: Setup, theta: Theta) -> Process:
     def validate(state, work: MetaWork, index, losses: Losses):  # on V
         del state
         points = method.points(work.start, work.proposals, work.runs)
-        column = jnp.stack([losses.judge(point, None).astype(dtype) for point in points])
+        column = jnp.stack([jnp.mean(losses.judge(point, None)).astype(dtype) for point in points])
         return work._replace(losses=work.losses.at[:, index].set(column))
 
     def decide(state: MetaGuardState, work: MetaWork, params, lengths):

@@ -61,15 +61,28 @@ class Standing(NamedTuple):
     info: GuardInfo
 
 
+class Totals(NamedTuple):
+    """The losses of a window so far.
+
+    Attributes:
+      sums: float ``[k + 1]``, sum of each runner's losses.
+      squares: float ``[k]``, sum of the squared differences of the challenger's loss and each
+        fallback's.
+      count: int32 ``[]``, losses in `sums`. Those of which none was finite are left out.
+    """
+
+    sums: Float[Array, " runners"]
+    squares: Float[Array, " fallbacks"]
+    count: Int[Array, ""]
+
+
 class Runners(NamedTuple):
     """The runners of a `race`, and their losses in the window so far.
 
     Attributes:
       runners: the challenger, then the fallbacks.
-      sums: float ``[k + 1]``, sum of each runner's losses.
-      squares: float ``[k]``, sum of the squared differences of the challenger's loss and each
-        fallback's.
-      count: int32 ``[]``, mini-batches in `sums`. Those on which no loss was finite are left out.
+      totals: of the losses that enter the moving averages.
+      held_out: of the losses of `eval_fn`, where they overrule the averages; else None.
       leader_loss: float ``[]``, loss of the leader on the last mini-batch, before its step on it.
       broken: bool ``[]``, whether the challenger's loss or step was not finite where a fallback's
         was.
@@ -78,9 +91,8 @@ class Runners(NamedTuple):
     """
 
     runners: tuple[Runner, ...]
-    sums: Float[Array, " runners"]
-    squares: Float[Array, " fallbacks"]
-    count: Int[Array, ""]
+    totals: Totals
+    held_out: Totals | None
     leader_loss: Float[Array, ""]
     broken: Bool[Array, ""]
     skipped: Int[Array, ""]
@@ -92,6 +104,8 @@ def race(
     *fallbacks: optax.GradientTransformation,
     n_t: int = 10,
     n_c: int = 0,
+    eval_every: int = 1,
+    overrule: float = 0.0,
     smoothing: float = 0.5,
     margin: float = 2.0,
     patience: int = 12,
@@ -130,8 +144,16 @@ def race(
       n_t: mini-batches of a window.
       n_c: further mini-batches of a window that no runner trains on. With them, the mean losses
         on these (of `eval_fn`, if it is given) decide instead of the training losses. With
-        ``n_c=0`` an `eval_fn` decides too, after each step: give it held-out data where training
-        data are few, and no mini-batch is lost.
+        ``n_c=0`` an `eval_fn` decides too: give it held-out data where training data are few, and
+        no mini-batch is lost.
+      eval_every: a divisor of `n_t`; with ``n_c=0``, `eval_fn` is computed after every so many
+        steps. With ``eval_every=n_t`` it is computed once per window, at the points of which the
+        caller gets one. It should then return several losses ``[m]``, of parts of the held-out
+        data, since one loss says nothing of its error.
+      overrule: with 0, the losses of `eval_fn` alone decide. Above 0, and with ``n_c=0``, the
+        training losses decide, unless the mean losses of `eval_fn` in the window differ between
+        the challenger and the best fallback by more than `overrule` standard errors; then these
+        decide.
       smoothing: in [0, 1), weight of the past in the moving average of window means. 0 decides on
         the last window alone.
       margin: standard errors by which the challenger must be ahead to take the lead, or behind to
@@ -170,6 +192,15 @@ def race(
     check_sizes("race", n_t, n_c, least=(1, 0))
     if not fallbacks:
         raise ValueError("race: give at least one fallback: race(learned, fallback).")
+    check_integer("race: eval_every", eval_every, 1)
+    if n_t % eval_every or (n_c and eval_every > 1):
+        raise ValueError(
+            f"race: eval_every must be a divisor of n_t={n_t}, and 1 with n_c above 0, got "
+            f"{eval_every} with n_c={n_c}."
+        )
+    check_number("race: overrule", overrule, least=0)
+    if overrule and n_c:
+        raise ValueError(f"race: overrule needs n_c=0, got {overrule} with n_c={n_c}.")
     check_number("race: smoothing", smoothing, least=0, below=1)
     check_number("race: margin", margin, least=0)
     check_integer("race: patience", patience, 1)
@@ -183,6 +214,13 @@ def race(
     ]
     num_runners = 1 + len(fallback_txs)
     dtype = jnp.result_type(float)
+
+    def no_losses() -> Totals:
+        return Totals(
+            sums=jnp.zeros(num_runners, dtype),
+            squares=jnp.zeros(num_runners - 1, dtype),
+            count=jnp.array(0, jnp.int32),
+        )
 
     def init_fn(params, model_state):
         # Each number is a buffer of its own, so that a state can be donated.
@@ -202,9 +240,8 @@ def race(
         )
         runners = Runners(
             runners=tuple(start(tx, params, model_state) for tx in (challenger_tx, *fallback_txs)),
-            sums=jnp.zeros(num_runners, dtype),
-            squares=jnp.zeros(num_runners - 1, dtype),
-            count=integer(0),
+            totals=no_losses(),
+            held_out=no_losses() if overrule else None,
             leader_loss=jnp.zeros([], dtype),
             broken=jnp.array(False),
             skipped=integer(0),
@@ -215,9 +252,8 @@ def race(
     def start_window(standing: Standing, work: Runners, params):
         del standing, params
         return work._replace(
-            sums=jnp.zeros_like(work.sums),
-            squares=jnp.zeros_like(work.squares),
-            count=jnp.zeros_like(work.count),
+            totals=no_losses(),
+            held_out=no_losses() if overrule else None,
             broken=jnp.array(False),
             skipped=jnp.zeros_like(work.skipped),
             judged=jnp.zeros_like(work.judged),
@@ -271,28 +307,47 @@ def race(
         )
         if n_c:
             return work
-        if losses.held_out:
-            return validate(standing, work, index, losses)
-        return add_losses(work, values)
+        if overrule or not losses.held_out:
+            work = work._replace(totals=add_losses(work.totals, values[:, None]))
+        if not losses.held_out:
+            return work
+        judge = lambda work: cast_like(work, validate(standing, work, index, losses))
+        if eval_every == 1:
+            return judge(work)
+        return jax.lax.cond((index + 1) % eval_every == 0, judge, lambda work: work, work)
 
     def validate(standing: Standing, work: Runners, index, losses: Losses):
         del index
         loss_of = lambda runner: losses.judge(runner.params, runner.model_state).astype(dtype)
-        nothing = lambda runner: jnp.full_like(work.sums[0], jnp.inf)
+        rest = [loss_of(runner) for runner in work.runners[1:]]
+        nothing = lambda runner: jnp.full_like(rest[0], jnp.inf)
         first = jax.lax.cond(standing.runs, loss_of, nothing, work.runners[0])
+        values = jnp.stack([first, *rest])
         work = work._replace(judged=work.judged + num_running(standing))
-        return add_losses(work, jnp.stack([first, *map(loss_of, work.runners[1:])]))
+        if work.held_out is not None:
+            return work._replace(held_out=add_losses(work.held_out, values))
+        return work._replace(totals=add_losses(work.totals, values))
 
-    def add_losses(work: Runners, values: jax.Array) -> Runners:
+    def add_losses(totals: Totals, values: jax.Array) -> Totals:
+        """Adds losses ``[k + 1, m]``."""
         is_finite = jnp.isfinite(values)
-        usable = jnp.any(is_finite)
+        usable = jnp.any(is_finite, axis=0)
         differences = jnp.where(is_finite[0] & is_finite[1:], values[0] - values[1:], 0.0)
         values = jnp.where(usable, jnp.where(is_finite, values, jnp.inf), 0.0)
-        return work._replace(
-            sums=work.sums + values,
-            squares=work.squares + jnp.square(differences),
-            count=work.count + usable.astype(jnp.int32),
+        return Totals(
+            sums=totals.sums + jnp.sum(values, axis=1),
+            squares=totals.squares + jnp.sum(jnp.square(differences), axis=1),
+            count=totals.count + jnp.sum(usable).astype(jnp.int32),
         )
+
+    def means(standing: Standing, work: Runners, totals: Totals):
+        """Each runner's mean loss, and the squared standard errors of the differences."""
+        count = jnp.maximum(totals.count, 1).astype(dtype)
+        losses = jnp.where(totals.count > 0, totals.sums / count, jnp.inf)
+        losses = losses.at[0].set(jnp.where(standing.runs & ~work.broken, losses[0], jnp.inf))
+        difference = jnp.where(jnp.isfinite(losses[0]), losses[0] - losses[1:], 0.0)
+        spread = jnp.maximum(totals.squares / count - jnp.square(difference), 0.0)
+        return losses, spread / jnp.maximum(count - 1, 1)
 
     def leader_now(standing: Standing, work: Runners):
         """The leader of the last decision, unless it is a challenger that has broken since."""
@@ -307,22 +362,17 @@ def race(
     def decide(standing: Standing, work: Runners, params, lengths):
         del lengths
         runs = standing.runs
-        count = jnp.maximum(work.count, 1).astype(dtype)
-        losses = jnp.where(work.count > 0, work.sums / count, jnp.inf)
-        losses = losses.at[0].set(jnp.where(runs & ~work.broken, losses[0], jnp.inf))
+        losses, of_window = means(standing, work, work.totals)
         # An average that is not finite starts again from the next mean.
         has_past = jnp.isfinite(standing.smoothed)
         past = jnp.where(has_past, standing.smoothed, 0.0)
         averaged = smoothing * past + (1 - smoothing) * losses
         # A window of which no loss is finite says nothing.
-        is_usable = work.count > 0
+        is_usable = work.totals.count > 0
         smoothed = jnp.where(is_usable, jnp.where(has_past, averaged, losses), standing.smoothed)
         best = jnp.where(is_usable, 1 + jnp.argmin(smoothed[1:]), standing.best)
 
-        # Squared standard errors of the differences of means: of this window, and smoothed.
-        difference = jnp.where(jnp.isfinite(losses[0]), losses[0] - losses[1:], 0.0)
-        spread = jnp.maximum(work.squares / count - jnp.square(difference), 0.0)
-        of_window = spread / jnp.maximum(count - 1, 1)
+        # Squared standard errors of the differences: of this window, and smoothed.
         averaged = smoothing**2 * standing.variance + (1 - smoothing) ** 2 * of_window
         variance = jnp.where(has_past[0], averaged, of_window)
         variance = jnp.where(is_usable, variance, standing.variance)
@@ -333,6 +383,14 @@ def race(
         is_ahead = jnp.where(is_usable, smoothed[0] < smoothed[best] - needed, had_lead)
 
         is_behind = runs & is_usable & (smoothed[0] >= smoothed[best] + error)
+        if work.held_out is not None:
+            held_out, squared_errors = means(standing, work, work.held_out)
+            needed = overrule * jnp.sqrt(squared_errors[best - 1])
+            is_clear = (work.held_out.count > 0) & runs & ~work.broken
+            is_better = is_clear & (held_out[0] < held_out[best] - needed)
+            is_worse = is_clear & (held_out[0] > held_out[best] + needed)
+            is_ahead = (is_ahead | is_better) & ~is_worse
+            is_behind = (is_behind | is_worse) & ~is_better
         lost = jnp.where(is_usable & is_ahead, 0, add_to_count(standing.lost, is_behind))
         spent = add_to_count(standing.spent, runs & (standing.leader > 0))
         # When the next window begins.

@@ -9,6 +9,7 @@ import stateful
 
 from metaopt import datasets, guards, tasks
 from metaopt.core import cpu, memory
+from metaopt.core.types import Task
 from metaopt.evaluation import curves as curves_module
 from metaopt.evaluation.curves import begin, evaluate
 from metaopt.tasks import quadratic
@@ -126,6 +127,94 @@ def test_a_guard_takes_the_stream_as_in_a_users_loop(monkeypatch, make, long):
         np.testing.assert_allclose(curves.loss[seed], losses, rtol=1e-4)
         assert curves.state["winner"][seed, -1] == guards.info(state).winner
         assert curves.grad_evals[-1] >= guards.info(state).gradient_evals
+
+
+def held_out_batches(task, key, number):
+    """The validation split in `number` parts, or as many mini-batches if the split is larger."""
+    if task is TASK:
+        return task.sample(key, (number,), "valid")
+    whole, batch_size = task.whole("valid"), len(task.sample(key, (), "valid")["y"])
+    if len(whole["y"]) > number * batch_size:
+        return task.sample(key, (number,), "valid")
+    last = len(whole["y"]) // number * number
+    parts = [jax.tree.map(lambda a, i=i: a[i:last:number], whole) for i in range(number)]
+    return jax.tree.map(lambda *a: jnp.stack(a), *parts)
+
+
+@pytest.mark.parametrize("long", [0, curves_module.LONG], ids=["seeds in a loop", "side by side"])
+@pytest.mark.parametrize(
+    "case", ["quadratic", "whole split", "mini-batches of a large split", "once per step"]
+)
+def test_a_guard_decides_on_the_validation_split_as_in_a_users_loop(monkeypatch, case, long):
+    """With a model state, on tasks with a large and a small split; on a noisy problem without."""
+    monkeypatch.setattr(curves_module, "LONG", long)
+    small = case in ("whole split", "once per step")
+    task = TASK if case == "quadratic" else stateful.batchnorm_task(batch_size=64 if small else 4)
+    every = 1 if case == "once per step" else 4
+    tx = guards.race(optax.sgd(0.5), optax.adam(0.1), n_t=4, eval_every=every, overrule=0.5)
+    settings = dict(num_steps=16, keys=KEYS, window=8, diagnostics=("winner", "loss_evals"))
+    curves = evaluate(lambda n: tx, task, held_out=True, **settings)
+
+    @jax.jit
+    def window(params, state, batches, held_out):
+        point = lambda p, *stats: (p, *stats)
+        eval_fn = lambda *p: jnp.stack(
+            [task.eval_loss(*p, jax.tree.map(lambda a, i=i: a[i], held_out)) for i in range(4)]
+        )
+        for index in range(8):
+            batch = jax.tree.map(lambda a, index=index: a[index], batches)
+            value_fn = lambda *p, batch=batch: task.loss(*point(*p), batch)
+            updates, state = tx.update(None, state, params, value_fn=value_fn, eval_fn=eval_fn)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    for seed, key in enumerate(KEYS):
+        _, k_init, k_windows = jax.random.split(key, 3)
+        params = task.init(k_init)
+        state, losses = tx.init(params, task.init_model_state(k_init)), [curves.loss[seed, 0]]
+        for k_train, k_eval in jax.random.split(k_windows, (2, 2)):
+            held_out = held_out_batches(task, k_eval, 4)
+            params, state = window(params, state, task.sample(k_train, (8,)), held_out)
+            arguments = (params,) if state.model_state is None else (params, state.model_state)
+            losses.append(task.eval_loss(*arguments, task.whole("test")))
+            assert curves.state["winner"][seed, len(losses) - 2] == state.info.winner
+        np.testing.assert_allclose(curves.loss[seed], losses, rtol=1e-3)
+        assert curves.state["loss_evals"][seed, -1] == state.info.loss_evals == 2 * 16 / every
+
+
+def overfitting_task():
+    """The training loss falls towards 1, the validation loss towards -1; the test split is NaN."""
+    targets = {"train": 1.0, "valid": -1.0, "test": jnp.nan}
+    return Task(
+        init=lambda key: jnp.zeros(2),
+        loss=lambda params, batch: jnp.mean((params - batch["y"]) ** 2),
+        sample=lambda key, shape, split="train": {"y": jnp.full((*shape, 8, 1), targets[split])},
+        whole=lambda split="test": {"y": jnp.full((40, 1), targets[split])},
+    )
+
+
+@pytest.mark.parametrize("overrule", [0.0, 1.0])
+def test_held_out_decisions_leave_a_challenger_that_overfits(overrule):
+    """And never see the test split, whose losses are NaN."""
+    task, still = overfitting_task(), optax.sgd(0.001)
+    make = lambda n: guards.race(optax.sgd(0.1), still, eval_every=10, overrule=overrule)
+    run = lambda make, **given: evaluate(
+        make, task, num_steps=200, keys=KEYS, split="valid", **given
+    )
+    fields = ("winner", "kept_start")
+    followed = run(make, diagnostics=fields)
+    assert (followed.state["winner"] == 0).all() and (followed.loss[:, -1] > 3.9).all()
+    kept = run(make, diagnostics=fields, held_out=True)
+    assert (kept.state["winner"] == 1).all()
+    np.testing.assert_allclose(kept.loss, run(lambda n: still).loss, rtol=1e-6)
+    for curves in (followed, kept):
+        assert not curves.state["kept_start"].any()
+
+
+def test_held_out_decisions_need_a_guard_as_users_run_it():
+    in_windows = lambda n: guards.in_windows(guards.race(optax.sgd(0.1), optax.sgd(0.1)))
+    with pytest.raises(ValueError, match="held_out takes a guard, not its window form"):
+        evaluate(in_windows, TASK, num_steps=10, keys=KEYS, held_out=True)
 
 
 def test_a_guard_that_validates_loses_mini_batches_to_training():

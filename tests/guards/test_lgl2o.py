@@ -253,3 +253,19 @@ def test_a_loss_that_judges_needs_mini_batches_to_judge_on():
     state = guard.init(jnp.ones(2))
     with pytest.raises(ValueError, match="lgl2o: eval_fn needs validation mini-batches"):
         guard.update(None, state, jnp.ones(2), value_fn=loss, eval_fn=loss)
+
+
+def test_several_losses_decide_by_their_mean():
+    target = jnp.array([1.0, -2.0])
+    losses = lambda params: jnp.square(params - target)
+    guard = guards.lgl2o(optax.sgd(0.3), optax.sgd(0.1), n_t=1, n_c=1)
+    decided = []
+    for eval_fn in (losses, lambda params: jnp.mean(losses(params))):
+        x, state = jnp.ones(2), guard.init(jnp.ones(2))
+        for _ in range(6):
+            updates, state = guard.update(
+                None, state, x, value_fn=lambda p: jnp.sum(p**2), eval_fn=eval_fn
+            )
+            x = optax.apply_updates(x, updates)
+        decided.append((x, guards.info(state)))
+    assert_trees_equal(*decided)

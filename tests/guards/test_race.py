@@ -423,6 +423,70 @@ def test_held_out_losses_decide_without_costing_mini_batches():
     np.testing.assert_allclose(state.info.losses[1], np.mean(losses[-3:]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("parts", [False, True])
+def test_once_per_window_the_points_that_the_caller_may_get_are_judged(parts):
+    """Without smoothing and margin the caller gets the better of them."""
+    target = jnp.arange(5.0)
+    held_out = lambda params: 0.5 * jnp.square(params - target)
+    eval_fn = held_out if parts else lambda params: jnp.mean(held_out(params))
+    options = dict(n_t=3, eval_every=3, smoothing=0.0, margin=0.0)
+    guard = guards.race(optax.sgd(0.3), optax.sgd(0.05), **options)
+    x, state, winners = START, guard.init(START), []
+    for step, batch in enumerate(stream_of(TASK, 12), start=1):
+        value_fn = lambda p, batch=batch: TASK.loss(p, batch)
+        updates, state = guard.update(None, state, x, value_fn=value_fn, eval_fn=eval_fn)
+        x = optax.apply_updates(x, updates)
+        if step % 3 == 0:
+            losses = [jnp.mean(held_out(r.params)) for r in state.work.value.runners]
+            np.testing.assert_allclose(state.info.losses, losses, rtol=1e-6)
+            np.testing.assert_allclose(jnp.mean(held_out(x)), min(losses), rtol=1e-6)
+            assert state.info.loss_evals == 2 * step / 3
+            winners.append(int(state.info.winner))
+    assert set(winners) == {0, 1}
+
+
+@pytest.mark.parametrize("training_says", [0, 1])
+@pytest.mark.parametrize("held_out_says", [0, 1])
+@pytest.mark.parametrize("overrule", [0.0, 1.9, 2.1, 1e9])
+def test_held_out_losses_overrule_training_losses_by_their_standard_error(
+    training_says, held_out_says, overrule
+):
+    """The challenger moves by 1 per step, the fallback stays: all differences are known."""
+    num_parts, ratio = 16, 2.0  # the mean difference in standard errors
+    noise = np.tile([1.0, -1.0], num_parts // 2)
+    error = noise.std() / np.sqrt(num_parts - 1)
+    slopes = noise + (1 if held_out_says else -1) * ratio * error
+    guard = guards.race(
+        constant(1.0), optax.set_to_zero(), n_t=2, eval_every=2, overrule=overrule, margin=0.0
+    )
+    x, state = jnp.zeros(1), guard.init(jnp.zeros(1))
+    for _ in range(8):
+        updates, state = guard.update(
+            None,
+            state,
+            x,
+            value_fn=lambda p: (1.0 if training_says else -1.0) * p[0],
+            eval_fn=lambda p: p[0] * jnp.asarray(slopes, jnp.float32),
+        )
+        x = optax.apply_updates(x, updates)
+    expected = held_out_says if overrule < ratio else training_says
+    assert state.info.winner == expected and state.info.wins[expected] == 4
+    assert state.memory.lost == (4 if expected else 0)
+    assert state.info.loss_evals == 2 * 4
+
+
+def test_without_eval_fn_overrule_has_no_effect():
+    runs = [
+        drive_steps(
+            guards.race(optax.sgd(0.3), optax.adam(0.1), n_t=2, overrule=overrule), TASK, START, 8
+        )
+        for overrule in (0.0, 1.0)
+    ]
+    for (x, state), (y, other) in zip(*runs, strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert_trees_equal(state.memory, other.memory)
+
+
 ################################################################################
 # Costs
 ################################################################################
@@ -644,6 +708,10 @@ def test_errors():
         ({"smoothing": 1.0}, r"smoothing must be"),
         ({"trial": 0}, "trial must be at least 1, got 0"),
         ({"budget": 1.5}, "budget must be"),
+        ({"n_t": 6, "eval_every": 4}, "eval_every must be a divisor of n_t=6"),
+        ({"n_c": 1, "eval_every": 2}, "eval_every must be .* got 2 with n_c=1"),
+        ({"overrule": -1.0}, "overrule must not be negative"),
+        ({"n_c": 1, "overrule": 1.0}, "overrule needs n_c=0"),
     ):
         with pytest.raises(ValueError, match=f"race: {message}"):
             guards.race(optax.sgd(0.1), optax.sgd(0.1), **options)

@@ -351,8 +351,10 @@ def test_every_guard_can_be_compared(guard):
         keys=jax.random.split(jax.random.key(0), 2),
         window=5,
         diagnostics=contender.fields,
+        held_out=contender.held_out,
     )
     assert curves.state["accepted"].shape == (2, 4)
+    assert contender.held_out == ("loss_evals" in curves.state) == (guard == "race-held-out")
     assert curves.grad_evals[-1] > 10 and np.isfinite(curves.loss).all()
 
 
