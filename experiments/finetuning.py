@@ -45,7 +45,7 @@ JOBS = tuple(
         ),
         num_steps=50,
         minutes=2,
-        baselines="adam,adamw,lion,muon",
+        baselines="adam,adamw,adamw-groups,schedule-free-adamw,lion,muon",
         seeds=20,
         workers=2,
         out=OUT / f"{shots}-images",

@@ -56,7 +56,7 @@ class SpecialiseJob:
     minutes: float = 10.0
     points: int = 64
     any_network: bool = False
-    baselines: str = "adam,adamw,muon"
+    baselines: str = "adam,adamw,schedule-free-adamw,muon"
     seeds: int = 10
     workers: int = 1
     seed: int = 0

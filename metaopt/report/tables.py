@@ -329,7 +329,16 @@ def _shown(text: str) -> str:
 def _print_table(
     console: Console, title: str, columns: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> None:
-    """Prints a table without its wide columns, with intervals in the second column only."""
+    """Prints a table without its wide columns, with intervals in the second column if they fit."""
+    table = _terminal_table(title, columns, cells, interval=True)
+    if console.measure(table).maximum > console.width:
+        table = _terminal_table(title, columns, cells, interval=False)
+    console.print(table)
+
+
+def _terminal_table(
+    title: str, columns: Sequence[str], cells: Sequence[Sequence[str]], *, interval: bool
+) -> Table:
     table = Table(
         title=_shown(title),
         title_justify="left",
@@ -339,12 +348,11 @@ def _print_table(
         pad_edge=False,
     )
     printed = [i for i, column in enumerate(columns) if column not in WIDE]
-    brief = [[line[i] if i == 1 else line[i].split(" [")[0] for i in printed] for line in cells]
-    for place, i in enumerate(printed):
-        # Headers break between words, and cells not at all, but for long names.
-        widths = [*map(len, columns[i].split()), *(len(line[place]) for line in brief if i)]
-        justify = "right" if i else "left"
-        table.add_column(columns[i], justify=justify, no_wrap=i < 2, min_width=max(widths))
-    for line in brief:
-        table.add_row(*map(_shown, line))
-    console.print(table)
+    for i in printed:
+        # Headers break between words: a column is as wide as its longest word or cell.
+        header = columns[i].replace(" /", "/").replace(" ", "\n") if i > 1 else columns[i]
+        table.add_column(header, justify="right" if i else "left", no_wrap=i < 2)
+    for line in cells:
+        kept = [line[i] if interval and i == 1 else line[i].split(" [")[0] for i in printed]
+        table.add_row(*map(_shown, kept))
+    return table
