@@ -28,8 +28,9 @@ length of run; LGL2O's paper did it once for all of its figures. Here and in the
 records of the suites, guards are given additional mini-batches to validate on, as in the papers;
 `race` is in its old form: `race(n_c=10, smoothing=0, margin=0, patience=1, budget=1)`.
 
-"reproduced": all parts of the claim hold; "partly": some do; "not": none. Claims of our own ("ours") concern
-what the papers do not have: `race`, and optimizers that were meta-trained on longer runs.
+"reproduced": all parts of the claim hold; "partly": some do; "not": none. Claims of our own
+("ours") concern what the papers do not have: `race`, and optimizers that were meta-trained on
+longer runs.
 """
 
 # What the tables below come to, for a reader who does not read them.
@@ -40,8 +41,8 @@ IN_SHORT = """
 
 - **LGL2O.** Its start is as in the paper: the learned optimizer is ahead of SGD for the first
   hundred steps, and the guard takes it. Its guarantee is not: LGL2O follows windows that the
-  learned optimizer wins, and loses SGD's own run, which would have been ahead later. Failures of the
-  unguarded optimizer are milder here than there, and our baselines are tuned for each task. `race`
+  learned optimizer wins, and loses SGD's own run, which would have been ahead later. Failures of
+  the unguarded optimizer are milder here than there, and our baselines are tuned for each task. `race`
   keeps SGD's run, and is above it by 1% at most.
 - **Meta Guard.** AMG holds a learned optimizer that diverges, but SGD, tuned for each panel, ends
   lower. SMG's loss rises again in most panels, to chance in some: it keeps one of two points, even
