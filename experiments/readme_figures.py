@@ -71,11 +71,11 @@ RACE_VELO, RACE_L3RS = f"RACE({l3rs.VELO}, Adam)", f"RACE({l3rs.L3RS}, Adam)"
 DIGITS_RECORDS, SPECIALISED = Path("docs/results/digits"), Path("docs/results/specialised")
 
 
-def four_lines(fallback: str) -> dict[str, LineStyle]:
-    """Two tuned baselines, L3RS, and race with `fallback`."""
+def four_lines(best: str, fallback: str) -> dict[str, LineStyle]:
+    """Tuned Adam and the best tuned baseline, L3RS, and race with `fallback`."""
     return {
         "Adam": LineStyle(COLOURS[1], "-", "Adam, tuned"),
-        "Muon": LineStyle(COLOURS[0], "-", "Muon, tuned"),
+        best: LineStyle(COLOURS[0], "-", f"{best}, tuned"),
         "L3RS": LineStyle(COLOURS[2], "-", "L3RS, meta-trained"),
         f"RACE(L3RS, {fallback})": LineStyle(COLOURS[3], "--", f"race(L3RS, {fallback})"),
     }
@@ -84,7 +84,7 @@ def four_lines(fallback: str) -> dict[str, LineStyle]:
 PICTURES = (
     Picture(
         name="digits-comparison",
-        styles=four_lines("Muon"),
+        styles=four_lines(best="Muon", fallback="Muon"),
         subplots=(
             Subplot(DIGITS_RECORDS / "00-digits-100", "digits, 100 steps"),
             Subplot(DIGITS_RECORDS / "01-digits-1000", "digits, 1000 steps"),
@@ -96,7 +96,7 @@ PICTURES = (
     ),
     Picture(
         name="specialised",
-        styles=four_lines("Adam"),
+        styles=four_lines(best="Schedule-free AdamW", fallback="Adam"),
         subplots=(
             Subplot(SPECIALISED / "digits-100" / "00-digits-100", "MLP on digits"),
             *(

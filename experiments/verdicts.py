@@ -42,8 +42,8 @@ IN_SHORT = """
 - **LGL2O.** Its start is as in the paper: the learned optimizer is ahead of SGD for the first
   hundred steps, and the guard takes it. Its guarantee is not: LGL2O follows windows that the
   learned optimizer wins, and loses SGD's own run, which would have been ahead later. Failures of
-  the unguarded optimizer are milder here than there, and our baselines are tuned for each task. `race`
-  keeps SGD's run, and is above it by 1% at most.
+  the unguarded optimizer are milder here than there, and our baselines are tuned for each task.
+  `race` keeps SGD's run, and is above it by 1% at most.
 - **Meta Guard.** AMG holds a learned optimizer that diverges, but SGD, tuned for each panel, ends
   lower. SMG's loss rises again in most panels, to chance in some: it keeps one of two points, even
   if both are worse than before.
