@@ -9,9 +9,9 @@ pictures go: the code draws them.
 import json
 import re
 
-BLOCK = re.compile(r"(?:^<!-- (?P<note>.*?) -->\n)?^```python\n(?P<code>.*?)^```$\n?", re.M | re.S)
+BLOCK = re.compile(r"(?:^<!-- (?P<note>[^\n]*?) -->\n)?^```python\n(?P<code>.*?)^```$\n?", re.M | re.S)
 PICTURE = re.compile(r"^!\[[^\]]*\]\([^)]*\)(?:\{[^}]*\})?\n?", re.M)
-LINK = re.compile(r"\[([^\]]+)\]\((?!https?://)[^)]*\)(?:\{[^}]*\})?")
+LINK = re.compile(r"(?<![\w`])\[([^\]]+)\]\((?!https?://)[^)]*\)(?:\{[^}]*\})?")
 COMMENT = re.compile(r"^<!--.*?-->\n?", re.M | re.S)
 INSTALL = """\
 This notebook needs metaopt with all extras, which is installed from a copy of its repository:
@@ -55,7 +55,8 @@ def notebook(page: str) -> str:
 
 def _readable(text: str) -> str:
     """Markdown that stands alone: no comments, no pictures, no links to other pages."""
-    return LINK.sub(r"\1", PICTURE.sub("", COMMENT.sub("", text)))
+    text = LINK.sub(r"\1", PICTURE.sub("", COMMENT.sub("", text)))
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
 
 
 def _markdown(text: str) -> dict:
