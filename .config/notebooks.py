@@ -9,7 +9,9 @@ pictures go: the code draws them.
 import json
 import re
 
-BLOCK = re.compile(r"(?:^<!-- (?P<note>[^\n]*?) -->\n)?^```python\n(?P<code>.*?)^```$\n?", re.M | re.S)
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<note>[^\n]*?) -->\n)?^```python\n(?P<code>.*?)^```$\n?", re.M | re.S
+)
 PICTURE = re.compile(r"^!\[[^\]]*\]\([^)]*\)(?:\{[^}]*\})?\n?", re.M)
 LINK = re.compile(r"(?<![\w`])\[([^\]]+)\]\((?!https?://)[^)]*\)(?:\{[^}]*\})?")
 COMMENT = re.compile(r"^<!--.*?-->\n?", re.M | re.S)
