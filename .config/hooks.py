@@ -5,6 +5,7 @@
 - The figures of docs/results are not in the repository. The build draws them from the records.
 - Each script of docs/examples becomes a page. CHANGELOG.md and CONTRIBUTING.md, which lie at the
   root of the repository, become pages too.
+- Each page of docs/tutorials is also a Jupyter notebook, which the page links to.
 - SVG drawings become part of the page, so that they follow its light or dark colours.
 """
 
@@ -20,6 +21,7 @@ from markdown.preprocessors import Preprocessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from notebooks import notebook
 
 ROOT = Path(__file__).parents[1]
 FIGURE = re.compile(r"\]\(([\w/-]+)/figures/([\w-]+)\.png\)")
@@ -101,13 +103,17 @@ def _modified(path: Path) -> float:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds a page for each script of docs/examples, for CHANGELOG.md and for CONTRIBUTING.md."""
+    """Adds pages for scripts of docs/examples, CHANGELOG.md, CONTRIBUTING.md, and the notebooks."""
     for script in sorted((ROOT / "docs" / "examples").glob("*.py")):
         page = File.generated(config, f"examples/{script.stem}.md", content=example_page(script))
         files.append(page)
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
         text = root_page((ROOT / name).read_text())
         files.append(File.generated(config, name.lower(), content=text))
+    for page in sorted((ROOT / "docs" / "tutorials").glob("*.md")):
+        content = notebook(page.read_text())
+        name = f"tutorials/{page.stem}.ipynb"
+        files.append(File.generated(config, name, content=content))
     return files
 
 
@@ -130,9 +136,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Directs links to example scripts and to pages of the root to their pages on the site."""
     if page.file.src_uri.startswith("examples/") and page.file.generated_by:
         return markdown  # its link is the download of the script
+    if page.file.src_uri.startswith("tutorials/"):
+        markdown = with_download(markdown, page.file.name)
     markdown = re.sub(r"\]\(((?:\.\./)*(?:examples/)?\w+)\.py\)", r"](\1.md)", markdown)
     from_root = r"\]\(((?:\.\./)*)\.\./(CHANGELOG|CONTRIBUTING)\.md"
     return re.sub(from_root, lambda match: f"]({match[1]}{match[2].lower()}.md", markdown)
+
+
+def with_download(tutorial: str, name: str) -> str:
+    """The page of a tutorial with a link to its notebook below the title.
+
+    The link is not in the page itself, since the notebook is not in the repository.
+    """
+    title, _, rest = tutorial.lstrip().partition("\n")
+    return f"{title}\n\n[Download as a notebook]({name}.ipynb){{ download }}\n{rest}"
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from notebooks import notebook
 
 import metaopt
 from metaopt import datasets, guards, meta, optimizers, tasks
@@ -73,6 +74,13 @@ def test_every_example_has_a_page(site):
     for script in (ROOT / "docs" / "examples").glob("*.py"):
         page = (site / "examples" / f"{script.stem}.html").read_text()
         assert "def main" in re.sub(r"<[^>]+>", "", page)
+
+
+def test_every_tutorial_links_to_its_notebook(site):
+    for page in (ROOT / "docs" / "tutorials").glob("*.md"):
+        built = site / "tutorials" / page.stem
+        assert f'href="{page.stem}.ipynb"' in built.with_suffix(".html").read_text()
+        assert built.with_suffix(".ipynb").read_text() == notebook(page.read_text())
 
 
 PACKAGES = [metaopt, guards, optimizers, meta, tasks, networks, datasets]
