@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from metaopt.core.types import Task as Task
     from metaopt.core.types import TaskFamily as TaskFamily
     from metaopt.core.types import single as single
+    from metaopt.evaluation.curves import evaluate as evaluate
     from metaopt.guards import windows as windows
     from metaopt.optimizers.train_state import TrainState as TrainState
     from metaopt.zoo.exports import CheckpointError as CheckpointError
@@ -44,6 +45,7 @@ _NAMES = {
     "model_state": "core.rollouts",
     "unroll": "core.rollouts",
     "windowed": "core.rollouts",
+    "evaluate": "evaluation.curves",
     "windows": "guards",
     "TrainState": "optimizers.train_state",
     "CheckpointError": "zoo.exports",

@@ -4,8 +4,9 @@
 
 `metaopt.tasks.classification` takes a Linen module whose `__call__` has an argument `train`. The
 running statistics are the model state of the task; every mini-batch has a key for the dropout.
-`evaluate` runs optimizers and guards on it from the same params and mini-batches. Test losses and
-accuracies are those of evaluation mode, with the running statistics of the params that are judged.
+`metaopt.evaluate` runs optimizers and guards on it from the same params and mini-batches. Test
+losses and accuracies are those of evaluation mode, with the running statistics of the params that
+are judged.
 
 The same function `make_task` is what the commands take:
 
@@ -23,7 +24,6 @@ import optax
 import metaopt
 from metaopt import guards
 from metaopt.datasets import digits
-from metaopt.evaluation.curves import evaluate
 
 
 class ResNet(nn.Module):
@@ -79,7 +79,7 @@ def main(argv=None) -> dict[str, dict[str, float]]:
     results = {}
     keys = jax.random.split(jax.random.key(1), 2)
     for name, make in optimizers.items():
-        curves = evaluate(make, task, num_steps=steps, keys=keys, window=20)
+        curves = metaopt.evaluate(make, task, num_steps=steps, keys=keys, window=20)
         loss, accuracy = (float(jnp.mean(m[:, -1])) for m in (curves.loss, curves.accuracy))
         print(f"{name:17} test loss {loss:.3f}, accuracy {accuracy:.1%}, mean of 2 runs")
         results[name] = {"loss": loss, "accuracy": accuracy}

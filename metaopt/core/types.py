@@ -5,7 +5,7 @@ their functions work on, and the functions are static. They are arguments of jit
 that a data set is neither compiled into a program nor copied.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
@@ -318,6 +318,10 @@ class TaskFamily:
     def task(self, task_params: Any) -> Task:
         """The task that `task_params` describe."""
         return with_data(self.task_fn, self.data)(task_params)
+
+
+# One or several distributions of tasks; a task stands for the one that always gives it.
+Families: TypeAlias = Task | TaskFamily | Sequence[Task | TaskFamily]
 
 
 def single(task: Task) -> TaskFamily:

@@ -11,6 +11,7 @@ from metaopt.core.rollouts import held_model_state, init_state, mean_loss, unrol
 from metaopt.core.trees import nbytes
 from metaopt.core.types import (
     Batch,
+    Families,
     Key,
     Keys,
     LearnedOptimizer,
@@ -21,6 +22,7 @@ from metaopt.core.types import (
     Theta,
     functions_with_data,
     loss_arguments,
+    single,
     with_data,
 )
 from metaopt.meta.devices import specs_of
@@ -105,27 +107,25 @@ class Start(NamedTuple):
     key: Key
 
 
-def as_groups(name: str, families: TaskFamily | Sequence[TaskFamily]) -> tuple[TaskFamily, ...]:
+def as_groups(name: str, families: Families) -> tuple[TaskFamily, ...]:
     """One family or several (a mixture of structures), as the groups of a meta-batch.
 
     Raises:
-      ValueError: there is no family, or one is not a `TaskFamily`.
+      ValueError: there is no family, or one is neither a `TaskFamily` nor a `Task`.
     """
     groups = (families,) if isinstance(families, Task | TaskFamily) else tuple(families)
     if not groups:
-        raise ValueError(f"{name}: families is empty; give at least one TaskFamily.")
+        raise ValueError(f"{name}: families is empty; give at least one TaskFamily or Task.")
     for index, family in enumerate(groups):
-        if not isinstance(family, TaskFamily):
+        if not isinstance(family, Task | TaskFamily):
             raise ValueError(
-                f"{name}: families[{index}] must be a TaskFamily, got a {type(family).__name__}; "
-                "metaopt.single(task) makes one of a Task."
+                f"{name}: families[{index}] must be a TaskFamily or a Task, got a "
+                f"{type(family).__name__}."
             )
-    return groups
+    return tuple(single(group) if isinstance(group, Task) else group for group in groups)
 
 
-def checked_groups(
-    name: str, families: TaskFamily | Sequence[TaskFamily]
-) -> tuple[TaskFamily, ...]:
+def checked_groups(name: str, families: Families) -> tuple[TaskFamily, ...]:
     """`as_groups`, which also traces the functions of every family.
 
     Raises:

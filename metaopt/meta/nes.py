@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from metaopt.core.checks import check_fields, check_integer, check_known, check_number
-from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Families, Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import (
     QUARTERS,
     MetaTrainer,
@@ -115,7 +115,7 @@ class NESConfig:
     def trainer(
         self,
         lopt: LearnedOptimizer,
-        families: TaskFamily | Sequence[TaskFamily],
+        families: Families,
         spread: Spread = EVERYTHING_HERE,
     ) -> MetaTrainer:
         """See `nes`."""
@@ -138,7 +138,7 @@ class NESState(NamedTuple):
 
 def nes(
     lopt: LearnedOptimizer,
-    families: TaskFamily | Sequence[TaskFamily],
+    families: Families,
     config: NESConfig,
     spread: Spread = EVERYTHING_HERE,
 ) -> MetaTrainer:
@@ -152,8 +152,9 @@ def nes(
 
     Args:
       lopt: the optimizer to train.
-      families: the tasks. With several families (networks or data sets of different structure) a
-        generation takes `config.tasks` tasks of each, and a candidate's loss is the mean over all.
+      families: a family of tasks, a task, or several of them. With several (networks or data sets
+        of different structure) a generation takes `config.tasks` tasks of each, and a candidate's
+        loss is the mean over all.
       config: see `NESConfig`.
       spread: the devices that share the population, and how many candidates each takes at a time.
 

@@ -15,7 +15,7 @@ from metaopt.core import cpu
 from metaopt.core.checks import check_number
 from metaopt.core.rollouts import unroll_sampled
 from metaopt.core.trees import all_finite, nbytes
-from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Families, Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
 from metaopt.meta.base import MetaTrainer, Start, check_theta, checked_groups, starts
 from metaopt.meta.devices import EVERYTHING_HERE, Spread
@@ -76,7 +76,7 @@ class PESConfig(WindowsConfig):
     def trainer(
         self,
         lopt: LearnedOptimizer,
-        families: TaskFamily | Sequence[TaskFamily],
+        families: Families,
         spread: Spread = EVERYTHING_HERE,
     ) -> MetaTrainer:
         """See `pes`."""
@@ -104,7 +104,7 @@ class PESState(NamedTuple):
 
 def pes(
     lopt: LearnedOptimizer,
-    families: TaskFamily | Sequence[TaskFamily],
+    families: Families,
     config: PESConfig,
     spread: Spread = EVERYTHING_HERE,
 ) -> MetaTrainer:
@@ -124,7 +124,8 @@ def pes(
 
     Args:
       lopt: the optimizer to train.
-      families: the tasks. With several families each particle runs `config.tasks` of each.
+      families: a family of tasks, a task, or several of them. With several, each particle runs
+        `config.tasks` of each.
       config: see `PESConfig`.
       spread: the devices that share the pairs evenly, and how many pairs each takes at a time. The
         state of a pair's runs stays on its device.

@@ -1,11 +1,10 @@
 """The meta-training methods that `metaopt train` knows by name."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 from jax.sharding import Mesh
 
-from metaopt.core.types import LearnedOptimizer, TaskFamily
+from metaopt.core.types import Families, LearnedOptimizer
 from metaopt.meta.base import MetaTrainer
 from metaopt.meta.devices import Spread
 from metaopt.meta.nes import NESConfig
@@ -36,9 +35,7 @@ class Method(Protocol):
         """The devices that share the inner runs; None for a single device."""
         ...
 
-    def trainer(
-        self, lopt: LearnedOptimizer, families: Sequence[TaskFamily], spread: Spread
-    ) -> MetaTrainer:
+    def trainer(self, lopt: LearnedOptimizer, families: Families, spread: Spread) -> MetaTrainer:
         """The method with these settings."""
         ...
 

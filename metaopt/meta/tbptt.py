@@ -15,7 +15,7 @@ from metaopt.core import cpu
 from metaopt.core.checks import check_number
 from metaopt.core.rollouts import held_model_state, train_loss, unroll
 from metaopt.core.trees import all_finite, nbytes
-from metaopt.core.types import Key, Keys, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Families, Key, Keys, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta import devices
 from metaopt.meta.base import MetaTrainer, Start, check_theta, checked_groups, starts
 from metaopt.meta.devices import EVERYTHING_HERE, Spread
@@ -65,7 +65,7 @@ class TBPTTConfig(WindowsConfig):
     def trainer(
         self,
         lopt: LearnedOptimizer,
-        families: TaskFamily | Sequence[TaskFamily],
+        families: Families,
         spread: Spread = EVERYTHING_HERE,
     ) -> MetaTrainer:
         """See `tbptt`."""
@@ -94,7 +94,7 @@ class TBPTTState(NamedTuple):
 
 def tbptt(
     lopt: LearnedOptimizer,
-    families: TaskFamily | Sequence[TaskFamily],
+    families: Families,
     config: TBPTTConfig,
     spread: Spread = EVERYTHING_HERE,
 ) -> MetaTrainer:
@@ -111,8 +111,8 @@ def tbptt(
 
     Args:
       lopt: the optimizer to train.
-      families: the tasks. With several families (networks or data sets of different structure)
-        `config.tasks` runs of each go side by side.
+      families: a family of tasks, a task, or several of them. With several (networks or data sets
+        of different structure) `config.tasks` runs of each go side by side.
       config: see `TBPTTConfig`.
       spread: the devices that share the tasks of every family evenly, and how many runs each takes
         at a time. The state of a run stays on its device; only losses and a sum of meta-gradients

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from metaopt.core.checks import check_choice, check_integer
-from metaopt.core.types import Key, LearnedOptimizer, TaskFamily, Theta
+from metaopt.core.types import Families, Key, LearnedOptimizer, TaskFamily, Theta
 from metaopt.meta.base import (
     QUARTERS,
     Start,
@@ -26,7 +26,7 @@ from metaopt.meta.population import evaluate_one
 
 def validation(
     lopt: LearnedOptimizer,
-    families: TaskFamily | Sequence[TaskFamily],
+    families: Families,
     num_steps: int,
     *,
     on: Literal["final", "trajectory", "anytime"] = "final",
@@ -41,7 +41,8 @@ def validation(
 
     Args:
       lopt: the optimizer to judge.
-      families: the tasks of the runs. `key` should be one that meta-training never uses.
+      families: the tasks of the runs, as for `nes`. `key` should be one that meta-training never
+        uses.
       num_steps: steps of each run.
       on: "final": the loss on held-out mini-batches after a run. "trajectory": the mean training
         loss along it, so that a fast start counts too. "anytime": the mean logarithm of the

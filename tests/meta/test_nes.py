@@ -182,6 +182,21 @@ def test_a_mixture_of_structures_is_the_mean_over_its_groups():
     np.testing.assert_allclose(measured["normalised"], 0.25, rtol=1e-4)
 
 
+def test_a_task_is_the_family_that_always_gives_it():
+    lopt, family, theta = probe(lambda theta: jnp.sum(jnp.square(theta["x"])))
+    config = NESConfig(population=4, tasks=1, min_steps=1, max_steps=1)
+
+    def after_a_step(families):
+        trainer = nes(lopt, families, config)
+        state = trainer.init(jax.random.key(0), theta)
+        return flat(trainer.theta(jax.jit(trainer.step)(jax.random.key(1), state)[0]))
+
+    expected = after_a_step(family)
+    assert np.any(expected != flat(theta))
+    for families in (family.data, [family.data]):
+        np.testing.assert_array_equal(after_a_step(families), expected)
+
+
 def test_a_theta_that_cannot_serve_all_structures_is_named():
     lopt, first = l3rs(("sgd",)), quadratic(dim=3)
     other = first.replace(

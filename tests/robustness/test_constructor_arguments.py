@@ -176,9 +176,9 @@ CONSTRUCTORS = {
         lambda: meta.nes(LSTM, [], meta.NESConfig()),
         "nes: families is empty",
     ),
-    "nes: a Task, no family": (
-        lambda: meta.nes(LSTM, [tasks.quadratic(3)], meta.NESConfig()),
-        r"nes: families\[0\] must be a TaskFamily.*metaopt.single",
+    "nes: a function, no family": (
+        lambda: meta.nes(LSTM, [tasks.quadratic], meta.NESConfig()),
+        r"nes: families\[0\] must be a TaskFamily or a Task, got a function",
     ),
     "nes: config of pes": (
         lambda: meta.nes(LSTM, QUADRATIC, meta.PESConfig()),
