@@ -9,6 +9,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")  # see
 
 import functools
 import gc
+from pathlib import Path
 
 import jax
 import jaxtyping
@@ -24,6 +25,8 @@ from metaopt.tasks import catalog
 
 # What `devices.initialise` finds must not depend on which test used JAX first.
 jax.config.update("jax_num_cpu_devices", 1)
+
+MOST_MAPS = 20_000  # of memory, after a module
 
 # A collection walks through all that JAX has traced so far: a tenth of the suite's time.
 gc.set_threshold(50_000, 20, 100)
@@ -44,6 +47,20 @@ def caches(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs  # for child processes
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_fit():
+    """Frees the compiled programs after a module, if they are many.
+
+    Each holds memory maps, of which Linux gives a process 65530 by default. Beyond that XLA ends
+    the process. Programs that are needed again are read from the cache on disk.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
