@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
@@ -179,7 +180,10 @@ def warn_at_horizon(name: str, t: Int[Array, ""], num_steps: Int[Array, ""]) -> 
     """
 
     def warn(t, num_steps):
-        if t == num_steps:  # compared again, since under vmap a cond runs both of its branches
+        # Compared again, since under vmap a cond runs both of its branches; as numbers, since an
+        # operation of JAX in a callback may wait for the program that waits for the callback.
+        t, num_steps = int(t), int(num_steps)
+        if t == num_steps:
             warnings.warn(
                 f"{name}: this run goes past its horizon num_steps={num_steps}; the features of "
                 "time stay at the last planned step. Give apply(theta, num_steps=...) the whole "
@@ -217,8 +221,9 @@ def warn_of_frozen_leaves(
     names = leaf_names(params)
 
     def warn(is_due, frozen):
+        frozen = np.asarray(frozen)  # no operation of JAX in a callback, as in `warn_at_horizon`
         found = [leaf for leaf, is_frozen in zip(names, frozen, strict=True) if is_frozen]
-        if is_due and found:  # compared again, since under vmap a cond runs both of its branches
+        if bool(is_due) and found:  # under vmap a cond runs both of its branches
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             warnings.warn(
                 f"{name}: the gradient of {', '.join(found[:5])}{more} has been exactly zero for "

@@ -11,6 +11,7 @@ import pytest
 
 from metaopt import optimizers
 from metaopt.core.rollouts import unroll
+from metaopt.optimizers import features
 
 PARAMS = {
     "body": np.ones((3, 2), np.float32),
@@ -77,6 +78,45 @@ def test_a_program_without_warnings_has_no_callback(name):
         return str(jax.make_jaxpr(step)(state)).count("debug_callback")
 
     assert calls(WARNING) > 0 and calls(QUIET) == 0
+
+
+class Converted:
+    """An argument of a callback that may be converted, but not computed with."""
+
+    def __init__(self, value):
+        self.value = np.asarray(value)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.value
+
+    def __int__(self):
+        return int(self.value)
+
+    def __bool__(self):
+        return bool(self.value)
+
+    def __eq__(self, other):
+        raise AssertionError("a comparison is an operation of JAX")
+
+
+def test_callbacks_compute_nothing_with_jax(monkeypatch):
+    """An operation of JAX in a host callback may wait for the program that waits for it."""
+    callbacks = []
+    monkeypatch.setattr(jax.debug, "callback", lambda function, *args: callbacks.append(function))
+    features.warn_at_horizon("velo", jnp.int32(3), jnp.int32(3))
+    features.warn_of_frozen_leaves(
+        "lstm", {"a": 1.0}, jnp.int32(10), jnp.int32(0), {"w": 1.0}, lambda: [jnp.array(True)]
+    )
+    at_horizon, of_frozen = callbacks
+    with pytest.warns(UserWarning, match="velo: this run goes past its horizon num_steps=3"):
+        at_horizon(Converted(3), Converted(3))
+    with pytest.warns(UserWarning, match="lstm: the gradient of w has been exactly zero"):
+        of_frozen(Converted(True), Converted([True]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        at_horizon(Converted(2), Converted(3))
+        of_frozen(Converted(False), Converted([True]))
+        of_frozen(Converted(True), Converted([False]))
 
 
 def test_the_advice_leaves_them_where_they_are():
