@@ -331,8 +331,8 @@ def race(
     def add_losses(totals: Totals, values: jax.Array) -> Totals:
         """Adds losses ``[k + 1, m]``."""
         is_finite = jnp.isfinite(values)
-        usable = jnp.any(is_finite, axis=0)
-        differences = jnp.where(is_finite[0] & is_finite[1:], values[0] - values[1:], 0.0)
+        usable = jnp.any(is_finite, axis=0, keepdims=True)
+        differences = jnp.where(is_finite[:1] & is_finite[1:], values[:1] - values[1:], 0.0)
         values = jnp.where(usable, jnp.where(is_finite, values, jnp.inf), 0.0)
         return Totals(
             sums=totals.sums + jnp.sum(values, axis=1),
