@@ -37,7 +37,7 @@ pytest: setup
 # The documentation site in build/site. A broken link or reference is an error. Needs no network.
 # Figures of docs/results are drawn first, if they are missing or older than their records.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f .config/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f .config/mkdocs.yml
 
 # The wheel in dist/.
 wheel: setup

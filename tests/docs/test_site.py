@@ -36,7 +36,8 @@ class Resources(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = (sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet")
+    # Not --quiet, which hides warnings from --strict too.
+    command = (sys.executable, "-m", "mkdocs", "build", "--strict")
     done = subprocess.run(
         [*command, "-f", str(ROOT / ".config" / "mkdocs.yml"), "-d", str(folder)],
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
