@@ -84,10 +84,9 @@ def run(
 
 
 def residual_params(stages: Sequence[tuple[int, int]]) -> Params:
-    """Zeros and ones of the shapes of a residual network for 1000 classes."""
+    """Constants of the shapes of a residual network for 1000 classes."""
 
     def layer(size: int, inputs: int, outputs: int) -> Params:
-        # Half of the numbers are 1: an L3RS divides by norms.
         return {
             "kernel": jnp.full((size, size, inputs, outputs), 0.5),
             "scale": jnp.ones(outputs),

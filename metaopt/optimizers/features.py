@@ -223,7 +223,7 @@ def warn_of_frozen_leaves(
     def warn(is_due, frozen):
         frozen = np.asarray(frozen)  # no operation of JAX in a callback, as in `warn_at_horizon`
         found = [leaf for leaf, is_frozen in zip(names, frozen, strict=True) if is_frozen]
-        if bool(is_due) and found:  # under vmap a cond runs both of its branches
+        if is_due and found:  # under vmap a cond runs both of its branches
             more = f" and {len(found) - 5} more" if len(found) > 5 else ""
             warnings.warn(
                 f"{name}: the gradient of {', '.join(found[:5])}{more} has been exactly zero for "

@@ -76,6 +76,7 @@ def render(evaluation: Evaluation, folder: Path) -> str:
     looks = choose_looks(optimizers(evaluation), [task.curves for task in evaluation.tasks])
     charts: list[Chart] = []  # in the order in which the page numbers them
     ranking = standings(evaluation)
+    rival = ranking[0].rival if ranking else None
     first, details = headline(evaluation, ranking)
     tasks = [_task_context(charts, task, looks) for task in evaluation.tasks]
     training = [
@@ -90,8 +91,8 @@ def render(evaluation: Evaluation, folder: Path) -> str:
         "headline": first,
         "details": details,
         "caveats": tables.caveats(evaluation),
-        "standing_columns": list(tables.standing_columns(evaluation).values()),
-        "standings": [_standing_row(evaluation, s, ranking, looks) for s in ranking],
+        "standing_columns": list(tables.standing_columns(rival).values()),
+        "standings": [_standing_row(s, ranking, len(tasks), looks) for s in ranking],
         "explanation": tables.EXPLANATION,
         "break_even_columns": tables.BREAK_EVEN_COLUMNS,
         "break_evens": [
@@ -176,27 +177,24 @@ def _grid_context(charts: list[Chart], task: TaskData, name: str) -> dict[str, A
 
 
 def _standing_row(
-    evaluation: Evaluation,
-    standing: Standing,
-    ranking: Sequence[Standing],
-    looks: dict[str, Look],
+    standing: Standing, ranking: Sequence[Standing], tasks: int, looks: dict[str, Look]
 ) -> TableRow:
     """Row of an optimizer in the table over all tasks, with a bar for each interval."""
     name, look = standing.optimizer, looks[standing.optimizer]
     is_reference = name == REFERENCE
     one = Interval(np.ones(()), np.ones(()), np.ones(()))
     bars: list[Markup | None] = []
-    for field in tables.standing_columns(evaluation):
-        if field not in ("speedup", "over_best", "speedup_grads", "ratio"):
+    for field in tables.standing_columns(standing.rival):
+        if field not in ("speedup", "over_rival", "speedup_grads", "ratio"):
             bars.append(None)
             continue
         # What the column compares with has no interval in it.
-        is_one = is_reference if field != "over_best" else standing.over_best is None
+        is_one = is_reference if field != "over_rival" else standing.over_rival is None
         intervals = [getattr(s, field) for s in ranking if s.optimizer != REFERENCE]
         own = one if is_one else getattr(standing, field)
         bars.append(_bar(own, [i for i in intervals if i], look.colour))
     return TableRow(
-        cells=tables.standing_cells(evaluation, standing),
+        cells=tables.standing_cells(standing, tasks),
         legend_entry=LegendEntry(name, *look),
         reference=is_reference,
         bars=bars,

@@ -118,8 +118,9 @@ class Standing(NamedTuple):
         reference is useless (see `metaopt.evaluation.statistics.speedups`).
       speedup_grads: the same in gradient evaluations.
       ratio: final loss divided by the reference's.
-      over_best: speed-up over the `stronger_baseline`, in optimizer steps, on the tasks on which
-        both ran; None for this baseline itself, and where there is none.
+      rival: the `stronger_baseline` of the evaluation, or None.
+      over_rival: speed-up over `rival`, in optimizer steps, on the tasks on which both ran; None
+        for this baseline itself, and where there is none.
       wins: number of tasks that it wins by final loss.
       ties: number of tasks that are tied.
       losses: number of tasks that it loses.
@@ -131,7 +132,8 @@ class Standing(NamedTuple):
     speedup: Interval | None
     speedup_grads: Interval | None
     ratio: Interval | None
-    over_best: Interval | None
+    rival: str | None
+    over_rival: Interval | None
     wins: int
     ties: int
     losses: int
@@ -286,8 +288,8 @@ def _row(task: TaskData, name: str) -> Row:
 
 def standings(evaluation: Evaluation) -> list[Standing]:
     """One entry per optimizer, the highest speed-up first; empty without the reference."""
-    best = stronger_baseline(evaluation)
-    unsorted = [_standing(evaluation, name, best) for name in optimizers(evaluation)]
+    rival = stronger_baseline(evaluation)
+    unsorted = [_standing(evaluation, name, rival) for name in optimizers(evaluation)]
     return sorted(
         (standing for standing in unsorted if standing.tasks),
         key=lambda standing: -float(standing.speedup.mean) if standing.speedup else np.inf,
@@ -328,11 +330,11 @@ def _pairs(evaluation: Evaluation, rival: str, name: str) -> list[tuple[Curves, 
     ]
 
 
-def _standing(evaluation: Evaluation, name: str, best: str | None) -> Standing:
+def _standing(evaluation: Evaluation, name: str, rival: str | None) -> Standing:
     pairs = _pairs(evaluation, REFERENCE, name)
-    against_best = []
-    if best not in (None, name):
-        against_best = _pairs(evaluation, best, name)
+    against_rival = []
+    if rival not in (None, name):
+        against_rival = _pairs(evaluation, rival, name)
     outcomes = [outcome(reference.loss, curves.loss) for reference, curves in pairs]
     losses = [task.curves[name].loss for task in evaluation.tasks if name in task.curves]
     return Standing(
@@ -343,7 +345,8 @@ def _standing(evaluation: Evaluation, name: str, best: str | None) -> Standing:
             [speedups(r.grad_evals, r.loss, c.grad_evals, c.loss) for r, c in pairs]
         ),
         ratio=_iqm([loss_ratios(r.loss, c.loss) for r, c in pairs]),
-        over_best=_iqm([speedups(r.steps, r.loss, c.steps, c.loss) for r, c in against_best]),
+        rival=rival,
+        over_rival=_iqm([speedups(r.steps, r.loss, c.steps, c.loss) for r, c in against_rival]),
         wins=outcomes.count("win"),
         ties=outcomes.count("tie"),
         losses=outcomes.count("loss"),
@@ -377,16 +380,15 @@ def headline(evaluation: Evaluation, ranking: list[Standing]) -> tuple[str, str]
     best, safe = rivals[0], next((s for s in rivals if not s.diverged), None)
     assert best.speedup is not None  # for the type checker; rivals have a speed-up
     mean, interval = factor(best.speedup.mean), f"95% interval {span(best.speedup)}"
-    beside = stronger_baseline(evaluation)
     if best.speedup.low > 1:
-        is_level = best.over_best is not None and best.over_best.low <= 1
+        is_level = best.over_rival is not None and best.over_rival.low <= 1
         title = "" if is_level else " is the fastest: it"
         first = (
             f"{best.optimizer}{title} needs {mean} times fewer steps than tuned {REFERENCE} for "
             f"the same loss ({interval})"
         )
-        if best.over_best is not None:
-            first += _beside_the_best(str(beside), best.over_best)
+        if best.over_rival is not None:
+            first += _beside_the_rival(str(best.rival), best.over_rival)
     elif best.speedup.high < 1:
         first = (
             f"Tuned {REFERENCE} is the fastest; {best.optimizer} comes next, with a speed-up of "
@@ -399,11 +401,11 @@ def headline(evaluation: Evaluation, ranking: list[Standing]) -> tuple[str, str]
         )
     first += f", but {best.diverged:.0%} of its runs diverged." if best.diverged else "."
     details = [f"By final loss it {_outcomes_text(best.wins, best.ties, best.losses)}."]
-    if best.over_best is not None:
-        pairs = _pairs(evaluation, str(beside), best.optimizer)
+    if best.over_rival is not None:
+        pairs = _pairs(evaluation, str(best.rival), best.optimizer)
         outcomes = [outcome(rival.loss, curves.loss) for rival, curves in pairs]
         counts = (outcomes.count(kind) for kind in ("win", "tie", "loss"))
-        details.append(f"Against {beside} it {_outcomes_text(*counts)}.")
+        details.append(f"Against {best.rival} it {_outcomes_text(*counts)}.")
     if best.speedup_grads and abs(best.speedup_grads.mean - best.speedup.mean) > 0.005:
         details.append(
             f"Counted in gradient evaluations, its speed-up is {factor(best.speedup_grads.mean)} "
@@ -419,12 +421,12 @@ def headline(evaluation: Evaluation, ranking: list[Standing]) -> tuple[str, str]
     return first, " ".join(details)
 
 
-def _beside_the_best(baseline: str, over_best: Interval) -> str:
+def _beside_the_rival(baseline: str, speedup: Interval) -> str:
     """How an optimizer that beats the reference stands beside a better baseline."""
-    mean, interval = factor(over_best.mean), span(over_best)
-    if over_best.low > 1:
+    mean, interval = factor(speedup.mean), span(speedup)
+    if speedup.low > 1:
         return f", and {mean} times fewer than tuned {baseline}, the best baseline ({interval})"
-    if over_best.high < 1:
+    if speedup.high < 1:
         return f", but tuned {baseline} is faster: the speed-up over it is {mean} ({interval})"
     return f", and is level with tuned {baseline}: the speed-up over it is {mean} ({interval})"
 

@@ -24,7 +24,6 @@ from metaopt.report.summary import (
     headline,
     rows,
     standings,
-    stronger_baseline,
 )
 
 NONE = "–"
@@ -118,13 +117,12 @@ def row_cells(row: Row, columns: Sequence[str]) -> list[str]:
     return [cells[column] for column in columns]
 
 
-def standing_columns(evaluation: Evaluation) -> dict[str, str]:
-    """Fields of `Standing` -> headers of the table over all tasks."""
-    best = stronger_baseline(evaluation)
+def standing_columns(rival: str | None) -> dict[str, str]:
+    """Fields of `Standing` -> headers of the table over all tasks; `rival` is theirs."""
     return {
         "optimizer": "optimizer",
         "speedup": "speed-up (steps)",
-        **({"over_best": f"over {best}"} if best else {}),
+        **({"over_rival": f"over {rival}"} if rival else {}),
         "speedup_grads": "speed-up (gradients)",
         "ratio": "final loss ratio",
         "wins": "wins / ties / losses",
@@ -132,14 +130,13 @@ def standing_columns(evaluation: Evaluation) -> dict[str, str]:
     }
 
 
-def standing_cells(evaluation: Evaluation, standing: Standing) -> list[str]:
-    """Cells of one optimizer under `standing_columns`."""
-    tasks, best = len(evaluation.tasks), stronger_baseline(evaluation)
-    name = standing.optimizer
+def standing_cells(standing: Standing, tasks: int) -> list[str]:
+    """Cells of one optimizer under `standing_columns`; `tasks` is the number of all tasks."""
+    name, rival = standing.optimizer, standing.rival
     if standing.tasks < tasks:
         name += f" ({standing.tasks} of {tasks} tasks)"
-    over_best = "1" if standing.optimizer == best else with_interval(standing.over_best, factor)
-    cells = {"optimizer": name, "over_best": over_best, "diverged": f"{standing.diverged:.0%}"}
+    over_rival = "1" if standing.optimizer == rival else with_interval(standing.over_rival, factor)
+    cells = {"optimizer": name, "over_rival": over_rival, "diverged": f"{standing.diverged:.0%}"}
     if standing.optimizer == REFERENCE:
         cells |= {"speedup": "1", "speedup_grads": "1", "ratio": "1", "wins": NONE}
     else:
@@ -149,7 +146,7 @@ def standing_cells(evaluation: Evaluation, standing: Standing) -> list[str]:
             "ratio": with_interval(standing.ratio, factor),
             "wins": f"{standing.wins}/{standing.ties}/{standing.losses}",
         }
-    return [cells[field] for field in standing_columns(evaluation)]
+    return [cells[field] for field in standing_columns(rival)]
 
 
 def break_even_cells(entry: BreakEven) -> list[str]:
@@ -242,9 +239,9 @@ def markdown(evaluation: Evaluation) -> str:
     lines += [f"{kind.title()} `{name}`, {_plain(str(job.get('seeds', '')))} seeds.", ""]
     lines += [f"Note: {_plain(note)}\n" for note in caveats(evaluation)]
     if ranking:
-        columns = list(standing_columns(evaluation).values())
+        number, columns = len(evaluation.tasks), list(standing_columns(ranking[0].rival).values())
         lines += ["## All tasks", "", *_header_lines(columns)]
-        lines += [_table_line(standing_cells(evaluation, standing)) for standing in ranking]
+        lines += [_table_line(standing_cells(standing, number)) for standing in ranking]
         lines += ["", EXPLANATION, ""]
     if entries := break_evens(evaluation):
         lines += ["## When the meta-training pays", "", *_header_lines(BREAK_EVEN_COLUMNS)]
@@ -307,10 +304,9 @@ def print_summary(result: dict[str, Any], console: Console | None = None) -> Non
         cells = [row_cells(row, columns) for row in table]
         _print_table(console, task.record.title, columns, cells)
     if ranking:
-        title = f"all tasks ({len(evaluation.tasks)})"
-        columns = list(standing_columns(evaluation).values())
-        cells = [standing_cells(evaluation, standing) for standing in ranking]
-        _print_table(console, title, columns, cells)
+        number, columns = len(evaluation.tasks), list(standing_columns(ranking[0].rival).values())
+        cells = [standing_cells(standing, number) for standing in ranking]
+        _print_table(console, f"all tasks ({number})", columns, cells)
     if entries := break_evens(evaluation):
         cells = list(map(break_even_cells, entries))
         _print_table(console, "when the meta-training pays", BREAK_EVEN_COLUMNS, cells)

@@ -210,8 +210,8 @@ def test_nnx_optimizer_takes_the_steps_of_a_meta_guard(guard):
     momentum = lambda theta, *, num_steps=None: optax.chain(
         optax.trace(theta["decay"]), optax.scale(theta["scale"])
     )
-    learned = metaopt.LearnedOptimizer(init=lambda key, params: theta, apply=momentum)
     theta = {"decay": jnp.float32(0.5), "scale": jnp.float32(-0.1)}
+    learned = metaopt.LearnedOptimizer(init=lambda key, params: theta, apply=momentum)
     tx = guard(learned, theta, n_t=1, n_c=1, num_steps=20, lr_params=0.1)
     optimizer, state = nnx.Optimizer(model, tx, wrt=nnx.Param), tx.init(plain)
     value_fn = lambda params: optax.tree.norm(params, squared=True)
