@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import metaopt
 
 ROOT = Path(metaopt.__file__).parent
@@ -66,6 +68,21 @@ def modules_after(code: str) -> set[str]:
 
 def test_importing_the_package_is_light():
     assert not modules_after("import metaopt") & {"jax", "numpy", "flax", "optax", "evosax"}
+
+
+@pytest.mark.parametrize("package", [metaopt, metaopt.datasets, metaopt.evaluation])
+def test_a_lazy_package_offers_what_it_shows_to_type_checkers(package):
+    """Its names stand in it twice: as imports for type checkers, and in a table."""
+    (block,) = [
+        node
+        for node in ast.parse(Path(package.__file__).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    for node in block.body:
+        for alias in node.names:
+            code = f"from {node.module} import {alias.name} as value"
+            exec(code, values := {})
+            assert getattr(package, alias.asname) is values["value"]
 
 
 def test_records_are_read_and_drawn_without_jax():

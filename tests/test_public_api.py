@@ -12,7 +12,7 @@ import pytest
 
 import metaopt
 
-MODULES = ("guards", "meta", "optimizers", "tasks", "datasets", "tasks.networks")
+MODULES = ("guards", "meta", "optimizers", "tasks", "datasets", "evaluation", "tasks.networks")
 # What one thing is called everywhere -> spellings of it that would be a second name.
 SPELLINGS = {
     "num_steps": "steps|n_steps|nsteps|num_iterations|iterations|horizon|max_iter|T|K",

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from metaopt.evaluation.baselines import Baseline as Baseline
     from metaopt.evaluation.baselines import chosen as chosen
     from metaopt.evaluation.curves import evaluate as evaluate
-    from metaopt.evaluation.records import Curves as Curves
     from metaopt.evaluation.statistics import Interval as Interval
     from metaopt.evaluation.statistics import final_mean as final_mean
     from metaopt.evaluation.statistics import iqm_interval as iqm_interval
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 _NAMES = {
     "baselines": ("BASELINES", "Baseline", "chosen"),
     "curves": ("evaluate",),
-    "records": ("Curves",),
     "statistics": (
         "Interval",
         "final_mean",
