@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from metaopt.datasets.dataset import resized as resized
     from metaopt.datasets.dataset import split_in_three as split_in_three
     from metaopt.datasets.dataset import union as union
+    from metaopt.datasets.dataset import with_fewer_held_out as with_fewer_held_out
+    from metaopt.datasets.embedded import breast_cancer as breast_cancer
     from metaopt.datasets.embedded import circles as circles
     from metaopt.datasets.embedded import digits as digits
     from metaopt.datasets.embedded import moons as moons
@@ -44,6 +46,8 @@ _NAMES = {  # name -> module and name in it
     "resized": ("dataset", "resized"),
     "split_in_three": ("dataset", "split_in_three"),
     "union": ("dataset", "union"),
+    "with_fewer_held_out": ("dataset", "with_fewer_held_out"),
+    "breast_cancer": ("embedded", "breast_cancer"),
     "circles": ("embedded", "circles"),
     "digits": ("embedded", "digits"),
     "moons": ("embedded", "moons"),

@@ -54,6 +54,7 @@ SPECS: dict[str, Spec] = {
     spec.name: spec
     for spec in (
         Spec(name="digits", shape=(8, 8, 1), num_classes=10, examples={"all": 1797}),
+        Spec(name="breast_cancer", shape=(30,), num_classes=2, examples={"all": 569}),
         Spec(name="moons", shape=(2,), num_classes=2, examples={"all": 2000}),
         Spec(name="circles", shape=(2,), num_classes=2, examples={"all": 2000}),
         Spec(name="spirals", shape=(2,), num_classes=2, examples={"all": 2000}),

@@ -1,4 +1,4 @@
-"""Data sets that need no files: scikit-learn's digits, moons and circles, and our spirals."""
+"""Data sets that need no files: those of scikit-learn, and our spirals."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from metaopt.core.checks import check_integer, check_number
 from metaopt.core.extras import optional_imports
+from metaopt.core.types import Batch, Split
 from metaopt.datasets.dataset import Dataset, split_in_three
 
 
@@ -26,6 +27,27 @@ def digits() -> Dataset:
         num_classes=10,
         scale=1.0 / 16.0,
     )
+
+
+def breast_cancer() -> Dataset:
+    """569 real biopsies in 30 measured features, which are part of scikit-learn.
+
+    Returns:
+      Features float32 ``[n, 30]``, of mean 0 and standard deviation 1 on the training examples, in
+      two classes (malignant, benign).
+    """
+    with optional_imports("data", needed_by="metaopt.datasets.breast_cancer"):
+        from sklearn.datasets import load_breast_cancer
+
+    bunch: Any = load_breast_cancer()
+    data = split_in_three(name="breast_cancer", x=bunch.data, y=bunch.target, num_classes=2)
+    train = data.splits["train"]["x"]
+    mean, deviation = train.mean(axis=0), train.std(axis=0)
+    splits: dict[Split, Batch] = {
+        split: {"x": (examples["x"] - mean) / deviation, "y": examples["y"]}
+        for split, examples in data.splits.items()
+    }
+    return data._replace(splits=splits)
 
 
 def moons(n: int = 2000, *, noise: float = 0.15, seed: int = 0) -> Dataset:

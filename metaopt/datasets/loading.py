@@ -16,6 +16,7 @@ from metaopt.datasets.dataset import Dataset, check, split_in_three
 
 EMBEDDED: dict[str, Callable[[], Dataset]] = {
     "digits": embedded.digits,
+    "breast_cancer": embedded.breast_cancer,
     "moons": embedded.moons,
     "circles": embedded.circles,
     "spirals": embedded.spirals,

@@ -13,6 +13,8 @@ class SuiteTask(NamedTuple):
       num_steps: optimizer steps per run.
       measure_every: windows between two measurements.
       velodrome: name of the published reference curves of the same task, or empty.
+      stand_in: name of the task that is run instead where the data of `task` are not prepared and
+        those of the stand-in are; empty: none. The title then says so.
     """
 
     title: str
@@ -20,6 +22,7 @@ class SuiteTask(NamedTuple):
     num_steps: int
     measure_every: int = 1
     velodrome: str = ""
+    stand_in: str = ""
 
 
 def fitted(task: SuiteTask, num_steps: int | None, window: int) -> SuiteTask:
@@ -59,6 +62,7 @@ class Suite(NamedTuple):
       fallback: name of the baseline that guards fall back to.
       seeds: runs per optimizer and task.
       adversaries: useless optimizers of `metaopt.optimizers.ADVERSARIES` that are guarded, too.
+      tuning_seeds: runs per point of a baseline's grid.
     """
 
     about: str
@@ -68,6 +72,7 @@ class Suite(NamedTuple):
     fallback: str = "sgd"
     seeds: int = 10
     adversaries: tuple[str, ...] = ()
+    tuning_seeds: int = 3
 
 
 OWN_STEPS = 1000  # of a run on a task that is in no suite, unless given
@@ -109,6 +114,37 @@ def _lgl2o(about: str, *tasks: SuiteTask) -> Suite:
     )
 
 
+# Title, task, stand-in, horizons; at those that two CPU cores can afford.
+_GENERAL = (
+    ("MLP on FashionMNIST", "fashion-mlp64x2", "", (200, 1000, 5000)),
+    ("CNN on FashionMNIST", "fashion-cnn2", "", (200, 1000)),
+    ("ViT on FashionMNIST", "fashion-vit", "", (200, 1000)),
+    ("CNN on CIFAR-10", "cifar10-cnn", "mnist-cnn", (200, 1000)),
+    ("ResNet with BatchNorm on CIFAR-10", "cifar10-resnet", "mnist-resnet", (200,)),
+    ("autoencoder on MNIST", "mnist-autoencoder", "", (200, 1000, 5000)),
+    ("transformer on text", "text-transformer", "", (200, 1000)),
+    ("GRU on text", "text-gru", "", (200, 1000)),
+    ("MLP on tabular data", "breast-cancer", "", (200,)),
+    ("few-class fine-tuning", "finetune-A", "", (200,)),
+)
+
+
+def _general() -> tuple[SuiteTask, ...]:
+    """The short runs first, with 20 measurements in each."""
+    return tuple(
+        SuiteTask(
+            f"{title} ({steps} steps)",
+            task,
+            steps,
+            measure_every=steps // 200,
+            stand_in=stand_in,
+        )
+        for steps in (200, 1000, 5000)
+        for title, task, stand_in, horizons in _GENERAL
+        if steps in horizons
+    )
+
+
 SUITES: dict[str, Suite] = {
     "digits": Suite(
         "the main job: digits in short and long runs, spirals, a network where L3RS fails",
@@ -140,6 +176,30 @@ SUITES: dict[str, Suite] = {
         ),
         guards="race",
         seeds=3,
+    ),
+    "general": Suite(
+        "10 kinds of networks and data, at up to three horizons; some hours on 2 cores",
+        _general(),
+        baselines="adam,schedule-free-adamw,muon",
+        guards="race",
+        fallback="muon",
+        seeds=5,
+        tuning_seeds=2,
+    ),
+    "general-quick": Suite(
+        "the same kinds of networks on data that need no files, in short runs",
+        (
+            SuiteTask("ViT on digits", "digits-vit", 50),
+            SuiteTask("ResNet with BatchNorm on digits", "digits-resnet-batchnorm", 50),
+            SuiteTask("autoencoder on digits", "digits-autoencoder", 50),
+            SuiteTask("GRU on text", "text-gru", 50),
+            SuiteTask("MLP on tabular data", "breast-cancer", 50),
+        ),
+        baselines="adam",
+        guards="race",
+        fallback="adam",
+        seeds=3,
+        tuning_seeds=1,
     ),
     "lgl2o-table1": _lgl2o(
         "LGL2O table 1: an optimizer of MLP-20 on MNIST, on other data and networks",

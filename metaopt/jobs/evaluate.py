@@ -73,7 +73,7 @@ class EvaluateJob:
     guards: str | None = None
     fallback: str | None = None
     seeds: int | None = None
-    tuning_seeds: int = 3
+    tuning_seeds: int | None = None
     num_steps: int | None = None
     window: int = 10
     workers: int = 1
@@ -91,7 +91,7 @@ class EvaluateJob:
             object.__setattr__(self, "suite", "digits" if self.suite is None else self.suite)
             check_known("suite", str(self.suite), SUITES)
         suite = suite_of_job(self)
-        for name in ("baselines", "guards", "fallback", "seeds"):
+        for name in ("baselines", "guards", "fallback", "seeds", "tuning_seeds"):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, getattr(suite, name))
         for name in _names(self.baselines):
@@ -171,8 +171,20 @@ def _prepare_folder(folder: Path, identity: Mapping[str, Any], overwrite: bool) 
 
 
 def suite_tasks(job: EvaluateJob) -> list[SuiteTask]:
-    """The tasks of the job's suite, with the job's number of steps if it has one."""
-    return [fitted(task, job.num_steps, job.window) for task in suite_of_job(job).tasks]
+    """The tasks of the job's suite, with the job's number of steps if it has one.
+
+    A task whose data are not prepared has its stand-in's place, if those of the stand-in are.
+    """
+    fitting = [fitted(task, job.num_steps, job.window) for task in suite_of_job(job).tasks]
+    return [_with_stand_in(task) for task in fitting]
+
+
+def _with_stand_in(task: SuiteTask) -> SuiteTask:
+    missing = catalog.missing_data(task.task)
+    if not task.stand_in or not missing or catalog.missing_data(task.stand_in):
+        return task
+    title = f"{task.title}; {task.stand_in} in its place: {', '.join(missing)} not prepared"
+    return task._replace(title=title, task=task.stand_in, stand_in="")
 
 
 def suite_of_job(job: EvaluateJob) -> Suite:
@@ -208,7 +220,7 @@ def _evaluate_task(job: EvaluateJob, number: int) -> None:
             task,
             _names(job.baselines),
             lambda makes: _contenders(job, makes),
-            ComparisonSettings(job.seeds or 1, job.tuning_seeds, job.window),
+            ComparisonSettings(job.seeds or 1, job.tuning_seeds or 1, job.window),
         )
 
 

@@ -19,10 +19,10 @@ from metaopt.jobs.evaluate import EvaluateJob, evaluate_suite
 from metaopt.jobs.train import LARGEST_SEED, TrainJob, meta_train
 from metaopt.meta import NESConfig, devices, search
 from metaopt.optimizers import L3RS
+from metaopt.optimizers.bases import resolve
 from metaopt.tasks import catalog
 from metaopt.zoo import exports
 
-BASES = ("sgd", "adam", "lion")
 RUNS = 8  # of each task, that a point of the search is judged on
 FIXED = 300  # steps: longer runs are trained on shorter ones too, since these cost less
 
@@ -39,6 +39,7 @@ class SpecialiseJob:
       min_steps: steps of the shortest run, where your runs differ in length; 0: all are alike.
       minutes: time of the meta-training; the search before it and the evaluation come on top.
       points: optimizers that the search tries: base, learning rate (by layer) and schedule.
+      bases: base optimizers that L3RS mixes, of metaopt.optimizers.BASES, separated by commas.
       any_network: make an optimizer for networks of any structure; it gains less on those that it
         is trained on. By default it tells layers apart, if all tasks have the same ones.
       baselines: tuned optimizers that it is compared with; see metaopt evaluate.
@@ -55,6 +56,7 @@ class SpecialiseJob:
     min_steps: int = 0
     minutes: float = 10.0
     points: int = 64
+    bases: str = "sgd,adam,lion"
     any_network: bool = False
     baselines: str = "adam,adamw,schedule-free-adamw,muon"
     seeds: int = 10
@@ -70,10 +72,16 @@ class SpecialiseJob:
         check_number("SpecialiseJob.min_steps", self.min_steps, least=0, most=self.num_steps)
         check_number("SpecialiseJob.minutes", self.minutes, above=0)
         check_number("SpecialiseJob.seed", self.seed, least=0, most=LARGEST_SEED)
-        for name in ("task", "baselines"):
+        for name in ("task", "bases", "baselines"):
             if not getattr(self, name).replace(",", "").strip():
                 raise ValueError(f"SpecialiseJob.{name} must name at least one, got none.")
+        resolve(self.base_names)
         self.evaluation()  # checks the rest
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        """The names in `bases`."""
+        return tuple(name.strip() for name in self.bases.split(",") if name.strip())
 
     @property
     def start(self) -> Path:
@@ -155,24 +163,25 @@ def search_and_train(job: SpecialiseJob, console: Console | None = None) -> Path
     devices.initialise()  # before the first use of JAX
     console = console or Console(stderr=True)
     families = [catalog.family(name) for name in job.training(L3RS()).tasks]
-    learned = choose(families, job.any_network)
+    learned = choose(families, job.base_names, job.any_network)
     _say(console, _plan(job, learned, families))
     found = _searched(job, learned, families)
     _say(console, f"search: {_point_text(found.trained['search'])}")
     return meta_train(job.training(learned))
 
 
-def choose(families: list[TaskFamily], any_network: bool = False) -> L3RS:
+def choose(families: list[TaskFamily], bases: tuple[str, ...], any_network: bool = False) -> L3RS:
     """The settings of L3RS for these tasks.
 
     Args:
       families: the tasks; L3RS tells their layers apart if all of them have the same ones.
+      bases: names of its base optimizers.
       any_network: let it fit networks of any structure, and tell no layers apart.
     """
     names = [leaf_names(_params(family)) for family in families]
     apart = not any_network and all(other == names[0] for other in names)
     variant = "embedding" if apart else "none"
-    return L3RS(base=BASES, variant=variant, hidden=(16,), lambda_0=0.1)
+    return L3RS(base=bases, variant=variant, hidden=(16,), lambda_0=0.1)
 
 
 def _params(family: TaskFamily) -> Any:

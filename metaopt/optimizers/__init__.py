@@ -19,6 +19,7 @@ from metaopt.optimizers.celo2 import Celo2State as Celo2State
 from metaopt.optimizers.celo2 import celo2 as celo2
 from metaopt.optimizers.celo2 import celo2_adamw as celo2_adamw
 from metaopt.optimizers.celo2 import celo2_labels as celo2_labels
+from metaopt.optimizers.celo2 import imitate_muon as imitate_muon
 from metaopt.optimizers.handcrafted import adam as adam
 from metaopt.optimizers.handcrafted import adamw as adamw
 from metaopt.optimizers.handcrafted import cosine_decay as cosine_decay

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from metaopt.core.checks import check_fields, check_number
+from metaopt.core.checks import check_choice, check_fields, check_number
 from metaopt.core.meshes import with_auto_axes
 from metaopt.core.trees import (
     add_to_count,
@@ -21,11 +21,13 @@ from metaopt.core.trees import (
 )
 from metaopt.core.types import LearnedOptimizer, Params, Theta, transformation
 from metaopt.optimizers import velo_rule as rule
-from metaopt.optimizers.features import check_params, warn_of_frozen_leaves
+from metaopt.optimizers.features import check_num_steps, check_params, warn_of_frozen_leaves
+from metaopt.optimizers.handcrafted import cosine_decay
 from metaopt.optimizers.layouts import celo2_shapes, check_theta, init_theta
 from metaopt.optimizers.velo_features import Decays
 from metaopt.optimizers.velo_networks import mlp_layers
 
+Schedule: TypeAlias = Literal["constant", "cosine"]
 _RULE = rule.Rule(decays=Decays(v=0.95), v_eps=1e-8, eps=1e-9, per_matrix=True)
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -171,6 +173,35 @@ def newton_schulz(u: Float[Array, "... rows cols"]) -> Float[Array, "... rows co
     return jnp.swapaxes(x, -2, -1) if tall else x
 
 
+def imitate_muon(theta: Theta, mix: tuple[float, float, float] = (0.5, 0.5, 0.0)) -> Theta:
+    """A start of meta-training: theta with which the direction is that of Muon.
+
+    Two units of each hidden layer carry the mean of the normalised momenta, its positive and its
+    negative part; the output is their difference, and does not depend on the other units. These
+    keep the weights of `theta`, so that meta-training can make use of them.
+
+    Args:
+      theta: of `celo2`, e.g. a random one.
+      mix: weights of the momenta with decays 0.9, 0.99 and 0.999.
+
+    Returns:
+      The theta.
+    """
+    check_theta("celo2", theta)
+    bank = {name: jnp.asarray(leaf) for name, leaf in theta["ff_mod_stack"]["~"].items()}
+    signs = jnp.array([1.0, -1.0])
+    for name, leaf in bank.items():
+        if name.startswith("w0__"):
+            carried = jnp.outer(jnp.array(mix), signs) if name == "w0__3" else 0.0
+            bank[name] = leaf.at[:, :2].set(carried)
+    bank["w1"] = bank["w1"].at[:, :2].set(0.0).at[:2, :2].set(jnp.eye(2))
+    bank["w2"] = bank["w2"].at[:, 0].set(0.0).at[:2, 0].set(signs)
+    for name in ("b0", "b1"):
+        bank[name] = bank[name].at[:2].set(0.0)
+    bank["b2"] = bank["b2"].at[0].set(0.0)
+    return {"ff_mod_stack": {"~": bank}}
+
+
 ################################################################################
 # The optimizer
 ################################################################################
@@ -185,6 +216,7 @@ class Celo2:
       lr: learning rate.
       weight_decay: decay of all parameters, in units of the learning rate.
       adam_factor: learning rate of AdamW, as a multiple of `lr`.
+      schedule: constant, or cosine, where both rates fall to zero at the horizon.
       warn_frozen: warn once of leaves whose gradient has been zero since the start.
     """
 
@@ -193,6 +225,7 @@ class Celo2:
     lr: float = 1e-3
     weight_decay: float = 0.0
     adam_factor: float = 20.0
+    schedule: Schedule = "constant"
     warn_frozen: bool = True
 
     def __post_init__(self):
@@ -206,6 +239,7 @@ class Celo2:
             orthogonalize=self.orthogonalize,
             weight_decay=self.weight_decay,
             adam_factor=self.adam_factor,
+            schedule=self.schedule,
             warn_frozen=self.warn_frozen,
         )
 
@@ -244,6 +278,7 @@ def celo2_adamw(
     orthogonalize: bool = True,
     weight_decay: float = 0.0,
     adam_factor: float = 20.0,
+    schedule: Schedule = "constant",
     labels: Callable[[Params], Any] = celo2_labels,
     warn_frozen: bool = True,
 ) -> LearnedOptimizer:
@@ -257,6 +292,8 @@ def celo2_adamw(
       orthogonalize: see `celo2`.
       weight_decay: decay of all parameters, in units of the learning rate.
       adam_factor: learning rate of AdamW (decays 0.9 and 0.95), as a multiple of `lr`.
+      schedule: "cosine" multiplies `lr` by half a cosine that falls from 1 to 0 over the run, whose
+        number of updates `apply` then needs: ``apply(theta, num_steps=...)``.
       labels: function of params that returns a tree with "celo2" or "adam" for each leaf.
       warn_frozen: see `celo2`. AdamW does not move a leaf without a gradient, but for its decay.
 
@@ -272,21 +309,31 @@ def celo2_adamw(
       docs/optimizers/celo2.md
     """
     _check_settings("celo2_adamw: ", lr, weight_decay, adam_factor)
+    check_choice("celo2_adamw: schedule", schedule, ("constant", "cosine"))
     direction = celo2(orthogonalize, warn_frozen=warn_frozen)
 
-    def adam_lr(count):
-        return adam_factor * (lr(count) if callable(lr) else lr)
+    def rate_of(num_steps) -> optax.ScalarOrSchedule:
+        if schedule == "constant":
+            return lr
+        factor = cosine_decay(1.0, check_num_steps("celo2_adamw", num_steps))
+        return lambda count: factor(count) * (lr(count) if callable(lr) else lr)
 
     def apply(theta: Theta, *, num_steps=None):
-        del num_steps
+        rate = rate_of(num_steps)
+
+        def adam_rate(count):
+            return adam_factor * (rate(count) if callable(rate) else rate)
+
         inner = optax.partition(
             {
                 "celo2": optax.chain(
                     direction.apply(theta),
                     optax.add_decayed_weights(weight_decay),
-                    optax.scale_by_learning_rate(lr),
+                    optax.scale_by_learning_rate(rate),
                 ),
-                "adam": optax.adamw(adam_lr, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay),
+                "adam": optax.adamw(
+                    adam_rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay
+                ),
             },
             labels,
         )

@@ -18,6 +18,7 @@ from metaopt.tasks.pretraining import pretrained
 
 WAYS, SIDE = 3, 28  # classes of a fine-tuning task; height and width of its images
 HELD_OUT = 200  # examples per class that its results are read off
+FEWER = 1000  # held-out examples of a task of the suite "general"
 
 
 class NamedTask(NamedTuple):
@@ -75,10 +76,55 @@ def _planar_family() -> TaskFamily:
     return tasks.mlp_family([datasets.moons(), datasets.circles(), datasets.spirals()])
 
 
-def _text() -> Task:
-    text = datasets.python_topics()
-    net = networks.Transformer(len(text.vocabulary), max_length=32)
-    return tasks.language_model(net, text, batch_size=16, length=32, held_out=64)
+def _text(net: Callable[[int], nn.Module], *, held_out: int = 64) -> NamedTask:
+    """Characters of Python's help topics; `net` makes a network for a number of tokens."""
+
+    def make() -> Task:
+        text = datasets.python_topics()
+        return tasks.language_model(
+            net(len(text.vocabulary)), text, batch_size=16, length=32, held_out=held_out
+        )
+
+    return NamedTask(make, head="head")
+
+
+def _general(
+    data: str, net: Callable[[int], nn.Module], head: str = "Dense_0", batch_size: int = 32
+) -> NamedTask:
+    """A task of the suite "general", which has fewer held-out examples than its data set."""
+
+    def make() -> Task:
+        loaded = datasets.with_fewer_held_out(datasets.load(data), FEWER)
+        return tasks.classification(net(loaded.num_classes), loaded, batch_size=batch_size)
+
+    return NamedTask(make, (data,), head)
+
+
+def _autoencoder(data: str, *hidden: int) -> NamedTask:
+    def make() -> Task:
+        loaded = datasets.with_fewer_held_out(datasets.load(data), FEWER)
+        numbers = loaded.splits["train"]["x"][0].size
+        net = networks.MLP((*hidden, numbers), init_style="flax")
+        return tasks.autoencoder(net, loaded, batch_size=64)
+
+    return NamedTask(make, (data,), f"Dense_{len(hidden)}")
+
+
+def _mlp64x2(num_classes: int) -> networks.MLP:
+    return networks.MLP((64, 64, num_classes), init_style="flax")
+
+
+def _cnn2(num_classes: int) -> networks.CNN:
+    """Two convolutions, for data on which the zoo's optimizers of CNN-3 were meta-trained."""
+    return networks.CNN(num_classes, (16, 32), (3, 3), (2, 2), init_style="flax")
+
+
+def _wide_cnn3(num_classes: int) -> networks.CNN:
+    return networks.CNN(num_classes, (16, 32, 32), (3, 3, 3), (2, 2, 2), init_style="flax")
+
+
+def _vit(patch: int):
+    return lambda num_classes: networks.ViT(num_classes, patch, init_style="flax")
 
 
 class ClassSplit(NamedTuple):
@@ -167,7 +213,14 @@ TASKS: dict[str, NamedTask] = {
     "circles-mlp20": _mlp20("circles"),
     "spirals-mlp20": _mlp20("spirals"),
     "planar-family": NamedTask(_planar_family, head="Dense_1"),
-    "python-text": NamedTask(_text, head="head"),
+    "python-text": _text(lambda n: networks.Transformer(n, max_length=32)),
+    "text-transformer": _text(
+        lambda n: networks.Transformer(n, heads=4, init_style="flax"), held_out=128
+    ),
+    "text-gru": _text(lambda n: networks.GRU(n, init_style="flax"), held_out=128),
+    "breast-cancer": _mlp("breast_cancer", 32, 32, batch_size=32, style="flax"),
+    "digits-vit": _general("digits", _vit(4), "head"),
+    "digits-autoencoder": _autoencoder("digits", 32, 8, 32),
     "quadratic": NamedTask(lambda: tasks.quadratic(dim=32, condition=100.0), head=""),
     "mnist-mlp20": _mlp20("mnist"),
     "mnist-cnn3": _net("mnist", networks.CNN),
@@ -177,6 +230,14 @@ TASKS: dict[str, NamedTask] = {
     "fashion-cnn3": _net("fashion_mnist", networks.CNN),
     "fashion-cnn3-sigmoid": _net("fashion_mnist", _sigmoid_cnn),
     "fashion-mlp128x2": _mlp("fashion_mnist", 128, 128, style="flax"),
+    "fashion-mlp64x2": _general("fashion_mnist", _mlp64x2, "Dense_2", 64),
+    "fashion-cnn2": _general("fashion_mnist", _cnn2),
+    "fashion-vit": _general("fashion_mnist", _vit(7), "head"),
+    "mnist-autoencoder": _autoencoder("mnist", 64, 16, 64),
+    "mnist-cnn": _general("mnist", _wide_cnn3),
+    "mnist-resnet": _general("mnist", _resnet("batch"), "head", 16),
+    "cifar10-cnn": _general("cifar10", _wide_cnn3),
+    "cifar10-resnet": _general("cifar10", _resnet("batch"), "head", 16),
     "cifar10-cnn3": _net("cifar10", networks.CNN),
     "tiny_imagenet50-cnn5": NamedTask(_tiny_imagenet50, ("tiny_imagenet",)),
     "finetune": _finetuning(_garments_and_digits, "train", _garments_and_digits),

@@ -88,3 +88,16 @@ def test_resized_images_repeat_the_pixels():
     np.testing.assert_allclose(np.asarray(y)[..., 0] * large.scale, expected, atol=0.5 / 255)
     with pytest.raises(ValueError, match="holds no images"):
         datasets.resized(datasets.moons(), 28)
+
+
+def test_fewer_held_out_examples_are_evenly_spaced_and_training_stays_whole():
+    data = datasets.digits()
+    fewer = datasets.with_fewer_held_out(data, 90)
+    for split, spacing in (("valid", 2), ("test", 4)):
+        for name, array in data.splits[split].items():
+            np.testing.assert_array_equal(fewer.splits[split][name], array[::spacing])
+    assert fewer.splits["train"] is data.splits["train"]
+    more = datasets.with_fewer_held_out(data, 10_000)
+    np.testing.assert_array_equal(more.splits["test"]["x"], data.splits["test"]["x"])
+    with pytest.raises(ValueError, match="with_fewer_held_out: most must be at least 1, got 0"):
+        datasets.with_fewer_held_out(data, 0)

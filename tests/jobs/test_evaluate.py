@@ -20,7 +20,7 @@ from metaopt.evaluation.records import read_curves, read_grid, read_index, read_
 from metaopt.evaluation.suites import SUITES, Suite, SuiteTask
 from metaopt.jobs import evaluate as evaluate_job
 from metaopt.jobs.evaluate import EvaluateJob, suite_tasks
-from metaopt.tasks import quadratic
+from metaopt.tasks import catalog, quadratic
 from metaopt.tasks.catalog import TASKS, build
 from metaopt.zoo import exports
 
@@ -386,6 +386,24 @@ def test_suites_name_tasks_baselines_and_guards_that_there_are():
         assert suite.fallback in suite.baselines.split(",")
         assert set(suite.adversaries) <= set(optimizers.ADVERSARIES)
     assert len(suites.SUITES["small"].tasks) == 12
+
+
+def test_a_stand_in_takes_the_place_of_a_task_without_its_data(monkeypatch):
+    job = EvaluateJob(suite="general")
+    numbers = [i for i, task in enumerate(suites.SUITES["general"].tasks) if task.stand_in]
+
+    def with_prepared(*names):
+        monkeypatch.setattr(catalog.datasets, "state", lambda name: names.count(name) or unprepared)
+        return [suite_tasks(job)[i] for i in numbers]
+
+    unprepared, own = "not prepared", ["cifar10-cnn", "cifar10-resnet", "cifar10-cnn"]
+    assert [t.task for t in with_prepared("cifar10")] == own
+    assert [t.task for t in with_prepared()] == own
+    stand_ins = with_prepared("mnist")
+    assert [task.task for task in stand_ins] == ["mnist-cnn", "mnist-resnet", "mnist-cnn"]
+    assert stand_ins[0].title == (
+        "CNN on CIFAR-10 (200 steps); mnist-cnn in its place: cifar10 not prepared"
+    )
 
 
 def test_published_curves_are_compared_with(tmp_path, monkeypatch):

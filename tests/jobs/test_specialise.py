@@ -21,6 +21,8 @@ JOB = SpecialiseJob(
     task="digits-linear", num_steps=10, minutes=0.02, points=12, baselines="adam", seeds=2
 )
 
+BASES = ("sgd", "adam", "lion")
+
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
@@ -89,9 +91,10 @@ def test_a_loss_without_a_logarithm_is_refused(tmp_path):
 
 def test_layers_are_told_apart_where_all_tasks_have_the_same():
     families = {name: catalog.family(name) for name in ("digits", "digits-linear", "spirals")}
-    assert choose([families["digits"], families["spirals"]]).variant == "embedding"
-    assert choose([families["digits"], families["digits-linear"]]).variant == "none"
-    assert choose([families["digits"]], any_network=True).variant == "none"
+    assert choose([families["digits"], families["spirals"]], BASES).variant == "embedding"
+    assert choose([families["digits"], families["digits-linear"]], BASES).variant == "none"
+    assert choose([families["digits"]], ("muon",), any_network=True).variant == "none"
+    assert choose([families["digits"]], ("muon",)).base == ("muon",)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.optimizers import celo2, celo2_adamw, celo2_labels, theta_from_named
+from metaopt.optimizers import (
+    celo2,
+    celo2_adamw,
+    celo2_labels,
+    imitate_muon,
+    theta_from_named,
+)
 from metaopt.optimizers.celo2 import newton_schulz
 
 PARAMS = {"w": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), "b": jnp.zeros(3)}
@@ -126,6 +132,36 @@ def test_a_step_that_is_not_finite_changes_nothing_but_counts(make, where, value
         jax.tree.map(np.testing.assert_array_equal, after, expected)
     updates, _ = update(GRADS, after, PARAMS)
     assert all(np.all(np.isfinite(u)) for u in jax.tree.leaves(updates)) and np.any(updates["w"])
+
+
+def test_the_rates_of_a_cosine_schedule_fall_to_zero_at_the_horizon():
+    cosine = celo2_adamw(3e-3, schedule="cosine", weight_decay=0.1)
+    tx = cosine.apply(trained(), num_steps=7)
+    rate = lambda count: 3e-3 * (0.5 + 0.5 * jnp.cos(jnp.pi * count / 7))
+    same = celo2_adamw(rate, weight_decay=0.1).apply(trained())
+    state, same_state = tx.init(PARAMS), same.init(PARAMS)
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)(GRADS, state, PARAMS)
+        expected, same_state = jax.jit(same.update)(GRADS, same_state, PARAMS)
+        for ours, theirs in zip(*map(jax.tree.leaves, (updates, expected)), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    with pytest.raises(ValueError, match="apply needs the number of updates of the whole run"):
+        cosine.apply(trained())
+
+
+def test_a_direction_that_imitates_muon():
+    mix = (0.2, 0.5, 0.3)
+    tx = celo2().apply(imitate_muon(trained(), mix))
+    state, grads = tx.init(PARAMS), np.asarray(GRADS["w"])
+    momenta = np.zeros((3, 4, 3))
+    for step in range(3):
+        g = np.roll(grads, step, axis=0)
+        direction, state = jax.jit(tx.update)({**GRADS, "w": jnp.asarray(g)}, state, PARAMS)
+        decays = np.array([0.9, 0.99, 0.999])[:, None, None]
+        momenta = decays * momenta + (1 - decays) * g
+        sizes = np.sqrt(1e-9 + np.mean(momenta**2, axis=(1, 2), keepdims=True))
+        u = newton_schulz(jnp.asarray(np.tensordot(mix, momenta / sizes, 1)))
+        np.testing.assert_allclose(direction["w"], u / np.sqrt(np.mean(u**2)), atol=1e-4)
 
 
 def test_labels_are_those_of_the_authors():

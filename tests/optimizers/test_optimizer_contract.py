@@ -185,8 +185,7 @@ GUARDS = {
 }
 
 
-@pytest.mark.parametrize("guard", list(GUARDS))
-@pytest.mark.parametrize("name", ["velo", "celo2"])
+@pytest.mark.parametrize("name, guard", [("velo", "race"), *(("celo2", guard) for guard in GUARDS)])
 def test_nnx_optimizer_takes_the_steps_of_a_guard(name, guard):
     """It makes mappings of named tuples in trees of params, as VeLO has them."""
     model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))

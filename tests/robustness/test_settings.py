@@ -67,6 +67,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "lr": [-1.0, NAN, "1"],
         "weight_decay": [-0.1, INF],
         "adam_factor": [-1.0, None],
+        "schedule": ["linear", "", None],
         "warn_frozen": [1],
     },
     NESConfig: {
@@ -124,7 +125,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "guards": [3, ["race"]],
         "fallback": ["lion", "adamw", 3],
         "seeds": [0, -1, 2.5, "10"],
-        "tuning_seeds": [0, -1, 2.5, None],
+        "tuning_seeds": [0, -1, 2.5, "3"],
         "num_steps": [0, -10, 2.5, "100"],
         "window": [0, -1, 2.5, None],
         "workers": [0, -1, 2.5, None],
@@ -138,6 +139,7 @@ BAD: dict[Any, dict[str, list[Any]]] = {
         "min_steps": [-1, 101, 2.5, None],
         "minutes": [0.0, -1.0, NAN, INF, "5", None],
         "points": [0, -1, 2.5, None],
+        "bases": ["", "sgdd", "adam,sgdd", 3, None],
         "any_network": [1, "yes", None],
         "baselines": ["", "sgdd", "adam,sgdd", 3, None],
         "seeds": [0, -1, 2.5, None],
@@ -156,7 +158,7 @@ CASES = {
     f"{config.__name__}.{field}={value!r}"[:70]: (
         (config, {field: value}),
         # A message may name the setting that the value does not fit.
-        rf"{config.__name__}\.?\w*.*\b{field}\b|unknown (suite|baseline) "
+        rf"{config.__name__}\.?\w*.*\b{field}\b|unknown (suite|baseline|base) "
         rf"|(Adaptive|l3rs):.*{field}",
     )
     for config, fields in BAD.items()

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
 from metaopt import datasets, tasks
-from metaopt.core.types import SPLITS
+from metaopt.core.types import SPLITS, Task, single
 from metaopt.datasets import Dataset
 from metaopt.tasks import networks
 from metaopt.tasks.scores import CHUNK, negative_log_likelihood
@@ -216,3 +217,83 @@ class TestFamily:
             tasks.mlp_family([datasets.moons(), datasets.digits()])
         with pytest.raises(ValueError, match=r"widths must be 1 <= low <= high, got \(4, 2\)"):
             tasks.mlp_family([datasets.moons()], widths=(4, 2))
+
+
+class TestAutoencoder:
+    def test_loss_is_the_mean_squared_error_of_scaled_inputs(self):
+        data = datasets.digits()
+        task = tasks.autoencoder(networks.MLP((5, 64)), data, batch_size=7)
+        params = task.init(jax.random.key(0))
+        batch = task.sample(jax.random.key(1), (3,))
+        assert batch["x"].shape == (3, 7, 8, 8, 1)
+        batch = jax.tree.map(lambda a: a[0], batch)
+        x = np.asarray(batch["x"]).reshape(7, 64) / 16.0
+        first, second = params["Dense_0"], params["Dense_1"]
+        hidden = np.maximum(x @ first["kernel"] + first["bias"], 0.0)
+        output = hidden @ second["kernel"] + second["bias"]
+        np.testing.assert_allclose(task.loss(params, batch), np.mean((output - x) ** 2), rtol=1e-5)
+        assert task.whole("test")["x"].shape == data.splits["test"]["x"].shape
+        assert task.accuracy is None
+
+    def test_a_network_of_another_output_size_is_refused(self):
+        task = tasks.autoencoder(networks.MLP((5,)), datasets.digits())
+        params = task.init(jax.random.key(0))
+        with pytest.raises(ValueError, match="returns 5 numbers per example; make it return 64"):
+            task.loss(params, task.whole())
+
+
+class TestReparametrised:
+    @pytest.mark.parametrize("level", ["global", "tensor", "parameter"])
+    def test_function_is_the_same_and_gradients_are_s_times_as_large(self, digits, level):
+        family = tasks.reparametrised(digits, low=1e-2, high=1e2, level=level)
+        chosen = family.sample(jax.random.key(3))
+        task, key = family.task(chosen), jax.random.key(0)
+        params, own = task.init(key), digits.init(key)
+        batch = digits.sample(jax.random.key(1), ())
+        np.testing.assert_array_equal(task.sample(jax.random.key(1), ())["x"], batch["x"])
+        loss, grads = jax.value_and_grad(task.loss)(params, batch)
+        own_loss, own_grads = jax.value_and_grad(digits.loss)(own, batch)
+        np.testing.assert_allclose(loss, own_loss, rtol=1e-5)
+        scales = jax.tree.map(lambda s, w: np.broadcast_to(s, w.shape), chosen["scales"], own)
+        for s, w, own_w, g, own_g in zip(
+            *map(jax.tree.leaves, (scales, params, own, grads, own_grads)), strict=True
+        ):
+            np.testing.assert_allclose(w * s, own_w, rtol=1e-5)
+            np.testing.assert_allclose(g, s * own_g, rtol=1e-4, atol=1e-6 * s.max())
+            assert s.min() >= 1e-2 and s.max() <= 1e2
+        distinct = len({float(s) for leaf in jax.tree.leaves(scales) for s in leaf.ravel()})
+        sizes = [leaf.size for leaf in jax.tree.leaves(own)]
+        assert distinct == {"global": 1, "tensor": len(sizes)}.get(level, distinct)
+        assert level != "parameter" or distinct > 0.99 * sum(sizes)
+
+    def test_scales_are_log_uniform(self, digits):
+        family = tasks.reparametrised(digits)
+        keys = jax.random.split(jax.random.key(0), 2000)
+        scales = jax.vmap(family.sample)(keys)["scales"]["Dense_0"]["kernel"]
+        logs = np.log10(np.asarray(scales))
+        assert kstest(logs, "uniform", args=(-3, 6)).pvalue > 0.01
+
+    def test_a_model_state_and_a_family_are_kept(self):
+        counting = Task(
+            init=lambda key: jnp.array([3.0]),
+            loss=lambda params, count, batch: (jnp.sum(params * batch), count + 1),
+            sample=lambda key, shape, split="train": jnp.ones(shape),
+            whole=lambda split="test": jnp.ones(()),
+            init_model_state=lambda key: jnp.array(0),
+            eval_loss=lambda params, count, batch: 10.0 * jnp.sum(params * batch),
+        )
+        family = tasks.reparametrised(single(counting), low=2.0, high=2.0)
+        task, key = family.task(family.sample(jax.random.key(0))), jax.random.key(1)
+        params, state = task.init(key), task.init_model_state(key)
+        np.testing.assert_allclose(params, [1.5], rtol=1e-6)
+        loss, state = task.loss(params, state, task.whole())
+        np.testing.assert_allclose([loss, state], [3.0, 1], rtol=1e-6)
+        np.testing.assert_allclose(task.eval_loss(params, state, task.whole()), 30.0, rtol=1e-6)
+
+    def test_what_is_refused(self, digits):
+        with pytest.raises(ValueError, match="low must be positive, got 0"):
+            tasks.reparametrised(digits, low=0.0)
+        with pytest.raises(ValueError, match="high must be at least 10"):
+            tasks.reparametrised(digits, low=10.0, high=1.0)
+        with pytest.raises(ValueError, match="level must be"):
+            tasks.reparametrised(digits, level="layer")

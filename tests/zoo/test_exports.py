@@ -23,7 +23,7 @@ SETTINGS = {
     "velo": VeLO(hidden=4, bank=2),
     "celo": Celo(hidden=4, bank=2),
     "celo_adam": CeloAdam(hidden=4),
-    "celo2": Celo2(orthogonalize=False),
+    "celo2": Celo2(orthogonalize=False, schedule="cosine"),
     "adafac_mlp": AdafacMLP(),
 }
 

@@ -14,9 +14,11 @@ from metaopt.tasks.networks.minilm import load_minilm_l6_v2 as load_minilm_l6_v2
 from metaopt.tasks.networks.plain import CNN as CNN
 from metaopt.tasks.networks.plain import MLP as MLP
 from metaopt.tasks.networks.plain import cnn5 as cnn5
+from metaopt.tasks.networks.recurrent import GRU as GRU
 from metaopt.tasks.networks.resnet import Norm as Norm
 from metaopt.tasks.networks.resnet import ResNet as ResNet
 from metaopt.tasks.networks.resnet import resnet34 as resnet34
 from metaopt.tasks.networks.resnet import small_resnet as small_resnet
 from metaopt.tasks.networks.transformer import Transformer as Transformer
+from metaopt.tasks.networks.transformer import ViT as ViT
 from metaopt.tasks.networks.weights import Pretrained as Pretrained

@@ -119,8 +119,10 @@ def test_batch_norm_normalises_and_keeps_running_statistics_with_the_momentum_it
     np.testing.assert_allclose(normalised, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_transformer_sees_only_the_past():
-    net = networks.Transformer(11, width=8, layers=2, max_length=6)
+@pytest.mark.parametrize(
+    "net", [networks.Transformer(11, width=8, layers=2, max_length=6), networks.GRU(11, width=8)]
+)
+def test_language_models_see_only_the_past(net):
     tokens = jnp.array([[1, 2, 3, 4, 5, 6]])
     before, variables = jax.jit(net.init_with_output)(jax.random.key(0), tokens)
     after = jax.jit(net.apply)(variables, tokens.at[0, 4].set(9))
@@ -128,9 +130,40 @@ def test_a_transformer_sees_only_the_past():
     assert jnp.abs(before[0, 4:] - after[0, 4:]).max() > 1e-3
 
 
+def test_a_gru_follows_the_published_recurrence():
+    net, tokens = networks.GRU(5, width=3), jnp.array([[1, 4, 2, 2]])
+    logits, variables = jax.jit(net.init_with_output)(jax.random.key(0), tokens)
+    params = jax.tree.map(np.asarray, variables["params"])
+    cell, sigmoid = params["cell"], lambda x: 1 / (1 + np.exp(-x))
+    gate = lambda name, x: x @ cell[name]["kernel"] + cell[name].get("bias", 0.0)
+    h, expected = np.zeros(3), []
+    for x in params["embedding"]["embedding"][np.asarray(tokens[0])]:
+        reset = sigmoid(gate("ir", x) + gate("hr", h))
+        update = sigmoid(gate("iz", x) + gate("hz", h))
+        new = np.tanh(gate("in", x) + reset * gate("hn", h))
+        h = (1 - update) * new + update * h
+        expected.append(h @ params["head"]["kernel"] + params["head"]["bias"])
+    np.testing.assert_allclose(logits[0], expected, atol=1e-5)
+
+
+def test_a_vit_without_positions_does_not_see_the_order_of_patches():
+    net = networks.ViT(3, patch=2, width=8, heads=2)
+    image = jax.random.normal(jax.random.key(1), (1, 4, 6, 2))
+    params = jax.jit(net.init)(jax.random.key(0), image)["params"]
+    logits = jax.jit(lambda params, image: net.apply({"params": params}, image))
+    swapped = image.at[:, :2, :2].set(image[:, 2:, 4:]).at[:, 2:, 4:].set(image[:, :2, :2])
+    assert jnp.abs(logits(params, image) - logits(params, swapped)).max() > 1e-4
+    blind = {**params, "position": jnp.zeros((6, 8))}
+    np.testing.assert_allclose(logits(blind, image), logits(blind, swapped), atol=1e-5)
+    within = image.at[:, 0, 0].set(image[:, 1, 1])  # a change inside of a patch
+    assert jnp.abs(logits(blind, image) - logits(blind, within)).max() > 1e-4
+
+
 def test_networks_refuse_long_texts_and_unknown_settings():
     with pytest.raises(ValueError, match="7 tokens, but max_length is 6"):
         networks.Transformer(5, max_length=6).init(jax.random.key(0), jnp.zeros((1, 7), int))
+    with pytest.raises(ValueError, match="8x9 pixels are not whole patches of 4"):
+        networks.ViT(5, patch=4).init(jax.random.key(0), jnp.zeros((1, 8, 9, 1)))
     with pytest.raises(ValueError, match="norm must be 'batch' or 'group', got"):
         networks.small_resnet(5, norm="layer").init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(ValueError, match="init must be 'torch' or 'flax', got 'he'"):
