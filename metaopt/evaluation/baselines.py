@@ -15,6 +15,7 @@ from metaopt.core.named import load_named
 from metaopt.core.trees import path_name
 from metaopt.core.types import Params
 from metaopt.evaluation.curves import Adjustable, EvalParams
+from metaopt.optimizers.bases import muon_axes
 
 # {"schedule": name, **arguments of the schedule, **arguments of the transformation}. The rate "lr"
 # may be {group of leaves: rate}, see `groups_of`.
@@ -125,6 +126,11 @@ def _of_paper(
     return Baseline(label, make, grid, head_only=head_only, extends=False)
 
 
+def _muon(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Muon that takes the kernels of convolutions as matrices, too."""
+    return optax.contrib.muon(schedule, muon_weight_dimension_numbers=muon_axes)
+
+
 _ADAMW = Baseline("AdamW", optax.adamw, points(_ALL, lr=_RATES, weight_decay=(1e-4, 1e-1)))
 
 BASELINES: dict[str, Baseline] = {
@@ -149,7 +155,7 @@ BASELINES: dict[str, Baseline] = {
         points(("constant", "warmup_constant"), lr=_RATES, weight_decay=(0.0, 1e-2, 1e-1)),
         eval_params=optax.contrib.schedule_free_eval_params,
     ),
-    "muon": Baseline("Muon", optax.contrib.muon, points(_BOTH, lr=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1))),
+    "muon": Baseline("Muon", _muon, points(_BOTH, lr=(3e-3, 1e-2, 3e-2, 1e-1, 3e-1))),
     "prodigy": Baseline(
         "Prodigy",
         optax.contrib.prodigy,

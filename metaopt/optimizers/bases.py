@@ -103,15 +103,23 @@ def _lamb(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
     )
 
 
+def muon_axes(params: Any) -> Any:
+    """How Muon makes matrices of the leaves: all axes but the last are one, that of inputs.
+
+    Kernels of convolutions, too, are matrices then, as in the original Muon; by default optax takes
+    leaves of two axes only. Leaves with fewer axes are None, and left to Adam.
+
+    Args:
+      params: the tree.
+    """
+    dims = optax.contrib.MuonDimensionNumbers
+    return jax.tree.map(
+        lambda x: dims(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None, params
+    )
+
+
 def _muon(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
     """Muon on leaves of several axes, of which the last is that of outputs, and Adam on others."""
-
-    def axes(params: Any) -> Any:
-        dims = optax.contrib.MuonDimensionNumbers
-        return jax.tree.map(
-            lambda x: dims(tuple(range(x.ndim - 1)), x.ndim - 1) if x.ndim > 1 else None, params
-        )
-
     # The root has a derivative where a gradient is always 0.
     return optax.contrib.muon(
         1.0,
@@ -119,7 +127,7 @@ def _muon(hyper: Mapping[str, jax.Array]) -> optax.GradientTransformation:
         adam_b1=jax.nn.sigmoid(hyper["logit_b1"]),
         adam_b2=jax.nn.sigmoid(hyper["logit_b2"]),
         adam_eps_root=1e-16,
-        muon_weight_dimension_numbers=axes,
+        muon_weight_dimension_numbers=muon_axes,
     )
 
 

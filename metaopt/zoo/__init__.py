@@ -17,8 +17,7 @@ CARD = "card.json"
 class Home(NamedTuple):
     """A measurement on the task that an optimizer was meta-trained on.
 
-    The shipped cards hold losses after the last step, as they were measured; a new measurement
-    (`python -m experiments.zoo --measure`) follows `metaopt.evaluation.statistics.final_mean`.
+    Losses are means over the last measurements, see `metaopt.evaluation.statistics.final_mean`.
 
     Attributes:
       task: a name of `metaopt.tasks.catalog.TASKS`.
@@ -27,6 +26,8 @@ class Home(NamedTuple):
       loss: mean test loss of the runs at their end.
       bound: every later version of the package must stay below this mean loss in the same runs.
       baselines: label of a tuned baseline -> its mean test loss at the end, from the same seeds.
+      steps: steps at which `curves` were measured, evenly spaced.
+      curves: the optimizer's name, and the baselines' labels -> mean test losses at these steps.
     """
 
     task: str
@@ -35,6 +36,8 @@ class Home(NamedTuple):
     loss: float
     bound: float
     baselines: dict[str, float]
+    steps: list[int]
+    curves: dict[str, list[float]]
 
 
 class Card(NamedTuple):

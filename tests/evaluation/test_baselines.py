@@ -214,3 +214,14 @@ def test_built_in_baselines_can_be_tuned(name):
     assert len(baseline.grid) <= 30 and record["grid"][: len(baseline.grid)] == list(baseline.grid)
     assert len(record["loss"]) == len(grid.loss) == len(record["grid"])
     assert len(record["grid"]) >= len(baseline.grid) + baseline.draws
+
+
+def test_muon_takes_the_kernel_of_a_convolution_as_a_matrix():
+    make = BASELINES["muon"].make
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 2, 4))
+    grads = jax.random.normal(jax.random.key(1), kernel.shape)
+    ours, plain = make(lambda count: 0.1), optax.contrib.muon(0.1)
+    matrix = lambda x: x.reshape(18, 4)
+    step, _ = jax.jit(ours.update)(grads, ours.init(kernel), kernel)
+    expected, _ = jax.jit(plain.update)(matrix(grads), plain.init(matrix(kernel)), matrix(kernel))
+    np.testing.assert_allclose(matrix(step), expected, atol=1e-5)

@@ -388,6 +388,18 @@ def test_suites_name_tasks_baselines_and_guards_that_there_are():
     assert len(suites.SUITES["small"].tasks) == 12
 
 
+def test_the_quick_form_of_the_general_suite_trains_every_kind_of_network(tmp_path):
+    words = "evaluate celo-adam --suite general-quick --num-steps 20 --seeds 1 --guards="
+    assert main([*words.split(), "--out", str(tmp_path)]) == 0
+    folders = sorted(tmp_path.glob("[0-9]*"))
+    assert len(folders) == len(suites.SUITES["general-quick"].tasks)
+    for folder in folders:
+        record = read_record(folder)
+        assert list(record.curves) == ["Adam", "celo-adam"] and not record.left_out
+        for curve in record.curves.values():
+            assert np.isfinite(read_curves(folder / curve.file).loss).all()
+
+
 def test_a_stand_in_takes_the_place_of_a_task_without_its_data(monkeypatch):
     job = EvaluateJob(suite="general")
     numbers = [i for i, task in enumerate(suites.SUITES["general"].tasks) if task.stand_in]
