@@ -48,7 +48,7 @@ def test_the_data_folder_is_chosen_by_the_environment(monkeypatch, tmp_path):
         ("cifar", "cifar10, cifar100"),
         ("tiny-imagenet", "tiny_imagenet"),
         ("imagenet_resized/16x16", "imagenet_resized/64x64"),
-        ("quite another", "known: digits, moons"),
+        ("quite another", "known: digits, breast_cancer, moons"),
         ("../mnist", "mnist"),
     ],
 )
