@@ -8,9 +8,8 @@ Meta-training needs no data files. The suite needs MNIST, FashionMNIST and CIFAR
 and takes some hours on 2 cores. Every part resumes. Writes to runs/general.
 
 Both begin with the best hand-crafted optimizer that they can imitate, and natural evolution
-strategies go on from there: runs of 30 to 1000 steps, drawn log-uniformly, scored by the mean
-logarithm of held-out losses after each quarter, so that tasks weigh alike. None of the tasks of the
-suite is trained on.
+strategies go on from there: runs of 30 to 1000 steps, scored by the mean logarithm of held-out
+losses after each quarter, so that tasks weigh alike. None of the tasks of the suite is trained on.
 """
 
 import argparse
@@ -39,7 +38,7 @@ OUT = Path("runs/general")
 TASKS = ("digits", "digits-deep", "digits-small-batch", "digits-cnn", "spirals")
 SHORTEST, LONGEST = 30, 1000  # steps of a run
 # Candidates of the search for the rates of Celo2's form.
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 ADAM_FACTORS = (1.0, 3.0, 10.0)
 RUNS = 4  # of each task, that a point of the search is judged on
 

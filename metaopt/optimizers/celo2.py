@@ -174,7 +174,7 @@ def newton_schulz(u: Float[Array, "... rows cols"]) -> Float[Array, "... rows co
 
 
 def imitate_muon(theta: Theta, mix: tuple[float, float, float] = (0.5, 0.5, 0.0)) -> Theta:
-    """A start of meta-training: theta with which the direction is that of Muon.
+    """A start of meta-training: theta with which Celo2 orthogonalizes momenta, as Muon does.
 
     Two units of each hidden layer carry the mean of the normalised momenta, its positive and its
     negative part; the output is their difference, and does not depend on the other units. These

@@ -1,6 +1,7 @@
 """Tasks by name. A user's own task is named ``package.module:function``."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -50,9 +51,19 @@ def _mlp(
     return NamedTask(make, (data,), f"Dense_{len(hidden)}")
 
 
-def _net(data: str, net: Callable[[int], nn.Module], head: str = "Dense_0", batch_size: int = 128):
+def _net(
+    data: str,
+    net: Callable[[int], nn.Module],
+    head: str = "Dense_0",
+    batch_size: int = 128,
+    most_held_out: int | None = None,
+):
+    """Classification; `net` makes a network for a number of classes."""
+
     def make() -> Task:
         loaded = datasets.load(data)
+        if most_held_out is not None:
+            loaded = datasets.with_fewer_held_out(loaded, most_held_out)
         return tasks.classification(net(loaded.num_classes), loaded, batch_size=batch_size)
 
     return NamedTask(make, (data,), head)
@@ -88,16 +99,8 @@ def _text(net: Callable[[int], nn.Module], *, held_out: int = 64) -> NamedTask:
     return NamedTask(make, head="head")
 
 
-def _general(
-    data: str, net: Callable[[int], nn.Module], head: str = "Dense_0", batch_size: int = 32
-) -> NamedTask:
-    """A task of the suite "general", which has fewer held-out examples than its data set."""
-
-    def make() -> Task:
-        loaded = datasets.with_fewer_held_out(datasets.load(data), FEWER)
-        return tasks.classification(net(loaded.num_classes), loaded, batch_size=batch_size)
-
-    return NamedTask(make, (data,), head)
+# A task of the suite "general", which has fewer held-out examples than its data set.
+_general = partial(_net, batch_size=32, most_held_out=FEWER)
 
 
 def _autoencoder(data: str, *hidden: int) -> NamedTask:
@@ -230,14 +233,14 @@ TASKS: dict[str, NamedTask] = {
     "fashion-cnn3": _net("fashion_mnist", networks.CNN),
     "fashion-cnn3-sigmoid": _net("fashion_mnist", _sigmoid_cnn),
     "fashion-mlp128x2": _mlp("fashion_mnist", 128, 128, style="flax"),
-    "fashion-mlp64x2": _general("fashion_mnist", _mlp64x2, "Dense_2", 64),
+    "fashion-mlp64x2": _general("fashion_mnist", _mlp64x2, "Dense_2", batch_size=64),
     "fashion-cnn2": _general("fashion_mnist", _cnn2),
     "fashion-vit": _general("fashion_mnist", _vit(7), "head"),
     "mnist-autoencoder": _autoencoder("mnist", 64, 16, 64),
     "mnist-cnn": _general("mnist", _wide_cnn3),
-    "mnist-resnet": _general("mnist", _resnet("batch"), "head", 16),
+    "mnist-resnet": _general("mnist", _resnet("batch"), "head", batch_size=16),
     "cifar10-cnn": _general("cifar10", _wide_cnn3),
-    "cifar10-resnet": _general("cifar10", _resnet("batch"), "head", 16),
+    "cifar10-resnet": _general("cifar10", _resnet("batch"), "head", batch_size=16),
     "cifar10-cnn3": _net("cifar10", networks.CNN),
     "tiny_imagenet50-cnn5": NamedTask(_tiny_imagenet50, ("tiny_imagenet",)),
     "finetune": _finetuning(_garments_and_digits, "train", _garments_and_digits),

@@ -36,29 +36,29 @@ def reparametrised(
       ValueError: a number is not positive, `low` is above `high`, or `level` is unknown.
 
     References:
-      Moudgil et al., [Celo](https://arxiv.org/abs/2501.12670), 2025, section 4.3
+      Moudgil et al., [Celo](https://arxiv.org/abs/2501.12670), 2025
     """
     check_number("reparametrised: low", low, above=0)
     check_number("reparametrised: high", high, least=low)
     check_choice("reparametrised: level", level, ("global", "tensor", "parameter"))
     family = task if isinstance(task, TaskFamily) else single(task)
 
-    def log_scales(key: Key, params: Params) -> Params:
+    def draw_scales(key: Key, params: Params) -> Params:
         """A tree like `params` of arrays that can be multiplied with its leaves."""
         leaves, structure = jax.tree.flatten(params)
         keys = [key] * len(leaves) if level == "global" else jax.random.split(key, len(leaves))
         shapes = [leaf.shape if level == "parameter" else () for leaf in leaves]
-        drawn = [
+        logs = [
             jax.random.uniform(k, shape, minval=jnp.log(low), maxval=jnp.log(high))
             for k, shape in zip(keys, shapes, strict=True)
         ]
-        return jax.tree.unflatten(structure, drawn)
+        return jax.tree.unflatten(structure, [jnp.exp(log) for log in logs])
 
     def sample_task(family: TaskFamily, key: Key) -> Any:
         k_task, k_scales = jax.random.split(key)
         chosen = family.sample(k_task)
         params = jax.eval_shape(lambda: family.task(chosen).init(key))
-        return {"task": chosen, "scales": jax.tree.map(jnp.exp, log_scales(k_scales, params))}
+        return {"task": chosen, "scales": draw_scales(k_scales, params)}
 
     def make_task(family: TaskFamily, task_params: Any) -> Task:
         inner, scales = family.task(task_params["task"]), task_params["scales"]

@@ -26,7 +26,7 @@ class Home(NamedTuple):
       loss: mean test loss of the runs at their end.
       bound: every later version of the package must stay below this mean loss in the same runs.
       baselines: label of a tuned baseline -> its mean test loss at the end, from the same seeds.
-      steps: steps at which `curves` were measured, evenly spaced.
+      steps: steps at which `curves` were measured, from 0 to `num_steps`.
       curves: the optimizer's name, and the baselines' labels -> mean test losses at these steps.
     """
 
