@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from metaopt.core.checks import check_number
-from metaopt.core.rollouts import step
+from metaopt.core.rollouts import step_with_model_state
 from metaopt.core.trees import all_finite, check_float_tree
 from metaopt.core.types import LearnedOptimizer, Params, Theta
 from metaopt.guards.core import (
@@ -36,12 +36,14 @@ class MetaGuardState(NamedTuple):
         `LearnedOptimizer.init`, which `apply` takes and a checkpoint holds.
       used_gradient: bool ``[]``, whether the last fallback was the plain gradient step (`amg`;
         always False for `smg`).
+      model_state: model state that belongs to the params of the caller, or None.
       info: diagnostics. The candidates are (learned, fallback), and for `amg` then the fallback
         after T more steps and the starting pair.
     """
 
     theta: Theta
     used_gradient: Bool[Array, ""]
+    model_state: Any
     info: GuardInfo
 
 
@@ -55,6 +57,18 @@ class Pair(NamedTuple):
 
     params: Params
     theta: Theta
+
+
+class Candidate(NamedTuple):
+    """A pair, and what belongs to it.
+
+    Attributes:
+      pair: the pair.
+      model_state: model state that belongs to its params, or None. No gradient goes through it.
+    """
+
+    pair: Pair
+    model_state: Any
 
 
 def smg(
@@ -92,12 +106,13 @@ def smg(
       A `Guard`. Its window is :math:`B_1` (T mini-batches), C (1), :math:`B_2` (T) and V (n_c).
       Updates are zero until the last mini-batch of a window, whose update leads to the chosen
       point. A window costs 3 T + 1 gradients, one back-propagation through T learned steps, and
-      2 n_c losses. The gradient in x and theta takes the losses and gradients that the learned
-      optimizer saw as constants (first order; docs/guards/smg.md).
+      2 n_c losses, and one more with a model state. The gradient in x and theta takes the losses
+      and gradients that the learned optimizer saw, and the model state, as constants (first order;
+      docs/guards/smg.md).
 
     Raises:
-      ValueError: when an option is out of range; at `init`, when params are masked or a model
-        state is given; at `update`, when `params` or `value_fn` is missing.
+      ValueError: when an option is out of range; at `init`, when params are masked; at `update`,
+        when `params` or `value_fn` is missing.
 
     References:
       Wang et al., *Continually Adapting Optimizers Improve Meta-Generalization* (Meta Guard),
@@ -109,12 +124,13 @@ def smg(
         name="smg",
         propose=_propose_adapted_descent,
         unrolled=lambda proposals: (proposals.learned, proposals.fallback),
-        pairs=lambda start, proposals, ends: (proposals.learned, proposals.fallback),
-        points=lambda start, proposals, runs: tuple(run.params for run in runs),
+        candidates=lambda start, proposals, ends: (proposals.learned, proposals.fallback),
+        judged=lambda start, proposals, ends: ends,
         pick=lambda losses: jnp.where(losses[0] > losses[1], 1, 0),
         num_candidates=2,
         gradient_evals=3 * n_t + 1,
         loss_evals=2 * n_c,
+        for_model_state=1,
     )
     return _meta_guard(
         method,
@@ -177,22 +193,13 @@ def amg(
         name="amg",
         propose=_propose_best_descent,
         unrolled=lambda proposals: (proposals.fallback,),
-        pairs=lambda start, proposals, ends: (
-            proposals.learned,
-            proposals.fallback,
-            ends[0],
-            start,
-        ),
-        points=lambda start, proposals, runs: (
-            proposals.learned.params,
-            proposals.fallback.params,
-            runs[0].params,
-            start.params,
-        ),
+        candidates=_all_of_amg,
+        judged=_all_of_amg,
         pick=jnp.argmin,  # the first of the lowest
         num_candidates=4,
         gradient_evals=2 * n_t + 1,
         loss_evals=4 * n_c + 2,
+        for_model_state=0,  # AMG computes the loss at the start in any case
     )
     return _meta_guard(
         method,
@@ -215,13 +222,14 @@ class Proposals(NamedTuple):
     """The proposals of a window.
 
     Attributes:
-      learned: params after T steps of the learned optimizer, and theta with their memory.
-      fallback: the pair after a gradient step.
+      learned: the candidate after T steps of the learned optimizer.
+      fallback: the candidate after a gradient step. Its model state is that of the start, after the
+        loss on C at the start.
       used_gradient: bool ``[]``, whether `fallback` is the plain gradient step in params.
     """
 
-    learned: Pair
-    fallback: Pair
+    learned: Candidate
+    fallback: Candidate
     used_gradient: jax.Array
 
 
@@ -232,11 +240,13 @@ class Run(NamedTuple):
       params: weights of the optimizee.
       theta: meta-parameters, which are fixed during the run.
       memory: state of the transformation ``learned.apply(theta)``.
+      model_state: model state that belongs to `params`, or None.
     """
 
     params: Params
     theta: Theta
     memory: Any
+    model_state: Any
 
 
 class Method(NamedTuple):
@@ -244,44 +254,45 @@ class Method(NamedTuple):
 
     Attributes:
       name: name of the guard in error messages.
-      propose: ``(adapted_loss, loss, start, rates) -> Proposals``. Here
-        ``adapted_loss(pair) -> (loss, pair)`` takes T steps and returns the loss and the pair
-        after them, and ``loss(params)`` is the loss on C. `rates` is a `Pair` of step
-        sizes.
-      unrolled: ``Proposals -> pairs`` that take T further steps on B2.
-      pairs: ``(start, Proposals, ends) -> pairs`` that can be kept; `ends` are the unrolled pairs
-        after their steps.
-      points: ``(start, Proposals, runs) -> params`` at which each of `pairs` is judged; `runs`
-        are the runs of the unrolled pairs.
-      pick: losses ``[candidates]``, finite or +inf -> index of the pair to keep.
-      num_candidates: number of pairs that can be kept.
+      propose: ``(adapted_loss, loss, start, rates) -> (learned, fallback, used_gradient)`` with
+        pairs. Here ``adapted_loss(pair) -> (loss, pair)`` takes T steps and returns the loss on C
+        and the pair after them, ``loss(params)`` is the loss on C without them, `start` is a pair,
+        and `rates` is a `Pair` of step sizes.
+      unrolled: ``Proposals -> candidates`` that take T further steps on B2.
+      candidates: ``(start, Proposals, ends) -> candidates`` that can be kept; `ends` are the
+        unrolled ones after their steps.
+      judged: ``(start, Proposals, ends) -> candidates`` whose losses decide on each of them.
+      pick: losses ``[candidates]``, finite or +inf -> index of the candidate to keep.
+      num_candidates: number of candidates that can be kept.
       gradient_evals: gradients that a window takes.
       loss_evals: losses that a window takes.
+      for_model_state: further ones with a model state.
     """
 
     name: str
-    propose: Callable[..., Proposals]
-    unrolled: Callable[[Proposals], tuple[Pair, ...]]
-    pairs: Callable[[Pair, Proposals, tuple[Pair, ...]], tuple[Pair, ...]]
-    points: Callable[[Pair, Proposals, tuple[Run, ...]], tuple[Params, ...]]
+    propose: Callable[..., tuple[Pair, Pair, jax.Array]]
+    unrolled: Callable[[Proposals], tuple[Candidate, ...]]
+    candidates: Callable[[Candidate, Proposals, tuple[Candidate, ...]], tuple[Candidate, ...]]
+    judged: Callable[[Candidate, Proposals, tuple[Candidate, ...]], tuple[Candidate, ...]]
     pick: Callable[[jax.Array], jax.Array]
     num_candidates: int
     gradient_evals: int
     loss_evals: int
+    for_model_state: int
 
 
 def _propose_adapted_descent(
     adapted_loss: Callable, loss: Callable, start: Pair, rates: Pair
-) -> Proposals:
+) -> tuple[Pair, Pair, jax.Array]:
     """SMG's fallback: a step along the gradient of the loss after T learned steps."""
     del loss
     (_, learned), gradients = jax.value_and_grad(adapted_loss, has_aux=True)(start)
-    return Proposals(learned, _descend_pair(start, gradients, rates), jnp.array(False))
+    return learned, _descend_pair(start, gradients, rates), jnp.array(False)
 
 
 def _propose_best_descent(
     adapted_loss: Callable, loss: Callable, start: Pair, rates: Pair
-) -> Proposals:
+) -> tuple[Pair, Pair, jax.Array]:
     """AMG's fallback: the plain gradient step unless T learned steps lower the loss."""
     end_loss, backward, learned = jax.vjp(adapted_loss, start, has_aux=True)
     used_gradient = ~(end_loss < loss(start.params))  # also where the loss at the end is NaN
@@ -295,7 +306,14 @@ def _propose_best_descent(
         return _descend_pair(start, gradients, rates)
 
     fallback = jax.lax.cond(used_gradient, plain_descent, adapted_descent)
-    return Proposals(learned, fallback, used_gradient)
+    return learned, fallback, used_gradient
+
+
+def _all_of_amg(
+    start: Candidate, proposals: Proposals, ends: tuple[Candidate, ...]
+) -> tuple[Candidate, ...]:
+    """The four candidates of AMG, each of which is judged where it is."""
+    return proposals.learned, proposals.fallback, ends[0], start
 
 
 def _descend_pair(start: Pair, gradients: Pair, rates: Pair) -> Pair:
@@ -344,14 +362,15 @@ class Setup(NamedTuple):
         tx = self.learned.apply(theta, num_steps=self.num_steps)
         return inner_transformation(self.method.name, "learned", tx)
 
-    def begin(self, pair: Pair) -> Run:
-        """Starts a run of the learned optimizer from a pair."""
-        memory = self.transformation(pair.theta).init(pair.params)
-        return Run(pair.params, pair.theta, memory)
+    def begin(self, candidate: Candidate) -> Run:
+        """Starts a run of the learned optimizer from a candidate."""
+        (params, theta), model_state = candidate
+        return Run(params, theta, self.transformation(theta).init(params), model_state)
 
-    def end(self, run: Run) -> Pair:
+    def end(self, run: Run) -> Candidate:
         """Ends a run: writes its memory back into theta."""
-        return Pair(run.params, self.learned.absorb(run.theta, run.memory))
+        theta = self.learned.absorb(run.theta, run.memory)
+        return Candidate(Pair(run.params, theta), run.model_state)
 
 
 def _meta_guard(
@@ -396,22 +415,27 @@ def _decide(
     runs: tuple[Run, ...],
     losses: Float[Array, "candidates C"],
 ) -> tuple[Params, MetaGuardState]:
-    """Keeps one pair, given the validation losses of all candidates."""
-    method, start = setup.method, Pair(params, state.theta)
+    """Keeps one candidate, given the validation losses of all of them."""
+    method, has_model_state = setup.method, state.model_state is not None
+    start = Candidate(Pair(params, state.theta), state.model_state)
     ends = tuple(setup.end(run) for run in runs)
-    pairs = method.pairs(start, proposals, ends)
-    points = method.points(start, proposals, runs)
+    candidates = method.candidates(start, proposals, ends)
+    judged = method.judged(start, proposals, ends)
     mask = jnp.ones(setup.n_c, bool)
-    candidate_losses = []
-    for pair, point, pair_losses in zip(pairs, points, losses, strict=True):
-        broken = became_nonfinite(start.theta, pair.theta) | ~all_finite(pair.params)
-        candidate_losses.append(jnp.where(broken, jnp.inf, score(pair_losses, mask, point)))
-    mean_losses = jnp.stack(candidate_losses)
+    mean_losses = []
+    for candidate, at, of_candidate in zip(candidates, judged, losses, strict=True):
+        (candidate_params, theta), model_state = candidate
+        broken = became_nonfinite(start.pair.theta, theta) | ~all_finite(
+            candidate_params, model_state
+        )
+        mean = score(of_candidate, mask, at.pair.params)
+        mean_losses.append(jnp.where(broken, jnp.inf, mean))
+    mean_losses = jnp.stack(mean_losses)
     is_finite = jnp.isfinite(mean_losses)
-    # The proposals are the first candidates; the fourth of AMG is the starting pair.
+    # The proposals are the first candidates; the fourth of AMG is the start.
     kept_start = ~jnp.any(is_finite[:3])
     winner = jnp.where(jnp.any(is_finite), method.pick(mean_losses), -1)
-    kept = select(winner, pairs, start)
+    kept = select(winner, candidates, start)
     info = record_decision(
         state.info,
         winner=winner,
@@ -419,9 +443,14 @@ def _decide(
         losses=mean_losses,
         kept_start=kept_start,
         gradient_evals=method.gradient_evals,
-        loss_evals=method.loss_evals,
+        loss_evals=method.loss_evals + (method.for_model_state if has_model_state else 0),
     )
-    return kept.params, MetaGuardState(kept.theta, proposals.used_gradient, info)
+    return kept.pair.params, MetaGuardState(
+        theta=kept.pair.theta,
+        used_gradient=proposals.used_gradient,
+        model_state=kept.model_state,
+        info=info,
+    )
 
 
 ################################################################################
@@ -433,16 +462,16 @@ class MetaWork(NamedTuple):
     """Intermediate values of a window in a stream.
 
     Attributes:
-      start: the pair at the start of the window.
+      start: the candidate at the start of the window.
       run: the learned optimizer on B1.
       history: losses ``[T]`` and gradients ``[T, ...]`` that `run` saw. They are constants of the
         first-order gradient, which stays exact after the mini-batches themselves are gone.
-      proposals: what `Method.propose` returned on C.
-      runs: the unrolled pairs on B2.
+      proposals: the learned candidate and the fallback.
+      runs: the unrolled candidates on B2.
       losses: validation losses ``[candidates, n_c]`` so far.
     """
 
-    start: Pair
+    start: Candidate
     run: Run
     history: tuple[jax.Array, Params]
     proposals: Proposals
@@ -457,27 +486,24 @@ def _process(setup: Setup, theta: Theta) -> Process:
 
     def init(params, model_state):
         del params
-        if model_state is not None:
-            raise ValueError(
-                f"{method.name}: takes no model state, since its gradient in theta goes through "
-                "all steps of a window; use race or lgl2o."
-            )
+        copy = lambda tree: jax.tree.map(jnp.array, tree)  # so that the state can be donated
         state = MetaGuardState(
-            theta=jax.tree.map(jnp.array, theta),  # a copy, so that the state can be donated
+            theta=copy(theta),
             used_gradient=jnp.array(False),
+            model_state=copy(model_state),
             info=init_info(method.num_candidates, *setup.window),
         )
         return state, None
 
     def start(state: MetaGuardState, work, params):
         del work
-        pair = Pair(params, state.theta)
-        run = setup.begin(pair)
+        candidate = Candidate(Pair(params, state.theta), state.model_state)
+        run = setup.begin(candidate)
         # Split over devices as the params are.
         zero_rows = lambda p: jnp.zeros_like(jnp.broadcast_to(p, (num_rows, *jnp.shape(p))))
-        proposals = Proposals(pair, pair, jnp.array(False))
+        proposals = Proposals(candidate, candidate, jnp.array(False))
         return MetaWork(
-            start=pair,
+            start=candidate,
             run=run,
             history=(jnp.zeros(num_rows, dtype), jax.tree.map(zero_rows, params)),
             proposals=proposals,
@@ -486,9 +512,10 @@ def _process(setup: Setup, theta: Theta) -> Process:
         )
 
     def advance(run: Run, losses: Losses) -> tuple[Run, Any]:
-        tx = setup.transformation(run.theta)
-        params, memory, value_and_grad = step(tx, run.params, run.memory, losses.at(None))
-        return Run(params, run.theta, memory), value_and_grad
+        params, memory, model_state, value_and_grad = step_with_model_state(
+            setup.transformation(run.theta), run.params, run.memory, run.model_state, losses.train
+        )
+        return Run(params, run.theta, memory, model_state), value_and_grad
 
     def explore(state, work: MetaWork, index, losses: Losses):  # on B1
         del state
@@ -498,15 +525,25 @@ def _process(setup: Setup, theta: Theta) -> Process:
 
     def propose(state, work: MetaWork, index, losses: Losses):  # on C
         del state, index
-        value_fn = losses.at(None)
         history = jax.tree.map(lambda rows: rows[:n_t], work.history)
+        start, explored = work.start, work.run.model_state
 
         def adapted_loss(pair):
             end = setup.end(_replay(setup, pair, history))
-            return value_fn(end.params), end
+            return losses.at(explored)(end.pair.params), end.pair
 
-        proposals = method.propose(adapted_loss, value_fn, work.start, setup.rates)
-        runs = tuple(setup.begin(pair) for pair in method.unrolled(proposals))
+        learned, fallback, used_gradient = method.propose(
+            adapted_loss, losses.at(start.model_state), start.pair, setup.rates
+        )
+        model_state = start.model_state
+        if model_state is not None:
+            _, model_state = losses.train(start.pair.params, model_state)
+        proposals = Proposals(
+            learned=Candidate(learned, explored),
+            fallback=Candidate(fallback, model_state),
+            used_gradient=used_gradient,
+        )
+        runs = tuple(setup.begin(candidate) for candidate in method.unrolled(proposals))
         return work._replace(proposals=proposals, runs=runs)
 
     def evaluate(state, work: MetaWork, index, losses: Losses):  # on B2
@@ -515,8 +552,10 @@ def _process(setup: Setup, theta: Theta) -> Process:
 
     def validate(state, work: MetaWork, index, losses: Losses):  # on V
         del state
-        points = method.points(work.start, work.proposals, work.runs)
-        column = jnp.stack([jnp.mean(losses.judge(point, None)).astype(dtype) for point in points])
+        ends = tuple(setup.end(run) for run in work.runs)
+        judged = method.judged(work.start, work.proposals, ends)
+        means = [jnp.mean(losses.judge(at.pair.params, at.model_state)) for at in judged]
+        column = jnp.stack([mean.astype(dtype) for mean in means])
         return work._replace(losses=work.losses.at[:, index].set(column))
 
     def decide(state: MetaGuardState, work: MetaWork, params, lengths):
@@ -537,12 +576,13 @@ def _process(setup: Setup, theta: Theta) -> Process:
         lengths=lengths,
         split=split,
         decide=decide,
+        model_state=lambda state, work: state.model_state,
     )
 
 
 def _replay(setup: Setup, pair: Pair, history: tuple[jax.Array, Params]) -> Run:
     """Repeats the run from `pair` over recorded losses ``[T]`` and gradients ``[T, ...]``."""
-    run, tx = setup.begin(pair), setup.transformation(pair.theta)
+    run, tx = setup.begin(Candidate(pair, None)), setup.transformation(pair.theta)
 
     def body(carry, value_and_grad):
         (params, memory), (value, grad) = carry, value_and_grad
@@ -550,4 +590,4 @@ def _replay(setup: Setup, pair: Pair, history: tuple[jax.Array, Params]) -> Run:
         return (optax.apply_updates(params, updates), memory), None
 
     (params, memory), _ = jax.lax.scan(body, (run.params, run.memory), history)
-    return Run(params, pair.theta, memory)
+    return Run(params, pair.theta, memory, None)

@@ -189,6 +189,3 @@ def test_wrong_calls_say_what_to_do():
         unroll(tx, x, metaopt.init_state(tx, x, {"n": 0}), loss_fn, batches)
     with pytest.raises(ValueError, match="init_model_state is given without eval_loss"):
         task.replace(eval_loss=None)
-    with pytest.raises(ValueError, match="smg: takes no model state"):
-        lopt = metaopt.optimizers.sgd(0.1)
-        metaopt.init_state(guards.smg(lopt, {}, num_steps=4), x, {"n": 0})

@@ -385,11 +385,3 @@ def test_a_learned_optimizer_cannot_ask_for_value_fn(kind):
     for go in (drive, drive_stream):
         with pytest.raises(TypeError, match=message):
             go(guard, WHOLE, START, 1)
-
-
-@pytest.mark.parametrize("kind", GUARDS)
-def test_a_model_state_is_refused(kind):
-    guard = GUARDS[kind](FAMILY, theta_of())
-    for tx in (guard, guards.in_windows(guard)):
-        with pytest.raises(ValueError, match=f"{kind}: takes no model state"):
-            tx.init(START, {"mean": jnp.zeros(5)})

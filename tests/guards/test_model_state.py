@@ -9,6 +9,7 @@ import pytest
 from guard_cases import assert_finite, assert_trees_equal, constant
 
 from metaopt import guards
+from metaopt.core.types import LearnedOptimizer
 
 
 class Net(nn.Module):
@@ -131,6 +132,96 @@ def test_lgl2o_rolls_the_model_state_back_with_the_point(kept):
     jax.tree.map(close, (params, guards.model_state(state)), (z, stats))
 
 
+def rate_learned() -> LearnedOptimizer:
+    """SGD whose rate is theta."""
+    return LearnedOptimizer(
+        init=lambda key, params: jnp.array(0.01),
+        apply=lambda theta, num_steps=None: optax.sgd(theta),
+        absorb=lambda theta, state: theta,
+    )
+
+
+def meta_window(kind, x, stats, rate, batches, n_t, lr_params, lr_theta):
+    """One window of SMG or AMG by hand: what each candidate is, and its losses."""
+    first, middle, second = batches[:n_t], batches[n_t], batches[n_t + 1 : 2 * n_t + 1]
+
+    def descend(x, stats, rate, batches):
+        for batch in batches:
+            (_, stats), grad = jax.value_and_grad(loss_fn, has_aux=True)(x, stats, batch)
+            x = jax.tree.map(lambda p, g: p - rate * g, x, jax.lax.stop_gradient(grad))
+        return x, stats
+
+    explored = descend(x, stats, rate, first)[1]
+    end_loss = lambda x, rate: loss_fn(descend(x, stats, rate, first)[0], explored, middle)[0]
+    value, (grad, grad_rate) = jax.value_and_grad(end_loss, (0, 1))(x, rate)
+    learned = (*descend(x, stats, rate, first), rate)
+    at_start, updated = loss_fn(x, stats, middle)
+    used_gradient = kind == "amg" and at_start <= value
+    if used_gradient:
+        grad = jax.grad(lambda x: loss_fn(x, stats, middle)[0])(x)
+    fallback = (
+        jax.tree.map(lambda p, g: p - lr_params * g, x, grad),
+        updated,
+        rate if used_gradient else rate - lr_theta * grad_rate,
+    )
+    go_on = lambda x, stats, rate: (*descend(x, stats, rate, second), rate)
+    candidates = [learned, fallback]
+    judged = [go_on(*learned), go_on(*fallback)]
+    if kind == "amg":
+        judged = candidates = [learned, fallback, judged[1], (x, stats, rate)]
+    losses = [
+        np.mean([eval_fn(*point[:2], batch) for batch in batches[2 * n_t + 1 :]])
+        for point in judged
+    ]
+    return candidates[int(np.argmin(losses))], losses
+
+
+@pytest.mark.parametrize("in_a_stream", [True, False])
+@pytest.mark.parametrize(
+    "kind, rate, lr_params, winner",
+    [
+        ("smg", 0.01, 1e-3, 0),
+        ("smg", 1e-3, 0.05, 1),
+        ("amg", 0.05, 1e-3, 0),
+        ("amg", 1e-3, 0.05, 1),
+        ("amg", 0.01, 0.05, 2),
+        ("amg", 1e-3, 1e-3, 3),
+    ],
+)
+def test_the_model_state_of_a_meta_guard_belongs_to_the_pair_it_keeps(
+    kind, rate, lr_params, winner, in_a_stream
+):
+    options = dict(n_t=3, lr_params=lr_params, lr_theta=1e-6)
+    guard = getattr(guards, kind)(rate_learned(), jnp.array(rate), n_c=2, **options)
+    if in_a_stream:
+        trail = drive(guard)
+        for _, state in trail[:-1]:  # the caller's params and their statistics wait
+            assert_trees_equal(guards.model_state(state), STATS)
+        params, state = trail[-1]
+    else:
+        tx = guards.in_windows(guard)
+        updates, state = jax.jit(lambda state: tx.update(
+            None, state, PARAMS, loss_fn=loss_fn, train_batches=BATCHES[:7],
+            eval_batches=BATCHES[7:], eval_fn=eval_fn,
+        ))(tx.init(PARAMS, STATS))  # fmt: skip
+        params = optax.apply_updates(PARAMS, updates)
+    kept, losses = meta_window(kind, PARAMS, STATS, jnp.array(rate), BATCHES, **options)
+    assert state.info.winner == winner
+    close(state.info.losses, losses)
+    found = (params, guards.model_state(state), state.memory.theta)
+    jax.tree.map(close, found, kept)
+    assert state.info.loss_evals == {"smg": 2 * 2 + 1, "amg": 4 * 2 + 2}[kind]
+
+
+@pytest.mark.parametrize("kind", ["smg", "amg"])
+def test_a_meta_guard_takes_no_statistics_that_are_not_finite(kind):
+    """NaN in a mini-batch of the first phase is NaN in the statistics of the learned pair."""
+    guard = getattr(guards, kind)(rate_learned(), jnp.array(0.01), n_t=3, n_c=2, lr_params=0.01)
+    params, state = drive(guard, BATCHES.at[1].set(jnp.nan))[-1]
+    assert_finite((params, guards.model_state(state), state.memory.theta))
+    assert state.info.losses[0] == jnp.inf
+
+
 @pytest.mark.parametrize("learned", [optax.sgd(0.01), constant(jnp.nan)])
 def test_the_model_state_of_gl2o_is_that_of_its_params(learned):
     """The loss at the caller's params updates it once per step; that at the proposal does not."""
@@ -177,6 +268,8 @@ def test_losses_that_return_no_model_state_or_another():
         guards.race(optax.sgd(0.1), optax.sgd(0.2)),
         guards.lgl2o(optax.sgd(0.1), optax.sgd(0.2)),
         guards.gl2o(optax.sgd(0.1), optax.sgd(0.2)),
+        guards.smg(rate_learned(), jnp.array(0.1)),
+        guards.amg(rate_learned(), jnp.array(0.1)),
     ):
         state = guard.init(PARAMS, STATS)
         call = lambda value_fn, guard=guard, state=state: guard.update(
