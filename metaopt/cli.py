@@ -7,6 +7,7 @@ that ``metaopt report`` and ``metaopt zoo`` start without JAX.
 import contextlib
 import importlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whatever read the output, such as head, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, MemoryError, MissingExtra) as error:
         print(f"metaopt: {printable(str(error))}", file=sys.stderr)
         return 2
@@ -65,6 +70,8 @@ def _run(arguments: Sequence[str]) -> None:
     except SystemExit as stop:
         if type(stop) is not SystemExit:  # `Terminated` after SIGTERM, with a status of its own
             raise
+        if isinstance(stop.__context__, BrokenPipeError):  # rich ends the process then
+            raise stop.__context__ from None
         raise ValueError(
             f"{command}: a function that it called, perhaps of your own task, ended it by "
             f"sys.exit({stop.code!r}); raise an error there instead."

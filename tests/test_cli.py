@@ -193,3 +193,18 @@ def test_a_locale_without_unicode_is_no_error(monkeypatch, encoding):
     out.flush(), err.flush()
     assert b"usage: metaopt report" in out.buffer.getvalue()
     assert err.buffer.getvalue().startswith(b"metaopt: ")
+
+
+@pytest.mark.parametrize("command", ["zoo list", "zoo show celo", "report --help"])
+def test_a_reader_of_the_output_may_leave(command):
+    """As in ``metaopt zoo list | head -1``."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "metaopt", *command.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
