@@ -276,7 +276,12 @@ def race(
     def train(standing: Standing, work: Runners, index, losses: Losses):
         def step_challenger(challenger: Runner):
             is_new = standing.restart & (index == 0)
-            challenger = optax.tree.where(is_new, from_best_fallback(standing, work), challenger)
+            challenger = jax.lax.cond(
+                is_new,
+                lambda challenger: cast_like(challenger, from_best_fallback(standing, work)),
+                lambda challenger: challenger,
+                challenger,
+            )
             return _cast(advance_if_finite(challenger_tx, challenger, losses))
 
         def wait(challenger: Runner):
