@@ -17,7 +17,7 @@ import jax
 import tyro
 
 from metaopt._version import __version__
-from metaopt.core import memory
+from metaopt.core import cpu, memory
 from metaopt.core.checks import check_fields, check_known
 from metaopt.core.files import check_only_ours, only_writer, remove_contents, sweep_parts
 from metaopt.core.processes import in_processes
@@ -244,10 +244,11 @@ def _contenders(job: EvaluateJob, makes: Mapping[str, contenders.Make]) -> list[
 def environment(command: str) -> dict[str, str]:
     """Versions and device that records are made with; `command` makes the records again."""
     device = jax.devices()[0]
+    kind = cpu.model() if device.platform == "cpu" else device.device_kind
     return {
         "metaopt": __version__,
         "jax": jax.__version__,
-        "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform})",
+        "device": f"{len(jax.devices())} x {kind} ({device.platform})",
         "python": platform.python_version(),
         "command": command,
     }

@@ -1,8 +1,10 @@
 """Evaluations: what is recorded, resumed, refused, left out."""
 
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -200,14 +202,18 @@ def test_tasks_and_baselines_of_one_s_own(own_module):
     )
     found = read_curves(folder / record.curves["momentum"].file)
     np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-4)
-    recorded = read_index(out)["environment"]["command"]
+    environment = read_index(out)["environment"]
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        models = re.findall(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)
+        assert not models or f"x {models[0]} (cpu)" in environment["device"]
+    recorded = environment["command"]
     assert "--task own_job:make_task" in recorded and "--guards ''" in recorded
     assert "Task `own_job:make_task`, 2 seeds." in (out / "summary.md").read_text()
     assert "task own_job:make_task" in (out / "report.html").read_text()
 
 
 def test_tasks_with_running_statistics_in_several_processes(own_module):
-    """Also under guards; those that take no model state are left out with the reason."""
+    """Also under guards."""
     settings = optimizers.L3RS(variant="none")
     params = {"w": np.zeros((2, 4), np.float32)}
     theta = settings.build().init(jax.random.key(0), params)
