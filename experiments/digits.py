@@ -7,7 +7,7 @@ gains over Adam here, not over Muon.
 
     make run      # or: python -m experiments.digits
 
-Needs no data. Takes 5 to 8 minutes on 2 CPU cores; it resumes. Writes the meta-training, the
+Needs no data. Takes 4 to 8 minutes on 2 CPU cores; it resumes. Writes the meta-training, the
 records of the evaluation and its report to runs/digits.
 """
 

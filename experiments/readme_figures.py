@@ -4,8 +4,9 @@
 
 Takes some seconds. Reads docs/results/digits (of `experiments.digits`), docs/results/specialised
 (of `metaopt specialise digits` and `experiments.finetuning`), docs/results/l3rs (A, A-500, B) and
-docs/results/lgl2o (fig03-start, fig03), which `experiments.l3rs` and `experiments.lgl2o` write.
-Writes digits-comparison, specialised, l3rs-finetuning and lgl2o-start to docs/images.
+docs/results/lgl2o (fig03-start, fig03), which `experiments.l3rs` and `experiments.lgl2o` write,
+and docs/results/general (of `experiments.general`). Writes digits-comparison, specialised,
+l3rs-finetuning, lgl2o-start and general to docs/images.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from experiments.figure_records import FigureRecords
 from experiments.pictures import save
 from metaopt.evaluation.records import Curves
 from metaopt.evaluation.statistics import mean_interval
-from metaopt.report.figures import style
+from metaopt.report import figures, summary
 from metaopt.report.looks import COLOURS, loss_bounds
 
 IMAGES = Path("docs/images")
@@ -68,6 +69,7 @@ class Picture(NamedTuple):
 
 L3RS_RECORDS, LGL2O_RECORDS = l3rs.PAPER.out, lgl2o.PAPER.out
 RACE_VELO, RACE_L3RS = f"RACE({l3rs.VELO}, Adam)", f"RACE({l3rs.L3RS}, Adam)"
+GENERAL = Path("docs/results/general")
 DIGITS_RECORDS, SPECIALISED = Path("docs/results/digits"), Path("docs/results/specialised")
 
 
@@ -163,7 +165,7 @@ PICTURES = (
 
 def draw(picture: Picture) -> None:
     """Draws means and 95% bootstrap intervals over seeds."""
-    with plt.rc_context(style()):
+    with plt.rc_context(figures.style()):
         figure, axes = plt.subplots(1, len(picture.subplots), figsize=(12, 3.4))
         for axis, subplot in zip(axes, picture.subplots, strict=True):
             _draw_subplot(axis, subplot, picture.styles)
@@ -196,6 +198,7 @@ def main() -> None:
     """Draws all pictures."""
     for picture in PICTURES:
         draw(picture)
+    save(figures.drawings(summary.load(GENERAL))["aggregate"](), IMAGES / "general.png")
 
 
 if __name__ == "__main__":
