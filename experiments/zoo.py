@@ -247,7 +247,7 @@ RECIPES = {
         home=("digits", 1000),
         horizon="meta-trained on 30 to 1000 steps",
         wins=(
-            "suite general, 14 rows: 1.44 times fewer steps than tuned Adam, won 8, lost 1",
+            "suite general, 17 rows: 1.47 times fewer steps than tuned Adam, won 11, lost 1",
             "the MLP on digits at 1000 steps, 4 seeds: below tuned Adam by 13%",
         ),
         loses=(
@@ -292,7 +292,7 @@ RECIPES = {
             "the MLP on digits at 100 and 1000 steps: 7 and 2.6 times the loss of tuned Adam",
             "a CNN on digits at 300 steps and MLP-20 on moons at 1000: behind tuned Adam",
             "runs of 5000 steps on digits: it diverges",
-            "suite general, 14 rows: level with tuned Adam (speed-up 0.99, won 4, lost 5)",
+            "suite general, 17 rows: level with tuned Adam (speed-up 0.96, won 5, lost 7)",
         ),
         baselines=("adam",),
         room=1.25,
@@ -312,7 +312,7 @@ RECIPES = {
         loses=(
             "MLP-20 on moons at 1000 steps: 6.6 times the loss of tuned Adam",
             "FashionMNIST, MLP-20 at 2000 steps, MLP-128x2 at 300: 3% and 4% behind tuned Adam",
-            "suite general, 14 rows: behind tuned Adam (speed-up 0.62, won 1, lost 11)",
+            "suite general, 17 rows: behind tuned Adam (speed-up 0.66, won 1, lost 12)",
         ),
         baselines=("adam",),
         room=1.25,
