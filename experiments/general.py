@@ -36,6 +36,8 @@ from metaopt.zoo import exports
 
 OUT = Path("runs/general")
 TASKS = ("digits", "digits-deep", "digits-small-batch", "digits-cnn", "spirals")
+# Other structures, on which lower learning rates are best.
+STRUCTURES = ("digits-vit", "digits-autoencoder")
 SHORTEST, LONGEST = 30, 1000  # steps of a run
 # Candidates of the search for the rates of Celo2's form.
 RATES = (1e-3, 3e-3, 1e-2)
@@ -45,12 +47,12 @@ RUNS = 4  # of each task, that a point of the search is judged on
 
 # The zoo's l3rs-general.
 L3RS_JOB = SpecialiseJob(
-    task=",".join(TASKS),
-    bases="adam,lion,muon",
+    task=",".join((*TASKS, *STRUCTURES)),
+    bases="adam,muon",
     any_network=True,
     num_steps=LONGEST,
     min_steps=SHORTEST,
-    points=24,
+    points=64,
     minutes=25,
     out=OUT / "l3rs",
 )

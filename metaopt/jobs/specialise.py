@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 from rich.console import Console
+from rich.progress import Progress
 
 from metaopt import meta
 from metaopt.core.checks import check_fields, check_integer, check_number
@@ -23,7 +24,7 @@ from metaopt.optimizers.bases import resolve
 from metaopt.tasks import catalog
 from metaopt.zoo import exports
 
-RUNS = 8  # of each task, that a point of the search is judged on
+RUNS = 8  # of each task, that a point of the search is judged on; half of them at several lengths
 FIXED = 300  # steps: longer runs are trained on shorter ones too, since these cost less
 
 
@@ -89,6 +90,16 @@ class SpecialiseJob:
         return self.out / "searched"
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Steps of the runs that points of the search are judged on."""
+        return meta.lengths_between(self.min_steps or self.num_steps, self.num_steps)
+
+    @property
+    def runs(self) -> int:
+        """Runs of each task and length that a point of the search is judged on."""
+        return RUNS if len(self.lengths) == 1 else RUNS // 2
+
+    @property
     def window(self) -> int:
         """Mini-batches of a window in the evaluation: at least 10 windows, if the steps allow."""
         largest = max(min(10, self.num_steps // 10), 1)
@@ -105,6 +116,7 @@ class SpecialiseJob:
                 tasks=4,
                 min_steps=self.min_steps or alike,
                 max_steps=self.num_steps,
+                lengths="log_uniform" if self.min_steps else "uniform",
                 objective="anytime",
             ),
             minutes=self.minutes,
@@ -165,7 +177,7 @@ def search_and_train(job: SpecialiseJob, console: Console | None = None) -> Path
     families = [catalog.family(name) for name in job.training(L3RS()).tasks]
     learned = choose(families, job.base_names, job.any_network)
     _say(console, _plan(job, learned, families))
-    found = _searched(job, learned, families)
+    found = _searched(job, learned, families, console)
     _say(console, f"search: {_point_text(found.trained['search'])}")
     return meta_train(job.training(learned))
 
@@ -210,9 +222,12 @@ def _say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _searched(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> exports.Exported:
+def _searched(
+    job: SpecialiseJob, learned: L3RS, families: list[TaskFamily], console: Console
+) -> exports.Exported:
     """The result of the search; that of an earlier part of this job, if there is one."""
-    identity = {"task": job.task, "num_steps": job.num_steps, "points": job.points}
+    identity = {"task": job.task, "num_steps": job.num_steps, "min_steps": job.min_steps}
+    identity |= {"points": job.points}
     identity |= {"seed": job.seed}
     if not job.overwrite and (job.start / exports.SPEC).exists():
         export = exports.load(job.start)
@@ -227,18 +242,30 @@ def _searched(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> 
     lopt, (k_theta, k_search) = learned.build(), jax.random.split(jax.random.key(job.seed))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _params(families[0]))
     mesh = job.training(learned).method.mesh()
-    validate = meta.validation(lopt, families, job.num_steps, on="anytime", runs=RUNS, mesh=mesh)
+    validate = meta.validation(
+        lopt, families, job.lengths, on="anytime", each=True, runs=job.runs, mesh=mesh
+    )
     validate = devices.replicated(validate, mesh)
-    found = search(learned, lopt.init(k_theta, params), validate, k_search, points=job.points)
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("search", total=job.points)
+        found = search(
+            learned,
+            lopt.init(k_theta, params),
+            validate,
+            k_search,
+            points=job.points,
+            any_horizon=len(job.lengths) > 1,
+            after_each=lambda loss: progress.advance(bar),
+        )
     if not math.isfinite(found.loss):
         raise ValueError(
             f"specialise: task {job.task}: none of {len(found.losses)} optimizers had a finite "
             "score, the mean logarithm of held-out losses. If your loss can be negative, add a "
             "constant to it, or use metaopt train with --method.objective final."
         )
-    runs = RUNS * len(families) * len(found.losses)
+    runs = job.runs * len(families) * len(found.losses)
     cost = {
-        "inner_steps": float(runs * job.num_steps),
+        "inner_steps": float(runs * sum(job.lengths)),
         "seconds": time.perf_counter() - started,
     }
     record = {**identity, "point": found.point, "loss": found.loss}
@@ -251,9 +278,12 @@ def _point_text(search: dict[str, Any]) -> str:
     if not point:
         return "no base optimizer is better than the untrained L3RS"
     rate = point["lr"]
-    rates = (
+    text = (
         ", ".join(f"{name} {value:.2g}" for name, value in rate.items())
         if isinstance(rate, dict)
         else f"{rate:.2g}"
     )
-    return f"{point['base']}, {point['schedule']}, learning rate {rates}"
+    others = {name: point[name] for name in ("horizon_power", "norm_power") if name in point}
+    others |= point.get("constants", {})
+    rest = "".join(f", {name} {value:.2g}" for name, value in others.items())
+    return f"{point['base']}, {point['schedule']}, learning rate {text}{rest}"

@@ -60,10 +60,11 @@ class TrainJob:
       steps: meta-updates of the whole run; by default 300, or with minutes as many as fit.
       minutes: the run ends after this time, which includes its earlier parts; 0: no bound.
       validate_every: meta-updates between two validations; the best theta is exported.
-      validate_on: what is best on runs of the longest length: the held-out loss at their end
-        (final), the mean training loss along them (trajectory), or the mean logarithm of the
-        held-out losses after each quarter (anytime). To the last two a fast start counts too; on
-        few training data, a training loss says little.
+      validate_on: what is best on runs of the longest length, or with lengths log_uniform on the
+        shortest, a middle and the longest: the held-out loss at their end (final), the mean
+        training loss along them (trajectory), or the mean logarithm of the held-out losses after
+        each quarter (anytime). To the last two a fast start counts too; on few training data, a
+        training loss says little.
       checkpoint_every: meta-updates between two checkpoints, i.e. what a killed run may lose.
       warm_start: export or run folder whose theta is the start; empty: a fresh one.
       seed: fixes all randomness.
@@ -124,6 +125,13 @@ class TrainJob:
         return self.steps or (UNBOUNDED if self.minutes else 300)
 
     @property
+    def validation_lengths(self) -> tuple[int, ...]:
+        """Steps of the runs that decide which theta is best."""
+        shortest, longest = self.method.horizon
+        log_uniform = getattr(self.method, "lengths", "") == "log_uniform"
+        return meta.lengths_between(shortest, longest) if log_uniform else (longest,)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The settings that decide which theta a run gives, as plain JSON data.
 
@@ -182,7 +190,7 @@ def meta_train(job: TrainJob) -> Path:
         out=job.out,
         config=job.identity,
         validate=meta.validation(
-            lopt, families, job.method.horizon[1], on=job.validate_on, mesh=spread.mesh
+            lopt, families, job.validation_lengths, on=job.validate_on, mesh=spread.mesh
         ),
         validate_every=job.validate_every,
         checkpoint_every=job.checkpoint_every,

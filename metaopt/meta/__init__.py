@@ -15,4 +15,5 @@ from metaopt.meta.table import METHODS as METHODS
 from metaopt.meta.table import Method as Method
 from metaopt.meta.tbptt import TBPTTConfig as TBPTTConfig
 from metaopt.meta.tbptt import tbptt as tbptt
+from metaopt.meta.validation import lengths_between as lengths_between
 from metaopt.meta.validation import validation as validation

@@ -10,11 +10,12 @@ import numpy as np
 
 from metaopt.core.checks import check_choice, check_number, show
 from metaopt.core.types import Theta
-from metaopt.optimizers.features import relative_time
+from metaopt.optimizers.features import absolute_time, relative_time
 from metaopt.optimizers.l3rs import L3RS, TIME_POINTS, TIME_SCALES, ema_decays
 
 Schedule = Literal["constant", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = ("constant", "cosine")
+TYPICAL_HORIZON, TYPICAL_NORM = 100, 10.0  # at which powers change nothing
 
 
 def imitate(
@@ -25,15 +26,19 @@ def imitate(
     lr: float | Mapping[str, float],
     schedule: Schedule = "constant",
     share: float = 0.95,
+    horizon_power: float = 0.0,
+    norm_power: float = 1.0,
+    constants: Mapping[str, float] | None = None,
 ) -> Theta:
     r"""Changes theta so that L3RS takes the steps of a base optimizer, until it is trained further.
 
-    The step norm of a layer becomes :math:`\lambda = \eta \, s(t) \, \|d\|_2`, where
-    :math:`\eta` is the learning rate, s the schedule and d the direction of the base optimizer.
-    :math:`\log \lambda` is linear in inputs of the network (:math:`\log \|d\|_2` is one), except
-    for :math:`\log s`, which a sum of the time features approximates. The first two units of each
-    hidden layer hold its positive and its negative part. All other units stay as they are, and do
-    not act on the outputs.
+    The step norm of a layer becomes
+    :math:`\lambda = \eta \, s(t) \, (K / 100)^a \, (\|d\|_2 / 10)^{b - 1} \, \|d\|_2`, where
+    :math:`\eta` is the learning rate, s the schedule, K the horizon and d the direction of the base
+    optimizer. :math:`\log \lambda` is linear in inputs of the network (:math:`\log \|d\|_2` is
+    one), except for :math:`\log s` and :math:`\log K`, which sums of time features approximate, the
+    latter for horizons between 10 and 10,000. The first two units of each hidden layer hold its
+    positive and its negative part. All other units stay as they are, and do not act on the outputs.
 
     Args:
       settings: of the L3RS; variant "embedding", "none" or "per_layer", with at least two units in
@@ -45,6 +50,11 @@ def imitate(
       schedule: of the learning rate, over the run.
       share: weight alpha of the base optimizer; the others share the rest equally. They would get
         no meta-gradient at 0.
+      horizon_power: a. The best learning rate falls with the horizon: in theory, and nearly so in
+        practice, with its root (Schaipp et al., [The Surprising Agreement Between Convex
+        Optimization Theory and Learning-Rate Scheduling](https://arxiv.org/abs/2501.18965), 2025).
+      norm_power: b. Below 1, large layers have lower learning rates than small ones.
+      constants: of the base optimizer, by their names in theta; the others stay as they are.
 
     Returns:
       The new theta.
@@ -55,6 +65,8 @@ def imitate(
     check_choice("imitate: base", base, settings.base)
     check_choice("imitate: schedule", schedule, SCHEDULES)
     check_number("imitate: share", share, above=0, below=1)
+    check_number("imitate: horizon_power", horizon_power)
+    check_number("imitate: norm_power", norm_power)
     if settings.variant == "global":
         raise ValueError(
             'imitate: an L3RS of variant "global" has one step norm for all layers, but a base '
@@ -64,15 +76,20 @@ def imitate(
         raise ValueError(
             f"imitate: each hidden layer needs at least 2 units, got hidden={settings.hidden}."
         )
+    theta = _with_constants(theta, base, constants or {})
     rates = _rates(settings, theta, lr)
     index, number = settings.base.index(base), len(settings.base)
     groups = 3 * len(ema_decays(settings.ema))  # averages of the loss and of the layer's two norms
     times = groups // 3 + np.arange(len(TIME_POINTS))
+    lengths = times[-1] + 1 + np.arange(len(TIME_SCALES))
     direction = groups + len(TIME_POINTS) + len(TIME_SCALES) + index
 
     weights = np.zeros(groups + len(TIME_POINTS) + len(TIME_SCALES) + number)
-    weights[direction] = 1.0
-    bias = -np.log(settings.lambda_0)
+    weights[direction] = norm_power
+    bias = (1 - norm_power) * np.log(TYPICAL_NORM) - np.log(settings.lambda_0)
+    slopes, log_shortest = _log_horizon()
+    weights[lengths] = horizon_power * slopes
+    bias += horizon_power * (log_shortest - np.log(TYPICAL_HORIZON))
     if schedule == "cosine":
         weights[times], log_scale = _log_cosine()
         bias += log_scale
@@ -103,6 +120,16 @@ def layer_names_of(settings: L3RS, theta: Theta) -> list[str]:
     """Names of the layers that theta tells apart; none for the variants that tell none apart."""
     table = {"embedding": "embedding", "per_layer": "net"}.get(settings.variant)
     return list(theta[table]) if table else []
+
+
+def _with_constants(theta: Theta, base: str, constants: Mapping[str, float]) -> Theta:
+    """Theta with other constants of a base optimizer."""
+    known = theta["base"].get(base, {})
+    for name, value in constants.items():
+        check_choice(f"imitate: constants of {base}", name, list(known))
+        check_number(f"imitate: {name} of {base}", value)
+    changed = {**known, **{name: jnp.float32(value) for name, value in constants.items()}}
+    return {**theta, "base": {**theta["base"], base: changed}}
 
 
 def _rates(settings: L3RS, theta: Theta, lr: float | Mapping[str, float]) -> dict[str, float]:
@@ -161,4 +188,17 @@ def _log_cosine() -> tuple[np.ndarray, float]:
     design, target = np.vstack([design, ridge]), np.log(scale) * scale
     target = np.concatenate([target, np.zeros(len(ridge))])
     fitted = np.linalg.lstsq(design, target, rcond=None)[0]
+    return fitted[:-1], float(fitted[-1])
+
+
+@cache
+def _log_horizon() -> tuple[np.ndarray, float]:
+    """Weights of the features of the horizon and a constant, whose sum is the log of the horizon.
+
+    Fitted between the shortest and the longest of `TIME_SCALES`.
+    """
+    horizons = np.geomspace(TIME_SCALES[0], TIME_SCALES[-1], 200).astype(int)
+    features = np.stack([absolute_time(int(horizon), TIME_SCALES) for horizon in horizons])
+    design = np.concatenate([features, np.ones((len(horizons), 1))], axis=1)
+    fitted = np.linalg.lstsq(design, np.log(horizons), rcond=None)[0]
     return fitted[:-1], float(fitted[-1])

@@ -18,9 +18,10 @@ def start(folder, devices: int):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        # XLA's threads. A thread waits in each collective for those of the other devices; with one
-        # thread per device, different collectives can wait for each other for ever.
-        "NPROC": "64",
+        # Without optimizations, two collectives of a program can wait for each other for ever on
+        # CPU (jaxlib 0.10.2).
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -36,6 +36,20 @@ def test_anytime_is_the_mean_logarithm_of_the_loss_after_each_quarter():
     assert negative(theta, jax.random.key(0)) == jnp.inf
 
 
+def test_each_family_at_each_length():
+    lopt, theta = geometric()
+    families = [falling(3.0, 2), falling(500.0, 5)]
+    each = validation(lopt, families, (4, 8), on="anytime", each=True)(theta, jax.random.key(0))
+    expected = [
+        np.mean([np.log(first * 0.5 ** (steps * part / 4)) for part in (1, 2, 3, 4)])
+        for first in (3.0, 500.0)
+        for steps in (4, 8)
+    ]
+    np.testing.assert_allclose(each, expected, rtol=1e-5)
+    mean = validation(lopt, families, (4, 8), on="anytime")(theta, jax.random.key(0))
+    np.testing.assert_allclose(mean, np.mean(expected), rtol=1e-5)
+
+
 def test_families_weigh_alike_whatever_the_size_of_their_losses():
     lopt, theta = geometric()
     validate = validation(lopt, [falling(3.0, 2), falling(-500.0, 5)], 3)
@@ -57,6 +71,9 @@ def test_sizes_below_one_are_refused():
     for name in ("num_steps", "runs", "eval_batches"):
         with pytest.raises(ValueError, match=f"validation: {name}"):
             validation(lopt, falling(1.0, 1), **{"num_steps": 1, name: 0})
+    for lengths in ((), (4, 0)):
+        with pytest.raises(ValueError, match=r"validation: num_steps must be .*, got 0"):
+            validation(lopt, falling(1.0, 1), lengths)
 
 
 def test_another_measure_is_refused():

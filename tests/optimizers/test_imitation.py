@@ -94,6 +94,32 @@ def test_each_layer_has_its_own_rate():
             np.testing.assert_allclose(leaf, -rate * other, atol=1e-4 * rate)
 
 
+def test_the_rate_depends_on_the_horizon_and_on_the_size_of_a_layer():
+    """lambda = lr (K / 100)^a (|d| / 10)^(b - 1) |d|, here of gradient descent."""
+    lopt = SETTINGS.build()
+    powers = {"horizon_power": -0.5, "norm_power": 0.7}
+    theta = imitate(
+        SETTINGS, lopt.init(jax.random.key(2), PARAMS), base="sgd", lr=0.1, share=1 - 1e-6, **powers
+    )
+    grads = TASK.init(jax.random.key(3))
+    norms = np.array([np.linalg.norm(leaf) for leaf in jax.tree.leaves(grads)])
+    for horizon in (10, 47, 100, 1000, 10_000):
+        tx = lopt.apply(theta, num_steps=horizon)
+        _, state = tx.update(grads, tx.init(PARAMS), PARAMS, value=jnp.ones([]))
+        expected = 0.1 * (horizon / 100) ** -0.5 * (norms / 10) ** -0.3 * norms
+        np.testing.assert_allclose(state.lambda_, expected, rtol=0.02)
+
+
+def test_constants_of_the_base_are_those_given():
+    logit = lambda b: float(np.log(b / (1 - b)))
+    tx = imitated(base="adam", lr=0.01, share=1 - 1e-6, constants={"logit_b1": logit(0.5)})
+    _, losses = run(tx)
+    _, expected = run(optax.adam(0.01, b1=0.5))
+    _, other = run(optax.adam(0.01))
+    np.testing.assert_allclose(losses, expected, rtol=2e-3)
+    assert np.max(np.abs(other / expected - 1)) > 0.02
+
+
 def test_other_units_stay_and_the_start_is_as_good_as_its_base():
     """With the default share, the other bases have some weight, and training begins near Adam."""
     lopt = SETTINGS.build()
@@ -117,6 +143,10 @@ def test_other_units_stay_and_the_start_is_as_good_as_its_base():
         ({"variant": "global"}, {}, "one step norm for all layers"),
         ({"hidden": (4, 1)}, {}, "at least 2 units"),
         ({}, {"share": 1.0}, "share must be"),
+        ({}, {"horizon_power": np.inf}, "horizon_power must be"),
+        ({}, {"norm_power": "1"}, "norm_power must be"),
+        ({}, {"constants": {"b1": 0.5}}, "constants of adam must be one of logit_b1, logit_b2"),
+        ({}, {"constants": {"logit_b1": np.nan}}, "logit_b1 of adam must be"),
     ],
 )
 def test_errors(changes, arguments, message):
