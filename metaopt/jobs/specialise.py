@@ -38,7 +38,8 @@ class SpecialiseJob:
       held_out: tasks that the result is judged on; empty: new runs of the same tasks.
       num_steps: steps of a run.
       min_steps: steps of the shortest run, where your runs differ in length; 0: all are alike.
-      minutes: time of the meta-training; the search before it and the evaluation come on top.
+      minutes: time of the meta-training; the search before it and the evaluation come on top. 0: no
+        meta-training, the result is that of the search.
       points: optimizers that the search tries: base, learning rate (by layer) and schedule.
       bases: base optimizers that L3RS mixes, of metaopt.optimizers.BASES, separated by commas.
       any_network: make an optimizer for networks of any structure; it gains less on those that it
@@ -71,7 +72,7 @@ class SpecialiseJob:
         for name in ("num_steps", "points", "seeds", "workers"):
             check_integer(f"SpecialiseJob.{name}", getattr(self, name), 1)
         check_number("SpecialiseJob.min_steps", self.min_steps, least=0, most=self.num_steps)
-        check_number("SpecialiseJob.minutes", self.minutes, above=0)
+        check_number("SpecialiseJob.minutes", self.minutes, least=0)
         check_number("SpecialiseJob.seed", self.seed, least=0, most=LARGEST_SEED)
         for name in ("task", "bases", "baselines"):
             if not getattr(self, name).replace(",", "").strip():
@@ -121,6 +122,7 @@ class SpecialiseJob:
             ),
             minutes=self.minutes,
             validate_on="anytime",
+            validate_at="all" if self.min_steps else "longest",
             warm_start=str(self.start),
             seed=self.seed,
             out=self.out / "L3RS",
@@ -130,7 +132,7 @@ class SpecialiseJob:
     def evaluation(self) -> EvaluateJob:
         """The comparison of the result with the search's and with tuned baselines."""
         return EvaluateJob(
-            checkpoints=(self.start, self.out / "L3RS"),
+            checkpoints=(self.start, self.out / "L3RS") if self.minutes else (self.start,),
             task=self.held_out or self.task,
             num_steps=self.num_steps,
             window=self.window,
@@ -178,8 +180,8 @@ def search_and_train(job: SpecialiseJob, console: Console | None = None) -> Path
     learned = choose(families, job.base_names, job.any_network)
     _say(console, _plan(job, learned, families))
     found = _searched(job, learned, families, console)
-    _say(console, f"search: {_point_text(found.trained['search'])}")
-    return meta_train(job.training(learned))
+    _say(console, f"search: {point_text(found.trained['search']['point'])}")
+    return meta_train(job.training(learned)) if job.minutes else job.start
 
 
 def choose(families: list[TaskFamily], bases: tuple[str, ...], any_network: bool = False) -> L3RS:
@@ -211,10 +213,11 @@ def _plan(job: SpecialiseJob, learned: L3RS, families: list[TaskFamily]) -> str:
     sizes = ", ".join(f"{sum(x.size for x in s):,} numbers in {len(s)} leaves" for s in shapes)
     apart = "tells the leaves apart" if learned.variant == "embedding" else "fits all networks"
     work = job.training(learned).method.work(len(families))
+    training = f"; then {job.minutes:g} minutes of NES, {work} at a time" if job.minutes else ""
     return (
         f"task {job.task}: {sizes}\n"
         f"optimizer: L3RS of {', '.join(learned.base)}; it {apart}\n"
-        f"search: {job.points} points; then {job.minutes:g} minutes of NES, {work} at a time"
+        f"search: {job.points} points{training}"
     )
 
 
@@ -273,8 +276,8 @@ def _searched(
     return exports.load(job.start)
 
 
-def _point_text(search: dict[str, Any]) -> str:
-    point = search["point"]
+def point_text(point: dict[str, Any]) -> str:
+    """The point of a search (`metaopt.meta.Found`) in words."""
     if not point:
         return "no base optimizer is better than the untrained L3RS"
     rate = point["lr"]

@@ -60,11 +60,11 @@ class TrainJob:
       steps: meta-updates of the whole run; by default 300, or with minutes as many as fit.
       minutes: the run ends after this time, which includes its earlier parts; 0: no bound.
       validate_every: meta-updates between two validations; the best theta is exported.
-      validate_on: what is best on runs of the longest length, or with lengths log_uniform on the
-        shortest, a middle and the longest: the held-out loss at their end (final), the mean
-        training loss along them (trajectory), or the mean logarithm of the held-out losses after
-        each quarter (anytime). To the last two a fast start counts too; on few training data, a
-        training loss says little.
+      validate_on: what is best: the held-out loss at the end of runs (final), the mean training
+        loss along them (trajectory), or the mean logarithm of the held-out losses after each
+        quarter (anytime). To the last two a fast start counts too; on few training data, a training
+        loss says little.
+      validate_at: on runs of the longest length, or of all: the shortest, a middle and the longest.
       checkpoint_every: meta-updates between two checkpoints, i.e. what a killed run may lose.
       warm_start: export or run folder whose theta is the start; empty: a fresh one.
       seed: fixes all randomness.
@@ -89,6 +89,7 @@ class TrainJob:
     minutes: float = 0.0
     validate_every: int = 25
     validate_on: Literal["final", "trajectory", "anytime"] = "final"
+    validate_at: Literal["longest", "all"] = "longest"
     checkpoint_every: int = 25
     warm_start: str = ""
     seed: int = 0
@@ -128,8 +129,9 @@ class TrainJob:
     def validation_lengths(self) -> tuple[int, ...]:
         """Steps of the runs that decide which theta is best."""
         shortest, longest = self.method.horizon
-        log_uniform = getattr(self.method, "lengths", "") == "log_uniform"
-        return meta.lengths_between(shortest, longest) if log_uniform else (longest,)
+        if self.validate_at == "longest":
+            return (longest,)
+        return meta.lengths_between(shortest, longest)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 import metaopt
 from metaopt.evaluation.records import read_index
-from metaopt.jobs.specialise import SpecialiseJob, choose, specialise
+from metaopt.jobs.specialise import SpecialiseJob, choose, search_and_train, specialise
 from metaopt.meta.loop import read_metrics
+from metaopt.optimizers import L3RS
 from metaopt.tasks import catalog
 from metaopt.zoo import exports
 
@@ -82,6 +83,28 @@ def negative_task():
     )
 
 
+def test_runs_that_differ_in_length_and_networks_of_any_kind(tmp_path):
+    """The rate falls with the horizon; all lengths judge; the record says what was found."""
+    job = dataclasses.replace(
+        JOB, task="digits-linear,digits", min_steps=4, num_steps=16, points=24, bases="adam"
+    )
+    job = dataclasses.replace(job, any_network=True, minutes=0.0, out=tmp_path)
+    with open(tmp_path / "said", "w") as file:
+        assert search_and_train(job, Console(file=file, width=400)) == job.start
+    searched = exports.load(job.start)
+    assert searched.trained["cost"]["inner_steps"] == 25 * 2 * 4 * (4 + 8 + 16)
+    point = searched.trained["search"]["point"]
+    assert set(point) >= {"base", "lr", "horizon_power"} and np.isfinite(point["horizon_power"])
+    assert f"horizon_power {point['horizon_power']:.2g}" in (tmp_path / "said").read_text()
+    method = job.training(searched.settings).method
+    assert method.lengths == "log_uniform"
+    assert job.training(L3RS()).validation_lengths == (4, 8, 16)
+    assert "NES" not in (tmp_path / "said").read_text()
+    assert job.evaluation().checkpoints == (job.start,)
+    with pytest.raises(ValueError, match="the search of another job"):
+        search_and_train(dataclasses.replace(job, min_steps=5), Console(quiet=True))
+
+
 def test_a_loss_without_a_logarithm_is_refused(tmp_path):
     job = dataclasses.replace(JOB, task=f"{__name__}:negative_task", out=tmp_path)
     with pytest.raises(ValueError, match="none of 7 optimizers had a finite score"):
@@ -101,7 +124,7 @@ def test_layers_are_told_apart_where_all_tasks_have_the_same():
     ("changes", "message"),
     [
         ({"num_steps": 0}, "num_steps must be at least 1"),
-        ({"minutes": 0.0}, "minutes must be positive"),
+        ({"minutes": -1.0}, "minutes must not be negative"),
         ({"baselines": "adma"}, "adma"),
         ({"task": " "}, "task must name at least one"),
         ({"baselines": ""}, "baselines must name at least one"),

@@ -110,6 +110,12 @@ def test_the_command_of_a_card_is_the_training_that_its_export_records(name):
         kind, *words = command.removeprefix("metaopt ").split()
         if kind == "specialise":
             job = parse(SpecialiseJob, words, "metaopt specialise")
+            if not job.minutes:
+                assert metaopt.load(name).settings == choose([], job.base_names, job.any_network)
+                search = dict(trained["search"])
+                assert search.pop("point") and np.isfinite(search.pop("loss"))
+                assert search == {key: getattr(job, key) for key in search} and len(search) == 5
+                return
             job = job.training(choose([], job.base_names, job.any_network))
         else:
             job = parse(TrainJob, words, "metaopt train")
