@@ -78,7 +78,7 @@ def four_lines(best: str, fallback: str) -> dict[str, LineStyle]:
     return {
         "Adam": LineStyle(COLOURS[1], "-", "Adam, tuned"),
         best: LineStyle(COLOURS[0], "-", f"{best}, tuned"),
-        "L3RS": LineStyle(COLOURS[2], "-", "L3RS, meta-trained"),
+        "L3RS": LineStyle(COLOURS[2], "-", "L3RS, specialised"),
         f"RACE(L3RS, {fallback})": LineStyle(COLOURS[3], "--", f"race(L3RS, {fallback})"),
     }
 
@@ -90,8 +90,8 @@ PICTURES = (
         subplots=(
             Subplot(DIGITS_RECORDS / "00-digits-100", "digits, 100 steps"),
             Subplot(DIGITS_RECORDS / "01-digits-1000", "digits, 1000 steps"),
-            Subplot(DIGITS_RECORDS / "02-spirals-1000", "spirals, not seen"),
-            Subplot(DIGITS_RECORDS / "03-digits-deep-1000", "deeper network: L3RS fails"),
+            Subplot(DIGITS_RECORDS / "02-spirals-1000", "spirals, not seen: L3RS fails"),
+            Subplot(DIGITS_RECORDS / "03-digits-deep-1000", "deeper network, not seen"),
         ),
         legend_axis=0,
         legend_location="upper right",

@@ -147,7 +147,7 @@ def _general() -> tuple[SuiteTask, ...]:
 
 SUITES: dict[str, Suite] = {
     "digits": Suite(
-        "the main job: digits in short and long runs, spirals, a network where L3RS fails",
+        "the main job: digits in short and long runs, other data, a deeper network",
         (
             SuiteTask("digits (100 steps)", "digits", 100),
             SuiteTask("digits (1000 steps)", "digits", 1000),

@@ -88,7 +88,7 @@ class SpecialiseJob:
     @property
     def start(self) -> Path:
         """Folder of the export that the search ends with."""
-        return self.out / "searched"
+        return self.out / ("searched" if self.minutes else "L3RS")
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ class SpecialiseJob:
     def evaluation(self) -> EvaluateJob:
         """The comparison of the result with the search's and with tuned baselines."""
         return EvaluateJob(
-            checkpoints=(self.start, self.out / "L3RS") if self.minutes else (self.start,),
+            checkpoints=tuple(dict.fromkeys((self.start, self.out / "L3RS"))),
             task=self.held_out or self.task,
             num_steps=self.num_steps,
             window=self.window,
