@@ -19,6 +19,7 @@ from metaopt.core.types import TaskFamily
 from metaopt.jobs.evaluate import EvaluateJob, evaluate_suite
 from metaopt.jobs.train import LARGEST_SEED, TrainJob, meta_train
 from metaopt.meta import NESConfig, devices, search
+from metaopt.meta.loop import CONFIG
 from metaopt.optimizers import L3RS
 from metaopt.optimizers.bases import resolve
 from metaopt.tasks import catalog
@@ -229,9 +230,15 @@ def _searched(
     job: SpecialiseJob, learned: L3RS, families: list[TaskFamily], console: Console
 ) -> exports.Exported:
     """The result of the search; that of an earlier part of this job, if there is one."""
-    identity = {"task": job.task, "num_steps": job.num_steps, "min_steps": job.min_steps}
-    identity |= {"points": job.points}
-    identity |= {"seed": job.seed}
+    names = ("task", "num_steps", "min_steps", "points", "seed")
+    identity = {name: getattr(job, name) for name in names}
+    # The folder L3RS holds a run of meta-training, or without minutes the result of a search.
+    other = job.out / "L3RS" / (exports.SPEC if job.minutes else CONFIG)
+    if other.exists():
+        raise ValueError(
+            f"{other.parent} is of a job {'without' if job.minutes else 'with'} meta-training "
+            f"(minutes {'0' if job.minutes else 'above 0'}); choose another folder."
+        )
     if not job.overwrite and (job.start / exports.SPEC).exists():
         export = exports.load(job.start)
         known = export.trained.get("search", {})

@@ -87,9 +87,9 @@ def imitate(
     weights = np.zeros(groups + len(TIME_POINTS) + len(TIME_SCALES) + number)
     weights[direction] = norm_power
     bias = (1 - norm_power) * np.log(TYPICAL_NORM) - np.log(settings.lambda_0)
-    slopes, log_shortest = _log_horizon()
+    slopes, constant = _log_horizon()
     weights[lengths] = horizon_power * slopes
-    bias += horizon_power * (log_shortest - np.log(TYPICAL_HORIZON))
+    bias += horizon_power * (constant - np.log(TYPICAL_HORIZON))
     if schedule == "cosine":
         weights[times], log_scale = _log_cosine()
         bias += log_scale

@@ -68,6 +68,11 @@ def test_given_again_it_changes_nothing(job):
     assert theta == exports.load(job.out / "L3RS").sha256
 
 
+def test_a_search_alone_does_not_replace_a_meta_training(job):
+    with pytest.raises(ValueError, match=r"with meta-training .*choose another folder"):
+        search_and_train(dataclasses.replace(job, minutes=0.0), Console(quiet=True))
+
+
 def test_another_job_in_its_folder_is_refused(job):
     with pytest.raises(ValueError, match="holds the search of another job"):
         specialise(dataclasses.replace(job, points=13), Console(quiet=True))
@@ -103,6 +108,8 @@ def test_runs_that_differ_in_length_and_networks_of_any_kind(tmp_path):
     assert job.evaluation().checkpoints == (job.start,)
     with pytest.raises(ValueError, match="the search of another job"):
         search_and_train(dataclasses.replace(job, min_steps=5), Console(quiet=True))
+    with pytest.raises(ValueError, match=r"without meta-training .*choose another folder"):
+        search_and_train(dataclasses.replace(job, minutes=0.01), Console(quiet=True))
 
 
 def test_a_loss_without_a_logarithm_is_refused(tmp_path):
