@@ -2,7 +2,8 @@
 
 Claim: L3RS, specialised to runs of 30 to 1000 steps by a search of a minute, needs fewer steps than
 tuned Adam on held-out runs of its task, short and long. `race` beside tuned Muon, the best
-baseline, is not above Muon's own run, also on data and on a network that L3RS has not seen.
+baseline, is not above Muon's own run by more than noise, also on data and on a network that L3RS
+has not seen.
 
     make run      # or: python -m experiments.digits
 

@@ -41,7 +41,8 @@ class SpecialiseJob:
       min_steps: steps of the shortest run, where your runs differ in length; 0: all are alike.
       minutes: time of the meta-training; the search before it and the evaluation come on top. 0: no
         meta-training, the result is that of the search.
-      points: optimizers that the search tries: base, learning rate (by layer) and schedule.
+      points: optimizers that the search tries: base, schedule, and learning rate by layer, or else
+        how it depends on the horizon and on the size of a layer, and the constants of the base.
       bases: base optimizers that L3RS mixes, of metaopt.optimizers.BASES, separated by commas.
       any_network: make an optimizer for networks of any structure; it gains less on those that it
         is trained on. By default it tells layers apart, if all tasks have the same ones.
